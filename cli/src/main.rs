@@ -1,0 +1,2 @@
+//! The `cairn` executable.
+fn main() {}

@@ -1,0 +1,409 @@
+//! Between a mount and the primary: hello, file system requests and replies.
+//!
+//! A session has slots. A slot carries one request at a time; its request numbers rise by one.
+//! The primary keeps each slot's last reply in the replicated state, so a request that is sent
+//! again under its number, after a reconnect or to another primary, gets the first answer and is
+//! not executed twice (FO-2).
+
+mod wire;
+
+use bytes::Bytes;
+
+use crate::codec::{DecodeError, Reader, Writer};
+use crate::frame::RawFrame;
+use crate::ids::{NodeId, SessionId};
+use crate::units::{ObjectId, Sequence, Term, Timestamp};
+
+/// Frame kinds of this module.
+pub mod kind {
+    /// Client to primary: [`super::Hello`].
+    pub const HELLO: u8 = 16;
+    /// Primary to client: [`super::HelloReply`].
+    pub const HELLO_REPLY: u8 = 17;
+    /// Client to primary: [`super::Request`].
+    pub const REQUEST: u8 = 18;
+    /// Primary to client: [`super::Reply`].
+    pub const REPLY: u8 = 19;
+    /// Client to primary, unanswered: the session ends, its opens with it.
+    pub const GOODBYE: u8 = 20;
+    /// Either way, answered by [`PONG`] with the same meta.
+    pub const PING: u8 = 21;
+    /// See [`PING`].
+    pub const PONG: u8 = 22;
+    /// Primary to client: this node is primary no more; go elsewhere. Meta as [`super::Elsewhere`].
+    pub const ELSEWHERE: u8 = 23;
+}
+
+/// Version of this module's messages.
+pub const FS_VERSION: u16 = 1;
+/// Longest name of a directory entry.
+pub const NAME_BYTES_MAX: usize = 255;
+/// Longest data of one read or write.
+pub const IO_BYTES_MAX: u32 = 1 << 20;
+/// Slots of a session: the requests that it may have under way.
+pub const SLOTS_MAX: u16 = 256;
+/// The slot of requests that change nothing: no reply is kept for them, any number may be under way.
+pub const SLOT_NONE: u16 = u16::MAX;
+
+/// The first frame of a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// [`FS_VERSION`] of the client.
+    pub version: u16,
+    /// The session: a new one, or the one that goes on after a reconnect.
+    pub session: SessionId,
+    /// Name of the client for `volume status`: the machine's name.
+    pub client_name: String,
+    /// Milliseconds since 1970 when the mount was made, by the client's clock; only shown.
+    pub mounted_at_ms: i64,
+    /// The mount cannot write.
+    pub read_only: bool,
+    /// Objects that the client's applications hold open, so that an unlinked one stays usable.
+    pub opens: Vec<ObjectId>,
+}
+
+/// The answer to [`Hello`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HelloReply {
+    /// The session is served here.
+    Welcome {
+        /// [`FS_VERSION`] of the primary.
+        version: u16,
+        /// The primary's term.
+        term: Term,
+        /// Whether the primary knows this session's kept replies (false: it is new here).
+        known: bool,
+        /// The session ends when nothing was heard of the client for so long.
+        session_timeout_ms: u32,
+        /// Whether it is a block volume.
+        block: bool,
+    },
+    /// This node is not the primary.
+    Elsewhere(Elsewhere),
+    /// Refused for good: [`refusal`].
+    Refused {
+        /// Which refusal.
+        code: u16,
+        /// One sentence.
+        message: String,
+    },
+}
+
+/// Codes of [`HelloReply::Refused`].
+pub mod refusal {
+    /// The volume is stopped.
+    pub const STOPPED: u16 = 1;
+    /// The identity has no right to this volume.
+    pub const FORBIDDEN: u16 = 2;
+    /// The versions have nothing in common.
+    pub const VERSION: u16 = 3;
+    /// The volume is not here (deleted, or no brick of it on this node).
+    pub const NO_VOLUME: u16 = 4;
+}
+
+/// Where to go instead.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Elsewhere {
+    /// The primary, if this node knows one; the client knows its address from `Locate`.
+    pub primary: Option<NodeId>,
+    /// Try again here after so long if no primary is known.
+    pub retry_ms: u32,
+}
+
+/// Who asks, as the kernel tells it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Caller {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// A time to set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SetTime {
+    /// The primary's now.
+    Now,
+    /// This.
+    At(Timestamp),
+}
+
+/// Attributes to set; `None` leaves one as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SetAttributes {
+    /// Permission bits (07777).
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size in bytes; truncates or extends with zeros.
+    pub size: Option<u64>,
+    /// Access time.
+    pub atime: Option<SetTime>,
+    /// Modification time.
+    pub mtime: Option<SetTime>,
+    /// Drop set-user-id, and set-group-id where group-executable, as a write by a non-owner does.
+    pub kill_privileges: bool,
+}
+
+/// A file system operation. Names are any bytes but `/` and NUL, not `.` or `..`, at most
+/// [`NAME_BYTES_MAX`]. Permission is checked by the client's kernel; the primary checks what the
+/// kernel cannot know to be still true (existence, type, emptiness, limits).
+#[allow(missing_docs, reason = "the fields carry POSIX's own names; each variant says the rest")]
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Operation {
+    /// Attributes of a name. Replies [`Outcome::Entry`].
+    Lookup { parent: ObjectId, name: Bytes },
+    /// Replies [`Outcome::Attributes`].
+    GetAttributes { object: ObjectId },
+    /// Replies [`Outcome::Attributes`] as they are afterwards.
+    SetAttributes {
+        object: ObjectId,
+        set: SetAttributes,
+    },
+    /// Replies [`Outcome::Data`]: the target.
+    ReadLink { object: ObjectId },
+    /// A node of any type by `mode` (S_IFMT and permissions). Replies [`Outcome::Entry`].
+    MakeNode {
+        parent: ObjectId,
+        name: Bytes,
+        mode: u32,
+        rdev: u32,
+    },
+    /// Replies [`Outcome::Entry`].
+    MakeDirectory {
+        parent: ObjectId,
+        name: Bytes,
+        mode: u32,
+    },
+    /// Replies [`Outcome::Entry`].
+    Symlink {
+        parent: ObjectId,
+        name: Bytes,
+        target: Bytes,
+    },
+    /// A regular file, opened. Replies [`Outcome::Entry`]. Where the name exists: EEXIST if
+    /// `exclusive`, else it is opened as it is (the kernel truncates by `SetAttributes`).
+    Create {
+        parent: ObjectId,
+        name: Bytes,
+        mode: u32,
+        exclusive: bool,
+    },
+    /// Replies [`Outcome::Done`].
+    Unlink { parent: ObjectId, name: Bytes },
+    /// Replies [`Outcome::Done`].
+    RemoveDirectory { parent: ObjectId, name: Bytes },
+    /// `flags` are renameat2(2)'s. Replies [`Outcome::Done`].
+    Rename {
+        parent: ObjectId,
+        name: Bytes,
+        new_parent: ObjectId,
+        new_name: Bytes,
+        flags: u32,
+    },
+    /// Replies [`Outcome::Entry`].
+    Link {
+        object: ObjectId,
+        new_parent: ObjectId,
+        new_name: Bytes,
+    },
+    /// The session holds the object open once more. Replies [`Outcome::Attributes`].
+    Open { object: ObjectId },
+    /// The session holds the object open once less. Replies [`Outcome::Done`].
+    Release { object: ObjectId },
+    /// Replies [`Outcome::Data`], shorter only at the end of the file.
+    Read {
+        object: ObjectId,
+        offset: u64,
+        len: u32,
+    },
+    /// The data is the frame's payload. With `append`, `offset` is ignored and the data goes to
+    /// the end. Replies [`Outcome::Written`].
+    Write {
+        object: ObjectId,
+        offset: u64,
+        append: bool,
+        kill_privileges: bool,
+    },
+    /// Everything confirmed for the object, its path included, is stable (DUR-1). Replies `Done`.
+    Sync { object: ObjectId, data_only: bool },
+    /// Everything confirmed is stable. Replies [`Outcome::Done`].
+    SyncAll,
+    /// Entries after `cookie` (0: from the start), about `bytes_max` of them encoded, at least one
+    /// if there is one. With `plus` each carries its attributes. Replies [`Outcome::Entries`].
+    ReadDirectory {
+        object: ObjectId,
+        cookie: u64,
+        bytes_max: u32,
+        plus: bool,
+    },
+    /// Replies [`Outcome::FileSystem`].
+    StatFs,
+    /// Replies [`Outcome::Data`].
+    GetXattr { object: ObjectId, name: Bytes },
+    /// `flags`: 1 must not exist, 2 must exist. The value is the payload. Replies `Done`.
+    SetXattr {
+        object: ObjectId,
+        name: Bytes,
+        flags: u32,
+    },
+    /// Replies [`Outcome::Data`]: names, each ended by NUL.
+    ListXattrs { object: ObjectId },
+    /// Replies [`Outcome::Done`].
+    RemoveXattr { object: ObjectId, name: Bytes },
+    /// fallocate(2)'s `mode`. Replies [`Outcome::Attributes`].
+    Allocate {
+        object: ObjectId,
+        mode: u32,
+        offset: u64,
+        len: u64,
+    },
+    /// SEEK_DATA (3) or SEEK_HOLE (4). Replies [`Outcome::Offset`].
+    Seek {
+        object: ObjectId,
+        offset: u64,
+        whence: u32,
+    },
+}
+
+impl Operation {
+    /// Whether it may change the volume: such a request needs a slot.
+    #[must_use]
+    pub fn changes(&self) -> bool {
+        !matches!(
+            self,
+            Self::Lookup { .. }
+                | Self::GetAttributes { .. }
+                | Self::ReadLink { .. }
+                | Self::Open { .. }
+                | Self::Release { .. }
+                | Self::Read { .. }
+                | Self::Sync { .. }
+                | Self::SyncAll
+                | Self::ReadDirectory { .. }
+                | Self::StatFs
+                | Self::GetXattr { .. }
+                | Self::ListXattrs { .. }
+                | Self::Seek { .. }
+        )
+    }
+}
+
+/// A request. Its bulk data, if any, is the frame's payload.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Request {
+    /// Below [`SLOTS_MAX`] for what changes the volume, else [`SLOT_NONE`].
+    pub slot: u16,
+    /// For a slot: one more than the slot's last request. Without slot: any number not under way.
+    pub number: u64,
+    /// Who asks.
+    pub caller: Caller,
+    /// What.
+    pub operation: Operation,
+    /// Bulk data.
+    pub payload: Bytes,
+}
+
+/// What stat(2) tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Attributes {
+    /// The object; the inode number.
+    pub object: ObjectId,
+    /// Type and permissions.
+    pub mode: u32,
+    /// Links.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device of a special file.
+    pub rdev: u32,
+    /// Bytes.
+    pub size: u64,
+    /// 512-byte units in use.
+    pub blocks: u64,
+    /// Access.
+    pub atime: Timestamp,
+    /// Modification.
+    pub mtime: Timestamp,
+    /// Change.
+    pub ctime: Timestamp,
+    /// Birth.
+    pub btime: Timestamp,
+}
+
+/// One entry of a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryEntry {
+    /// Its name.
+    pub name: Bytes,
+    /// Its object.
+    pub object: ObjectId,
+    /// S_IFMT bits of its mode.
+    pub file_type: u32,
+    /// Give this back to go on after this entry. Below 2^63.
+    pub cookie: u64,
+    /// If asked for.
+    pub attributes: Option<Attributes>,
+}
+
+/// What statfs(2) tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct FileSystemStatistics {
+    /// Bytes in all, of the smallest replica.
+    pub bytes_total: u64,
+    /// Bytes free, of the fullest replica.
+    pub bytes_free: u64,
+    /// Objects in use.
+    pub objects: u64,
+    /// Objects that could still be made.
+    pub objects_free: u64,
+}
+
+/// The result of an operation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It failed: a Linux errno.
+    Error(i32),
+    /// Nothing to say.
+    Done,
+    /// An entry that exists.
+    Entry(Attributes),
+    /// Attributes.
+    Attributes(Attributes),
+    /// Bytes: the frame's payload.
+    Data(Bytes),
+    /// Bytes written, at which offset, and the attributes afterwards.
+    Written {
+        /// How many.
+        len: u32,
+        /// Where (for an append, where it went).
+        offset: u64,
+        /// Afterwards.
+        attributes: Attributes,
+    },
+    /// Directory entries; none: the end.
+    Entries(Vec<DirectoryEntry>),
+    /// Statistics.
+    FileSystem(FileSystemStatistics),
+    /// A position.
+    Offset(u64),
+}
+
+/// A reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reply {
+    /// The request's.
+    pub slot: u16,
+    /// The request's.
+    pub number: u64,
+    /// The sequence at which this holds: for a change, the record's.
+    pub sequence: Sequence,
+    /// Everything up to here is stable (DUR-5).
+    pub stable: Sequence,
+    /// The result.
+    pub outcome: Outcome,
+}

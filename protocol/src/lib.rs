@@ -1,0 +1,16 @@
+//! The words that every part of Cairn shares: identities, units, records, frames, messages.
+//!
+//! Pure: no socket, file, clock, thread or unsafe code. Everything that is decoded here may come
+//! from a stranger, so every decoder returns a typed error and never panics.
+
+#![forbid(unsafe_code)]
+
+pub mod codec;
+pub mod frame;
+pub mod fs;
+pub mod ids;
+pub mod preamble;
+pub mod record;
+pub mod replica;
+pub mod units;
+pub mod volume;

@@ -1,0 +1,93 @@
+//! What a volume is: the part of the pool's configuration that bricks carry a copy of.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{BrickId, NodeId, VolumeId};
+
+/// File system or disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeKind {
+    /// A POSIX file system.
+    Fs,
+    /// One object of fixed size.
+    Block,
+}
+
+/// When a write is confirmed: DRBD's protocols.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Protocol {
+    /// Applied at the primary, queued for the replicas.
+    A,
+    /// Applied at the primary, received by every in-sync replica.
+    B,
+    /// Applied at the primary and at every in-sync replica.
+    C,
+}
+
+/// Who decides about roles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Quorum {
+    /// The pool's Raft group.
+    Majority,
+    /// The bricks themselves: two nodes and nobody to vote.
+    Off,
+}
+
+/// Whether the volume serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum VolumeState {
+    /// Made, never started.
+    Created,
+    /// Serves.
+    Started,
+    /// Does not serve.
+    Stopped,
+}
+
+/// One replica's place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaSpec {
+    /// Its node.
+    pub node: NodeId,
+    /// That node's name, for people.
+    pub node_name: String,
+    /// Its brick's directory there.
+    pub path: String,
+    /// Its brick.
+    pub brick: BrickId,
+}
+
+/// A volume's configuration. The place of a replica in `replicas` is its index, 0 to 7, in every
+/// mask of replicas.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// Id.
+    pub id: VolumeId,
+    /// Name: 1 to 64 of `A-Z a-z 0-9 . _ -`, beginning with a letter or digit.
+    pub name: String,
+    /// File system or disk.
+    pub kind: VolumeKind,
+    /// Size of a block volume in bytes.
+    pub size_bytes: Option<u64>,
+    /// Ack policy.
+    pub protocol: Protocol,
+    /// Who decides.
+    pub quorum: Quorum,
+    /// Replicas; the first is the first primary.
+    pub replicas: Vec<ReplicaSpec>,
+    /// Whether it serves.
+    pub state: VolumeState,
+    /// Options that were set, by key.
+    #[serde(default)]
+    pub options: BTreeMap<String, String>,
+    /// Rises with every change of this.
+    pub version: u64,
+}
+
+/// Most replicas of a volume: a mask of them is one byte.
+pub const REPLICAS_MAX: usize = 8;
