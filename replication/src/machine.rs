@@ -110,6 +110,15 @@ pub enum Output {
         /// Last common record.
         common: Option<Sequence>,
     },
+    /// Ask the replica what it has in doubt since `common`, mark that dirty, then call
+    /// [`Machine::doubts_known`]. It keeps its own state until then, so that nothing in doubt is
+    /// forgotten on either side by a crash in between.
+    AskDoubts {
+        /// Whom.
+        replica: usize,
+        /// The last common record.
+        common: Sequence,
+    },
     /// Send this first, then do as `decision` says, then call [`Machine::source_done`]. Live
     /// records follow from [`Welcome::at`] on, or after the journal's tail was sent.
     Source {
@@ -222,6 +231,8 @@ pub enum Refusal {
 pub enum Standing {
     /// They have met; nothing was decided.
     Met,
+    /// It is asked what it has in doubt, before it is brought up to date.
+    Asked(Decision, Rule),
     /// This primary brings it up to date.
     Sourcing(Rule),
     /// It was sent everything; it joins when it has acknowledged up to here.
@@ -822,16 +833,49 @@ impl Machine {
         if full && decision != Decision::Refuse {
             (decision, rule) = (Decision::Full, Rule::Operator);
         }
+        if self.state.full.has(replica) && decision != Decision::Refuse {
+            (decision, rule) = (Decision::Full, Rule::ResyncContinues);
+        }
+        if decision == Decision::Refuse {
+            link.standing = Standing::Refused(rule);
+            self.outputs.push_back(Output::Refused { replica, rule });
+            return;
+        }
+        let common = self.common_with(replica).unwrap_or_default();
+        let link = self.links[replica].as_mut().expect("looked at above");
+        if matches!(decision, Decision::Dirty | Decision::GiveUpTail { .. }) {
+            link.standing = Standing::Asked(decision, rule);
+            if common < covered_since {
+                self.outputs.push_back(Output::MarkDirtySince {
+                    replica,
+                    since: common,
+                });
+            }
+            self.outputs
+                .push_back(Output::AskDoubts { replica, common });
+        } else {
+            self.source(replica, decision, rule);
+        }
+    }
+
+    /// What the replica has in doubt is marked dirty: its resync begins.
+    pub fn doubts_known(&mut self, replica: usize) {
+        if let Some(Standing::Asked(decision, rule)) = self.standing(replica)
+            && self.serves()
+        {
+            self.source(replica, decision, rule);
+        }
+    }
+
+    fn source(&mut self, replica: usize, decision: Decision, rule: Rule) {
         let at = self.last;
         let (how, position) = match decision {
-            Decision::Refuse => {
-                link.standing = Standing::Refused(rule);
-                self.outputs.push_back(Output::Refused { replica, rule });
-                return;
-            }
-            Decision::Join => (How::Records, at),
             Decision::Journal { after } => (How::Records, after),
+            Decision::Join | Decision::Refuse => (How::Records, at),
             Decision::Dirty | Decision::GiveUpTail { .. } | Decision::Full => (How::Resync, at),
+        };
+        let Some(link) = self.links[replica].as_mut() else {
+            return;
         };
         link.applied = position;
         link.stable = if how == How::Resync {
@@ -840,15 +884,11 @@ impl Machine {
             position.min(link.report.stable)
         };
         link.standing = Standing::Sourcing(rule);
-        let common = self.common_with(replica).unwrap_or_default();
         if how == How::Resync {
-            if common < covered_since && decision != Decision::Full {
-                self.outputs.push_back(Output::MarkDirtySince {
-                    replica,
-                    since: common,
-                });
-            }
             self.state.resyncing = self.state.resyncing.with(replica);
+            if decision == Decision::Full {
+                self.state.full = self.state.full.with(replica);
+            }
             self.state.since[replica] = at;
             self.decide();
         }
@@ -856,7 +896,6 @@ impl Machine {
             term: self.state.term,
             line: self.state.line.clone(),
             at,
-            common,
             how,
             rule,
             in_sync: self.state.in_sync,
@@ -894,6 +933,7 @@ impl Machine {
         }
         self.state.in_sync = self.state.in_sync.with(replica);
         self.state.resyncing = self.state.resyncing.without(replica);
+        self.state.full = self.state.full.without(replica);
         self.state.since[replica] = link.stable;
         self.joined_after_decision = self.joined_after_decision.with(replica);
         self.decide();

@@ -89,6 +89,8 @@ pub struct DurableState {
     pub since: [Sequence; REPLICAS_MAX],
     /// Replicas that this one, as primary, is resyncing from its dirty map, or was when it stopped.
     pub resyncing: Mask,
+    /// Of these, the ones of which everything is compared: no map says what is left.
+    pub full: Mask,
     /// The role was handed to this replica, in the next term, and it has not been seen since.
     pub handed_to: Option<usize>,
     /// Why the role is what it is (ONE-4).
@@ -127,6 +129,7 @@ impl DurableState {
             in_sync: Mask::first(count),
             since: [Sequence::ZERO; REPLICAS_MAX],
             resyncing: Mask::default(),
+            full: Mask::default(),
             handed_to: None,
             role_reason: RoleReason::Created,
         }
@@ -169,9 +172,6 @@ pub struct Welcome {
     pub line: Line,
     /// The primary's last record: where live records begin after a resync.
     pub at: Sequence,
-    /// The last record that both have. What the replica touched after it, and what a crash left
-    /// in doubt there, the replica names before a resync begins.
-    pub common: Sequence,
     /// How the replica is brought up to date.
     pub how: How,
     /// The rule that chose it.

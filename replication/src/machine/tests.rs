@@ -25,6 +25,7 @@ struct ToyRecord {
 enum Wire {
     Hello(Box<Report>),
     Welcome(Box<Welcome>),
+    Ask(Sequence),
     Doubts(Vec<Key>),
     Record(ToyRecord),
     Ack(Sequence, Sequence),
@@ -322,6 +323,7 @@ impl Volume {
                     .unwrap()
                     .judge(replica, means, false);
             }
+            Output::AskDoubts { replica, common } => self.send(me, replica, Wire::Ask(common)),
             Output::Source {
                 replica,
                 decision,
@@ -400,8 +402,15 @@ impl Volume {
                     .unwrap()
                     .source_done(replica);
             }
-            // The items follow when the target has told what it doubts.
-            Decision::Dirty | Decision::GiveUpTail { .. } => self.nodes[me].feed[replica] = true,
+            Decision::Dirty | Decision::GiveUpTail { .. } => {
+                self.nodes[me].feed[replica] = true;
+                let live = &self.nodes[me].live;
+                let items: Vec<_> = live.dirty[replica]
+                    .iter()
+                    .map(|k| (*k, live.keys.get(k).copied()))
+                    .collect();
+                self.send(me, replica, Wire::Items(items));
+            }
             Decision::Full => {
                 self.nodes[me].feed[replica] = true;
                 let keys = self.nodes[me].live.keys.clone();
@@ -449,34 +458,21 @@ impl Volume {
         let machine = self.nodes[to].machine.as_mut().unwrap();
         match wire {
             Wire::Hello(report) => machine.met(now, from, *report),
+            Wire::Ask(common) => {
+                let log = self.nodes[to].live.log.iter();
+                let doubts = log.filter(|r| r.sequence > common).map(|r| r.key).collect();
+                self.send(to, from, Wire::Doubts(doubts));
+            }
             Wire::Welcome(welcome) => {
-                let doubts: Vec<_> = self.nodes[to]
-                    .live
-                    .log
-                    .iter()
-                    .filter(|r| r.sequence > welcome.common)
-                    .map(|r| r.key)
-                    .collect();
-                let machine = self.nodes[to].machine.as_mut().unwrap();
                 if machine.welcomed(now, from, &welcome).is_err() {
                     return false;
                 }
                 self.carry_out(to);
-                if welcome.how == How::Resync {
-                    self.send(to, from, Wire::Doubts(doubts));
-                }
                 self.acknowledge(to);
             }
             Wire::Doubts(keys) => {
-                let live = &mut self.nodes[to].live;
-                live.dirty[from].extend(keys);
-                let items: Vec<_> = live.dirty[from]
-                    .iter()
-                    .map(|k| (*k, live.keys.get(k).copied()))
-                    .collect();
-                if machine_sources(self.nodes[to].machine.as_ref(), from) {
-                    self.send(to, from, Wire::Items(items));
-                }
+                self.nodes[to].live.dirty[from].extend(keys);
+                self.nodes[to].machine.as_mut().unwrap().doubts_known(from);
             }
             Wire::Items(items) => {
                 for (key, value) in &items {
@@ -611,10 +607,6 @@ impl Volume {
             );
         }
     }
-}
-
-fn machine_sources(machine: Option<&Machine>, replica: usize) -> bool {
-    machine.is_some_and(|m| matches!(m.standing(replica), Some(Standing::Sourcing(_))))
 }
 
 #[test]
