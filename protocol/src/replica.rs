@@ -40,6 +40,7 @@ mod kind {
     pub(super) const EXACT_OBJECTS: u8 = 52;
     pub(super) const FETCH: u8 = 53;
     pub(super) const FETCHED: u8 = 54;
+    pub(super) const ASK: u8 = 55;
 }
 
 /// Something that may differ between two replicas.
@@ -153,6 +154,11 @@ pub enum Message {
     HandOver {
         /// The new term.
         term: Term,
+    },
+    /// Asks what the receiver has in doubt since this, its last common record with the sender.
+    Ask {
+        /// The last common record.
+        common: Sequence,
     },
     /// What the target of a resync has in doubt.
     Doubts {
@@ -310,6 +316,10 @@ impl Message {
             Self::HandOver { term } => {
                 w.u64(term.0);
                 kind::HAND_OVER
+            }
+            Self::Ask { common } => {
+                w.u64(common.0);
+                kind::ASK
             }
             Self::Pull { after } => {
                 w.u64(after.0);
@@ -472,6 +482,9 @@ impl Message {
             },
             kind::HAND_OVER => Self::HandOver {
                 term: Term(r.u64("term")?),
+            },
+            kind::ASK => Self::Ask {
+                common: Sequence(r.u64("common")?),
             },
             kind::PULL => Self::Pull {
                 after: Sequence(r.u64("after")?),
@@ -695,6 +708,9 @@ mod tests {
                 ],
                 last: true,
                 unknown: false,
+            },
+            Message::Ask {
+                common: Sequence(2),
             },
             Message::Pull { after: Sequence(3) },
             Message::Pulled,

@@ -402,6 +402,7 @@ impl Driver {
                 }
             }
             Output::Assess { replica, common } => self.assess(replica, common),
+            Output::AskDoubts { replica, common } => self.send(replica, &Message::Ask { common }),
             Output::Source { replica, decision, welcome } => {
                 self.begin_source(replica, decision, &welcome);
             }

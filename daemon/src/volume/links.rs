@@ -14,7 +14,7 @@ use protocol::preamble::Purpose;
 use protocol::replica::{Message, REPLICA_VERSION};
 use replication::decision::Rule;
 use replication::machine::{Refusal, Standing};
-use replication::state::{How, Membership, Report, Welcome};
+use replication::state::{Membership, Report, Welcome};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt};
@@ -407,6 +407,7 @@ impl Driver {
             }
             Message::Resync(record) => self.take_resync(replica, &record)?,
             Message::Resynced { batch } => self.batch_done(replica, batch),
+            Message::Ask { common } => super::target::tell_doubts(self, replica, common)?,
             Message::Doubts { items, last, unknown } => {
                 self.take_doubts(replica, items, last, unknown)?;
             }
@@ -435,7 +436,6 @@ impl Driver {
 
     fn welcomed(&mut self, replica: usize, welcome: &Welcome) -> Result<(), LinkError> {
         let now = self.now();
-        let doubts = super::target::doubts(self, welcome)?;
         self.machine.welcomed(now, replica, welcome)?;
         self.forget_acknowledged();
         let node = &self.spec.replicas[replica].node_name;
@@ -446,9 +446,6 @@ impl Driver {
         self.resyncs[self.me].target_began(welcome);
         // The decision must be durable before an item or a record of it is applied.
         self.finish_turn();
-        if welcome.how == How::Resync {
-            super::target::tell_doubts(self, replica, doubts);
-        }
         Ok(())
     }
 

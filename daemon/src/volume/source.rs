@@ -46,8 +46,6 @@ pub(super) struct Source {
     /// Batches under way: what they hold, and their bytes.
     open: RefCell<BTreeMap<u64, (Vec<DirtyItem>, usize)>>,
     wants: RefCell<HashMap<u64, oneshot::Sender<Bytes>>>,
-    doubts_complete: Cell<bool>,
-    doubts_unknown: Cell<bool>,
     wake: Notify,
 }
 
@@ -270,9 +268,6 @@ impl Driver {
         last: bool,
         unknown: bool,
     ) -> Result<(), storage::BrickError> {
-        let Some(source) = self.links[replica].as_ref().and_then(|l| l.source.clone()) else {
-            return Ok(());
-        };
         let mut dirty = Vec::with_capacity(items.len());
         for item in items {
             match item {
@@ -285,11 +280,11 @@ impl Driver {
         }
         self.brick.mark_dirty(replica, &dirty)?;
         if unknown {
-            source.doubts_unknown.set(true);
-        }
-        if last {
-            source.doubts_complete.set(true);
-            source.wake.notify_one();
+            // It cannot say what its own tail touched: everything is compared.
+            self.full_wanted = self.full_wanted.with(replica);
+            self.link_lost(replica, None);
+        } else if last {
+            self.machine.doubts_known(replica);
         }
         Ok(())
     }
@@ -426,23 +421,7 @@ impl Run {
         let _ = self.send_dirty().await;
     }
 
-    async fn doubts(&self) -> Result<(), Stopped> {
-        while !self.source.doubts_complete.get() {
-            if self.source.stopped.get() {
-                return Err(Stopped);
-            }
-            self.source.wake.notified().await;
-        }
-        if self.source.doubts_unknown.get() {
-            // It cannot say what its own tail touched: everything is compared.
-            self.with(|d| d.full_wanted = d.full_wanted.with(self.replica))?;
-            return self.give_up();
-        }
-        Ok(())
-    }
-
     async fn send_dirty(&self) -> Result<(), Stopped> {
-        self.doubts().await?;
         let mut cursor = DirtyCursor::default();
         loop {
             self.room().await?;
@@ -573,12 +552,6 @@ impl Run {
     }
 
     async fn send_full(&self, empty: bool) -> Result<(), Stopped> {
-        while !self.source.doubts_complete.get() {
-            if self.source.stopped.get() {
-                return Err(Stopped);
-            }
-            self.source.wake.notified().await;
-        }
         self.send_all_keys().await?;
         let mut from = ObjectId(0);
         loop {

@@ -5,8 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use protocol::record::{Change, Record};
 use protocol::replica::{Doubt, HASH_BYTES, Message};
-use protocol::units::{BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId};
-use replication::state::{How, Welcome};
+use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Sequence};
 use storage::{BrickError, DirtyItem, Prepared};
 
 use super::driver::{BrickFlush, Driver, Shared, Token};
@@ -171,35 +170,26 @@ impl Driver {
     }
 }
 
-/// What this replica has in doubt, to be told to the source before a resync's first item: the
-/// extents that a crash left so, and what its own records after the last common one touched.
-/// `None`: its journal does not reach back so far.
-pub(super) fn doubts(
+/// Tells what this replica has in doubt: the extents that a crash left so, and what its own
+/// records after the last common one touched. It changes nothing here: should either side crash
+/// now, the same is asked and told again.
+pub(super) fn tell_doubts(
     driver: &Driver,
-    welcome: &Welcome,
-) -> Result<Option<Vec<Doubt>>, BrickError> {
-    if welcome.how != How::Resync {
-        return Ok(Some(Vec::new()));
-    }
+    replica: usize,
+    common: Sequence,
+) -> Result<(), BrickError> {
     let mut items = Vec::new();
     for (object, range) in &driver.recovery.suspect {
-        let first = range.start / protocol::units::BLOCK_BYTES;
-        let end = range.end.div_ceil(protocol::units::BLOCK_BYTES);
-        items.push(Doubt::Blocks(*object, first, end - first));
+        let first = range.start / BLOCK_BYTES;
+        items.push(Doubt::Blocks(*object, first, range.end.div_ceil(BLOCK_BYTES) - first));
     }
-    let Some(touched) = driver.brick.touched_since(welcome.common)? else { return Ok(None) };
-    items.extend(touched.into_iter().map(|item| match item {
+    let touched = driver.brick.touched_since(common)?;
+    let unknown = touched.is_none();
+    items.extend(touched.unwrap_or_default().into_iter().map(|item| match item {
         DirtyItem::Key(key) => Doubt::Key(key),
         DirtyItem::Blocks { object, first, count } => Doubt::Blocks(object, first, count),
         DirtyItem::Dropped(object) => Doubt::Object(object),
     }));
-    Ok(Some(items))
-}
-
-/// Tells them.
-pub(super) fn tell_doubts(driver: &Driver, replica: usize, items: Option<Vec<Doubt>>) {
-    let unknown = items.is_none();
-    let items = items.unwrap_or_default();
     let mut chunks = items.chunks(DOUBTS_MAX).peekable();
     if chunks.peek().is_none() {
         driver.send(replica, &Message::Doubts { items: Vec::new(), last: true, unknown });
@@ -208,6 +198,7 @@ pub(super) fn tell_doubts(driver: &Driver, replica: usize, items: Option<Vec<Dou
         let last = chunks.peek().is_none();
         driver.send(replica, &Message::Doubts { items: chunk.to_vec(), last, unknown });
     }
+    Ok(())
 }
 
 /// Says which blocks of an offer differ here.
@@ -221,7 +212,7 @@ pub(super) fn answer_offer(
 ) {
     let shared = shared.clone();
     tokio::task::spawn_local(async move {
-        let offset = first_block.saturating_mul(protocol::units::BLOCK_BYTES);
+        let offset = first_block.saturating_mul(BLOCK_BYTES);
         let len = u32::try_from(EXTENT_BYTES).expect("an extent");
         let mine = read_extent(&shared, object, offset, len).await;
         let mut bits = vec![0_u8; (BLOCKS_PER_EXTENT as usize).div_ceil(8)];
