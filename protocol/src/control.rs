@@ -107,15 +107,11 @@ pub enum ControlRequest {
     VolumeStop {
         /// Name.
         name: String,
-        /// Also while clients are connected.
-        force: bool,
     },
     /// Forget the volume; its bricks keep their data, marked as deleted.
     VolumeDelete {
         /// Name.
         name: String,
-        /// Confirmed.
-        force: bool,
     },
     /// Names of all volumes.
     VolumeList {},

@@ -139,6 +139,8 @@ pub enum NodeRequest {
     Expel {
         /// The node.
         node: NodeId,
+        /// Also while it holds bricks, as long as none is the only one of its volume.
+        force: bool,
     },
     /// You are no member any more: become fresh.
     Expelled {
