@@ -100,12 +100,15 @@ pub fn release_orphan<S: Store>(
     }
 }
 
+/// Entries, and the cookie of the last key that was read.
+type Batch = (Vec<Entry>, Option<u64>);
+
 /// Reads up to [`BATCH`] entries after `cookie` and the last cookie seen, `None` at the end.
 fn batch<S: Store>(
     store: &S,
     parent: ObjectId,
     cookie: u64,
-) -> Result<(Vec<Entry>, Option<u64>), ExecuteError<S::Error>> {
+) -> Result<Batch, ExecuteError<S::Error>> {
     let mut entries = Vec::new();
     let mut last = None;
     let mut broken = None;

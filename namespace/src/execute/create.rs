@@ -6,9 +6,7 @@ use protocol::units::ObjectId;
 
 use super::{check_name, entry_of};
 use crate::entry::Entry;
-use crate::errno::{
-    EEXIST, EINVAL, EISDIR, EMLINK, ENAMETOOLONG, ENOENT, EPERM, ESTALE,
-};
+use crate::errno::{EEXIST, EINVAL, EISDIR, EMLINK, ENAMETOOLONG, ENOENT, EPERM, ESTALE};
 use crate::inode::{
     Detail, Inode, PERMISSIONS, S_IFBLK, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG,
     S_IFSOCK, S_ISGID,

@@ -76,9 +76,7 @@ fn dispatch<S: Store>(
     }
     let caller = &request.caller;
     let outcome = match &request.operation {
-        Operation::SetAttributes { object, set } => {
-            attributes::set(tx, context, *object, set)?
-        }
+        Operation::SetAttributes { object, set } => attributes::set(tx, context, *object, set)?,
         Operation::MakeNode {
             parent,
             name,

@@ -68,9 +68,7 @@ pub(super) fn check_empty<S: Store>(object: ObjectId, inode: &Inode) -> Step<(),
         Detail::Directory { entries: 0, .. } => Ok(()),
         Detail::Directory { .. } => Err(Stop::Errno(ENOTEMPTY)),
         // Its entry says that it is a directory.
-        Detail::None | Detail::Symlink { .. } => {
-            Err(ExecuteError::Inconsistent { object }.into())
-        }
+        Detail::None | Detail::Symlink { .. } => Err(ExecuteError::Inconsistent { object }.into()),
     }
 }
 
