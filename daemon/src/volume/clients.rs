@@ -14,7 +14,7 @@ use protocol::ids::SessionId;
 use protocol::record::Change;
 use protocol::units::{EXTENT_BYTES, ObjectId};
 use protocol::volume::VolumeKind;
-use storage::{Brick, Prepared, ReadError, ReadOutcome, RealMedium, SeekKind};
+use storage::{DirBrick, ReadError, ReadOutcome, SeekFor};
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
@@ -27,8 +27,8 @@ use super::stream::{ReadHalf, Stream};
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
-/// A write of at least this size goes into the object in place and may need the activity log.
-const LARGE_WRITE_BYTES: usize = storage::LARGE_WRITE_BYTES;
+/// Room that is kept for what is on the way to a replica besides what is counted.
+const SPACE_MARGIN_BYTES: u64 = 4 << 20;
 
 const EIO: i32 = 5;
 const EINVAL: i32 = 22;
@@ -37,7 +37,7 @@ const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
 
 /// The brick as the namespace sees it.
-pub(super) struct Keys<'a>(pub(super) &'a Brick<RealMedium>);
+pub(super) struct Keys<'a>(pub(super) &'a DirBrick);
 
 impl Store for Keys<'_> {
     type Error = ReadError;
@@ -325,19 +325,19 @@ impl Driver {
         if changes && let Some(errno) = self.refuse_change(session, &request) {
             return self.refuse_slot(session, &request, errno);
         }
-        if let Operation::Write { object, offset, append: false, .. } = request.operation
-            && request.payload.len() >= LARGE_WRITE_BYTES
-        {
-            let prepared = self.brick.prepare(object, offset, request.payload.len() as u64);
-            match prepared {
-                Ok(Prepared::Ready) => {}
-                Ok(Prepared::Wait(token)) => {
-                    self.tokens.insert(token, Token::Prepared);
-                    return Ok(Taken::Later(request));
+        if let Operation::Write { object, offset, append: false, .. } = request.operation {
+            // The blocks at the edges may have to be read first, without holding everyone up.
+            let token = self.token(Token::Prepared);
+            let len = request.payload.len() as u64;
+            match self.brick.prepare(object, offset, len, token) {
+                Ok(true) => {
+                    self.tokens.remove(&token);
                 }
+                Ok(false) => return Ok(Taken::Later(request)),
+                // The write itself decides what a damaged neighbour means.
                 Err(error) => {
-                    self.fail(&error);
-                    return Err(error.to_string());
+                    self.tokens.remove(&token);
+                    tracing::warn!(%error, "a block that a write builds on cannot be read");
                 }
             }
         }
@@ -417,10 +417,10 @@ impl Driver {
     /// Whether every replica that gets records can take this: nothing is ordered that one of
     /// them could not store (BAD-3).
     fn has_room(&mut self, bytes: u64) -> bool {
-        let here = self.brick.admit(bytes);
+        let here = self.brick.admit(bytes).is_ok();
         let queued = |link: &super::links::LinkIo| link.outbox.queued_bytes() as u64;
         let there = self.links.iter().flatten().filter(|link| link.feed_live).all(|link| {
-            let margin = storage::SPACE_MARGIN_BYTES + queued(link);
+            let margin = SPACE_MARGIN_BYTES + queued(link);
             link.free_bytes.is_none_or(|free| free >= bytes + margin)
         });
         here && there
@@ -494,7 +494,7 @@ impl Driver {
                 self.sync_waiters.push(FlushWaiter::Client { session, number, slot });
             }
             Ok(Executed::Seek { object, offset, hole, size }) => {
-                let what = if hole { SeekKind::Hole } else { SeekKind::Data };
+                let what = if hole { SeekFor::Hole } else { SeekFor::Data };
                 let outcome = match self.brick.seek(object, offset, what, size) {
                     Ok(found) => namespace::seek_outcome(hole, size, found),
                     Err(error) => self.read_failed(&error),
@@ -534,9 +534,8 @@ impl Driver {
 
     /// What statfs tells: of the smallest and fullest replica.
     fn statistics(&self, objects: u64) -> FileSystemStatistics {
-        let space = self.brick.space().unwrap_or_default();
-        let mut total = space.total;
-        let mut free = space.free.saturating_sub(space.reserve);
+        let (mut total, mut free) =
+            self.brick.space().map_or((0, 0), |space| (space.total_bytes, space.free_bytes));
         for link in self.links.iter().flatten().filter(|link| link.feed_live) {
             total = total.min(link.total_bytes.unwrap_or(total));
             free = free.min(link.free_bytes.unwrap_or(free));

@@ -17,11 +17,11 @@ use protocol::fs::{Elsewhere, Outcome};
 use protocol::ids::{NodeId, SessionId};
 use protocol::record::{Change, Record};
 use protocol::replica::{Message, live_record_frame};
-use protocol::units::{ObjectId, Sequence, Timestamp};
+use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
 use protocol::volume::VolumeSpec;
 use replication::machine::{Config, DropReason, FlushId, Machine, Output, Phase, Standing};
 use replication::state::{DurableState, Mask};
-use storage::{Brick, BrickError, BrickEvent, FlushWhat, RealMedium, RecoveryReport};
+use storage::{BrickError, BrickEvent, DirBrick, DirtyItem, FlushWhat, Pace, RecoveryReport};
 use tokio::sync::{Notify, oneshot};
 
 use super::links::LinkIo;
@@ -77,7 +77,7 @@ pub(super) struct Driver {
     pub(super) settings: Settings,
     pub(super) pool: Arc<dyn PoolView>,
     pub(super) machine: Machine,
-    pub(super) brick: Brick<RealMedium>,
+    pub(super) brick: DirBrick,
     pub(super) recovery: RecoveryReport,
     pub(super) incarnation: u64,
     started: Instant,
@@ -120,7 +120,7 @@ impl Driver {
         spec: VolumeSpec,
         me: usize,
         pool: Arc<dyn PoolView>,
-        brick: Brick<RealMedium>,
+        brick: DirBrick,
         recovery: RecoveryReport,
         state: DurableState,
         entropy: [u8; 16],
@@ -240,8 +240,9 @@ impl Driver {
         let (sequence, term, generation) = self.machine.order(now)?;
         let record = Record { sequence, term, generation, changes, payload };
         let mask = self.machine.dirty_mask();
-        self.brick.append(&record, mask.0)?;
+        let pace = self.brick.append(&record, mask.0)?;
         self.appended = true;
+        self.throttled |= pace == Pace::Throttle;
         let mut frame = None;
         for link in self.links.iter().flatten().filter(|link| link.feed_live) {
             let frame = frame.get_or_insert_with(|| {
@@ -255,8 +256,9 @@ impl Driver {
     /// Applies a record that came from the primary, or from a member while pulling.
     pub(super) fn follow(&mut self, record: &Record) -> Result<(), BrickError> {
         let mask = self.machine.dirty_mask();
-        self.brick.append(record, mask.0)?;
+        let pace = self.brick.append(record, mask.0)?;
         self.appended = true;
+        self.throttled |= pace == Pace::Throttle;
         Ok(())
     }
 
@@ -380,24 +382,12 @@ impl Driver {
             Output::Confirmed(sequence) => self.confirmed(sequence),
             Output::Flushed(id) => self.flush_complete(id),
             Output::MarkDirtySince { replica, since } => {
-                let mut since = since;
-                if let Err(error) = self.brick.push() {
-                    return self.fail(&error);
-                }
-                // Older marks than the journal's stand in the map already.
-                let oldest = Sequence(self.brick.oldest_kept().0.saturating_sub(1));
-                since = since.max(oldest);
-                let marked = self.brick.mark_dirty_since(replica, since);
-                // What a crash left in doubt here, every other replica takes from here (RS-2).
-                let activating = self.machine.phase() == Phase::Activating;
-                let suspects = if activating { self.recovery.suspect.clone() } else { Vec::new() };
-                let marked = marked.and_then(|()| self.brick.mark_dirty_ranges(replica, &suspects));
-                if let Err(error) = marked {
+                if let Err(error) = self.mark_dirty_since(replica, since) {
                     self.fail(&error);
                 }
             }
             Output::ClearDirty { replica } => {
-                if let Err(error) = self.brick.clear_all_dirty(replica) {
+                if let Err(error) = self.brick.clear_all_dirty(index(replica)) {
                     self.fail(&error);
                 }
             }
@@ -419,7 +409,11 @@ impl Driver {
             Output::Serving { term, reason } => self.began_serving(term, reason),
             Output::StoppedServing { reason } => self.stopped_serving(reason),
             Output::BeginResync { at } => {
-                if let Err(error) = self.brick.set_applied(at) {
+                let (term, generation) = {
+                    let state = self.machine.durable();
+                    (state.term, state.line.at(at))
+                };
+                if let Err(error) = self.brick.set_applied(at, term, generation) {
                     self.fail(&error);
                 }
             }
@@ -432,11 +426,32 @@ impl Driver {
         }
     }
 
+    fn mark_dirty_since(&mut self, replica: usize, since: Sequence) -> Result<(), BrickError> {
+        self.brick.push()?;
+        // Older marks than the journal's stand in the map already.
+        let oldest = Sequence(self.brick.oldest_kept().0.saturating_sub(1));
+        self.brick.mark_dirty_since(index(replica), since.max(oldest))?;
+        if self.machine.phase() != Phase::Activating || self.recovery.suspect.is_empty() {
+            return Ok(());
+        }
+        // What a crash left in doubt here, every other replica takes from here (RS-2).
+        let items: Vec<_> = self
+            .recovery
+            .suspect
+            .iter()
+            .map(|(object, range)| DirtyItem::Blocks {
+                object: *object,
+                start: range.start / BLOCK_BYTES,
+                end: range.end.div_ceil(BLOCK_BYTES),
+            })
+            .collect();
+        self.brick.mark_dirty(index(replica), &items)
+    }
+
     fn make_durable(&mut self, state: DurableState) {
         let bytes = super::links::to_json(&state);
-        // Whatever the decision rests on (records, marks) must not be younger than the decision.
-        let written = self.brick.push().and_then(|()| self.brick.set_state(&bytes));
-        match written {
+        // The brick makes durable before it whatever the decision rests on (records, marks).
+        match self.brick.set_state(bytes) {
             Ok(()) => {
                 let now = self.now();
                 self.machine.decided(now, state);
@@ -525,9 +540,14 @@ impl Driver {
                         let _ = waiter.send(result);
                     }
                 }
-                BrickEvent::Prepared(token) => {
+                BrickEvent::Prepared { token } => {
                     self.tokens.remove(&token);
                     self.changed.notify_waiters();
+                }
+                BrickEvent::Corrupt { object, block } => {
+                    let what = format!("block {block} of object {object}");
+                    tracing::error!(volume = %self.spec.name, %what, "a block is damaged");
+                    self.pool.event("block_damaged", &self.spec.name, &what);
                 }
                 BrickEvent::Unthrottled => {
                     self.throttled = false;
@@ -619,6 +639,11 @@ impl Driver {
     pub(super) fn is_handing_over(&self) -> bool {
         matches!(self.machine.phase(), Phase::HandingOver { .. })
     }
+}
+
+/// A replica's index as the brick counts it.
+pub(super) fn index(replica: usize) -> u8 {
+    u8::try_from(replica).expect("REPLICAS_MAX")
 }
 
 /// Why a change set was not ordered.

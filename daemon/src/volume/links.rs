@@ -76,6 +76,9 @@ pub(super) enum LinkError {
     /// JSON that does not parse.
     #[error("a message does not parse: {0}")]
     Json(#[from] serde_json::Error),
+    /// The brick cannot be read.
+    #[error(transparent)]
+    Read(#[from] storage::ReadError),
     /// The brick failed.
     #[error(transparent)]
     Brick(#[from] storage::BrickError),
@@ -346,8 +349,8 @@ impl Driver {
         let Ok(space) = self.brick.space() else { return };
         let message = Message::Heartbeat {
             term: self.machine.durable().term,
-            free_bytes: space.free.saturating_sub(space.reserve),
-            total_bytes: space.total,
+            free_bytes: space.free_bytes,
+            total_bytes: space.total_bytes,
             confirmed: self.machine.confirmed(),
         };
         self.send(replica, &message);
@@ -407,7 +410,7 @@ impl Driver {
             }
             Message::Resync(record) => self.take_resync(replica, &record)?,
             Message::Resynced { batch } => self.batch_done(replica, batch),
-            Message::Ask { common } => super::target::tell_doubts(self, replica, common)?,
+            Message::Ask { common } => self.tell_doubts(replica, common)?,
             Message::Doubts { items, last, unknown } => {
                 self.take_doubts(replica, items, last, unknown)?;
             }
@@ -419,7 +422,7 @@ impl Driver {
                 self.take_exact_keys(replica, &from, &to, &pairs)?;
             }
             Message::ExactObjects { from, to, objects } => {
-                self.take_exact_objects(replica, from, to, &objects)?;
+                self.take_exact_objects(from, to, &objects)?;
             }
             Message::Compare { id, scope } => super::verify::answer(shared, replica, id, scope),
             Message::Compared { id, names, hashes, unreadable } => {

@@ -48,8 +48,8 @@ impl Driver {
             }),
             last_resync: None,
             size_bytes: self.spec.size_bytes,
-            used_bytes: self.brick.used_bytes().ok(),
-            free_bytes: space.map(|s| s.free.saturating_sub(s.reserve)),
+            used_bytes: Some(self.brick.used_bytes()),
+            free_bytes: space.map(|s| s.free_bytes),
             clients: self.client_reports(),
             split_brain: None,
         }
@@ -94,7 +94,7 @@ impl Driver {
         let standing = self.machine.standing(replica);
         let serving = self.machine.serves();
         let in_sync = serving && standing == Some(Standing::InSync);
-        let dirty = self.brick.dirty_summary(replica).ok();
+        let dirty = self.brick.dirty_summary(super::driver::index(replica));
         let lag = self.machine.last().0.saturating_sub(self.machine.position(replica).0.0);
         PeerReport {
             replica,
@@ -109,7 +109,7 @@ impl Driver {
             } else if in_sync {
                 Some(0)
             } else {
-                dirty.map(|d| d.bytes)
+                Some(dirty.bytes + dirty.keys * 64)
             },
             lag_bytes: (serving && in_sync && lag == 0).then_some(0),
             lag_seconds: (serving && in_sync && lag == 0).then_some(0.0),

@@ -15,11 +15,11 @@ use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Se
 use replication::decision::{Decision, Means, Rule};
 use replication::progress::Progress;
 use replication::state::{Disk, Membership, Welcome};
-use storage::{DirtyCursor, DirtyItem};
+use storage::DirtyItem;
 use tokio::sync::{Notify, oneshot};
 
 use super::clients::read_again;
-use super::driver::{Driver, Shared};
+use super::driver::{Driver, Shared, index};
 use super::links::{borrow_link, to_json};
 
 /// Bytes of resync data that may be under way to the target: enough to keep a fast link busy,
@@ -125,13 +125,7 @@ fn is_full(rule: Rule) -> bool {
 impl Driver {
     /// Finds out what could help a replica; see `Output::Assess`.
     pub(super) fn assess(&mut self, replica: usize, common: Option<Sequence>) {
-        let summary = match self.brick.dirty_summary(replica) {
-            Ok(summary) => summary,
-            Err(error) => {
-                tracing::error!(%error, "the dirty map cannot be read");
-                return;
-            }
-        };
+        let summary = self.brick.dirty_summary(index(replica));
         let means = Means {
             map_since: None, // the machine knows
             journal_bytes: common.and_then(|at| self.brick.journal_bytes_since(at)),
@@ -150,9 +144,12 @@ impl Driver {
         self.send(replica, &Message::Welcome(to_json(welcome)));
         let now = self.now();
         let total = match decision {
-            Decision::Full => self.brick.used_bytes().unwrap_or(0),
+            Decision::Full => self.brick.used_bytes(),
             Decision::Journal { after } => self.brick.journal_bytes_since(after).unwrap_or(0),
-            _ => self.brick.dirty_summary(replica).map_or(0, |s| s.bytes + s.keys * KEY_BYTES_ESTIMATE),
+            _ => {
+                let summary = self.brick.dirty_summary(index(replica));
+                summary.bytes + summary.keys * KEY_BYTES_ESTIMATE
+            }
         };
         let name = &self.spec.replicas[replica].node_name;
         let rule = welcome.rule;
@@ -201,7 +198,7 @@ impl Driver {
             return;
         };
         let Some((items, bytes)) = source.open.borrow_mut().remove(&batch) else { return };
-        if let Err(error) = self.brick.clear_dirty(replica, &items) {
+        if let Err(error) = self.brick.clear_dirty(index(replica), &items) {
             self.fail(&error);
         }
         self.note_progress(replica, bytes as u64);
@@ -271,14 +268,14 @@ impl Driver {
         let mut dirty = Vec::with_capacity(items.len());
         for item in items {
             match item {
-                Doubt::Key(key) => dirty.push(DirtyItem::Key(key)),
+                Doubt::Key(key) => dirty.push(DirtyItem::Key { key }),
                 Doubt::Blocks(object, first, count) => {
-                    dirty.push(DirtyItem::Blocks { object, first, count });
+                    dirty.push(DirtyItem::Blocks { object, start: first, end: first + count });
                 }
-                Doubt::Object(object) => dirty.push(DirtyItem::Dropped(object)),
+                Doubt::Object(object) => dirty.push(DirtyItem::Dropped { object }),
             }
         }
-        self.brick.mark_dirty(replica, &dirty)?;
+        self.brick.mark_dirty(index(replica), &dirty)?;
         if unknown {
             // It cannot say what its own tail touched: everything is compared.
             self.full_wanted = self.full_wanted.with(replica);
@@ -381,9 +378,10 @@ impl Run {
                     return Ok(None);
                 }
                 d.brick.push()?;
-                let records = d.brick.read_records(next, BATCH_BYTES_MAX)?;
+                let after = Sequence(next.0 - 1);
+                let records = d.brick.read_records(after, BATCH_BYTES_MAX)?;
                 let mut bytes = 0;
-                for record in records {
+                for record in records.into_iter().map(|caught| caught.record) {
                     next = record.sequence.next();
                     bytes += record.payload.len();
                     let frame = live_record_frame(record.encode_meta(), record.payload);
@@ -422,20 +420,14 @@ impl Run {
     }
 
     async fn send_dirty(&self) -> Result<(), Stopped> {
-        let mut cursor = DirtyCursor::default();
+        let mut after = None;
         loop {
             self.room().await?;
-            let found = self.with(|d| d.brick.next_dirty(self.replica, &mut cursor, BATCH_ITEMS_MAX))?;
-            let items = match found {
-                Ok(items) => items,
-                Err(error) => {
-                    tracing::error!(%error, "the dirty map cannot be read");
-                    return self.give_up();
-                }
-            };
-            if items.is_empty() {
-                break;
-            }
+            let items = self.with(|d| {
+                d.brick.next_dirty(index(self.replica), after.as_ref(), BATCH_ITEMS_MAX)
+            })?;
+            let Some(last) = items.last().cloned() else { break };
+            after = Some(last);
             self.send_items(items).await?;
         }
         self.finish().await
@@ -446,7 +438,7 @@ impl Run {
         let mut batch = Batch::default();
         for item in items {
             let pieces = match item {
-                DirtyItem::Blocks { object, first, count } => split_blocks(object, first, count),
+                DirtyItem::Blocks { object, start, end } => split_blocks(object, start, end),
                 other => vec![other],
             };
             for piece in pieces {
@@ -462,7 +454,7 @@ impl Run {
 
     async fn add_item(&self, batch: &mut Batch, item: &DirtyItem) -> Result<(), Stopped> {
         match item {
-            DirtyItem::Key(key) => {
+            DirtyItem::Key { key } => {
                 let value = self.with(|d| d.brick.get(key))?;
                 batch.key_bytes += key.len() + 32;
                 match value {
@@ -474,17 +466,17 @@ impl Run {
                     Err(error) => return self.unreadable(&error),
                 }
             }
-            DirtyItem::Dropped(object) => {
-                let exists = self.with(|d| d.brick.object_exists(*object))?;
+            DirtyItem::Dropped { object } => {
+                let exists = self.with(|d| d.brick.exists(*object))?;
                 match exists {
                     Ok(true) => {} // made again since: its blocks are dirty of their own
                     Ok(false) => batch.changes.push(Change::Drop { object: *object }),
                     Err(error) => return self.unreadable(&error),
                 }
             }
-            DirtyItem::Blocks { object, first, count } => {
-                let offset = first * BLOCK_BYTES;
-                let len = u32::try_from(count * BLOCK_BYTES).expect("a batch's bytes");
+            DirtyItem::Blocks { object, start, end } => {
+                let offset = start * BLOCK_BYTES;
+                let len = u32::try_from((end - start) * BLOCK_BYTES).expect("a batch's bytes");
                 match read_again(&self.shared, *object, offset, len).await {
                     Some(Ok(data)) => batch.add_data(*object, offset, &data),
                     Some(Err(error)) => return self.unreadable(&error),
@@ -556,7 +548,8 @@ impl Run {
         let mut from = ObjectId(0);
         loop {
             self.room().await?;
-            let objects = self.with(|d| d.brick.objects_after(from, EXACT_OBJECTS_MAX))?;
+            let after = from.0.checked_sub(1).map(ObjectId);
+            let objects = self.with(|d| d.brick.objects_after(after, EXACT_OBJECTS_MAX))?;
             let Ok(objects) = objects else { return self.give_up() };
             let last = objects.len() < EXACT_OBJECTS_MAX;
             let to = match objects.last() {
@@ -607,7 +600,7 @@ impl Run {
         for extent in extents {
             let first = extent * BLOCKS_PER_EXTENT;
             let items = if empty {
-                vec![DirtyItem::Blocks { object, first, count: BLOCKS_PER_EXTENT }]
+                vec![DirtyItem::Blocks { object, start: first, end: first + BLOCKS_PER_EXTENT }]
             } else {
                 self.room().await?;
                 self.wanted(object, first).await?
@@ -642,12 +635,12 @@ impl Run {
             let at = usize::try_from(block / 8).expect("small");
             if bits.get(at).is_some_and(|byte| byte & (1 << (block % 8)) != 0) {
                 match items.last_mut() {
-                    Some(DirtyItem::Blocks { first: f, count, .. })
-                        if *f + *count == first + block =>
-                    {
-                        *count += 1;
-                    }
-                    _ => items.push(DirtyItem::Blocks { object, first: first + block, count: 1 }),
+                    Some(DirtyItem::Blocks { end, .. }) if *end == first + block => *end += 1,
+                    _ => items.push(DirtyItem::Blocks {
+                        object,
+                        start: first + block,
+                        end: first + block + 1,
+                    }),
                 }
             }
         }
@@ -756,13 +749,10 @@ impl Batch {
 }
 
 /// Cuts a long run of blocks into what one batch carries.
-fn split_blocks(object: ObjectId, first: u64, count: u64) -> Vec<DirtyItem> {
+fn split_blocks(object: ObjectId, start: u64, end: u64) -> Vec<DirtyItem> {
     let most = BATCH_BYTES_MAX as u64 / BLOCK_BYTES;
-    (0..count.div_ceil(most))
-        .map(|i| DirtyItem::Blocks {
-            object,
-            first: first + i * most,
-            count: most.min(count - i * most),
-        })
+    (start..end)
+        .step_by(usize::try_from(most).expect("small"))
+        .map(|at| DirtyItem::Blocks { object, start: at, end: end.min(at + most) })
         .collect()
 }

@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use protocol::record::{Change, Record};
 use protocol::replica::{Doubt, HASH_BYTES, Message};
-use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Sequence};
-use storage::{BrickError, DirtyItem, Prepared};
+use protocol::ids::GenerationId;
+use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Sequence, Term};
+use storage::{BrickError, DirtyItem, Pace, ReadError};
 
 use super::driver::{BrickFlush, Driver, Shared, Token};
 use super::links::LinkError;
@@ -14,6 +15,8 @@ use super::source::{hash_blocks, read_extent};
 
 /// Records that wait for an extent to be listed as active.
 const STALLED_MAX: usize = 64;
+/// Changes of one record of resync.
+const CHANGES_AT_ONCE_MAX: usize = 1024;
 /// Doubts of one message.
 const DOUBTS_MAX: usize = 4096;
 
@@ -62,26 +65,31 @@ impl Driver {
         Ok(true)
     }
 
-    /// Whether the large writes of a record may go into their objects now.
-    fn ready_for(&mut self, record: &Record) -> Result<bool, BrickError> {
+    /// Whether the blocks that a record's writes build on are at hand.
+    fn ready_for(&mut self, record: &Record) -> Result<bool, ReadError> {
         for change in &record.changes {
             let Change::Write { object, offset, len } = change else { continue };
-            if (*len as usize) < storage::LARGE_WRITE_BYTES {
-                continue;
+            let token = self.token(Token::Prepared);
+            if !self.brick.prepare(*object, *offset, u64::from(*len), token)? {
+                return Ok(false);
             }
-            match self.brick.prepare(*object, *offset, u64::from(*len))? {
-                Prepared::Ready => {}
-                Prepared::Wait(token) => {
-                    self.tokens.insert(token, Token::Prepared);
-                    return Ok(false);
-                }
-            }
+            self.tokens.remove(&token);
         }
         Ok(true)
     }
 
+    /// Applies changes that have no place in the order.
+    pub(super) fn apply_apart(&mut self, changes: Vec<Change>, payload: Bytes) -> Result<(), BrickError> {
+        let mask = self.machine.dirty_mask();
+        for part in cut(changes, payload) {
+            let pace = self.brick.apply_resync(&part, mask.0)?;
+            self.throttled |= pace == Pace::Throttle;
+        }
+        Ok(())
+    }
+
     pub(super) fn take_resync(&mut self, replica: usize, record: &Record) -> Result<(), LinkError> {
-        self.brick.apply_resync(&record.changes, &record.payload)?;
+        self.apply_apart(record.changes.clone(), record.payload.clone())?;
         if let Some(link) = &mut self.links[replica] {
             link.target.batches.push(record.sequence.0);
         }
@@ -133,72 +141,95 @@ impl Driver {
         for (key, value) in pairs.iter().filter(|(key, _)| !equal.contains(&key[..])) {
             changes.push(Change::Put { key: key.clone(), value: value.clone() });
         }
-        self.brick.apply_resync(&changes, &Bytes::new())?;
+        self.apply_apart(changes, Bytes::new())?;
         Ok(())
     }
 
     pub(super) fn take_exact_objects(
         &mut self,
-        replica: usize,
         from: ObjectId,
         to: ObjectId,
         objects: &[ObjectId],
     ) -> Result<(), LinkError> {
         let mut changes = Vec::new();
-        let mut at = from;
+        let mut after = from.0.checked_sub(1).map(ObjectId);
         loop {
-            let found = match self.brick.objects_after(at, DOUBTS_MAX) {
-                Ok(found) => found,
-                Err(error) => {
-                    tracing::warn!(%error, replica, "the objects cannot be listed");
-                    break;
-                }
-            };
+            let found = self.brick.objects_after(after, DOUBTS_MAX)?;
             let more = found.len() == DOUBTS_MAX;
+            after = found.last().copied();
+            let beyond = after.is_none_or(|last| last >= to);
             for object in found.into_iter().filter(|object| *object < to) {
-                at = ObjectId(object.0 + 1);
                 if objects.binary_search(&object).is_err() {
                     changes.push(Change::Drop { object });
                 }
             }
-            if !more || at >= to {
+            if !more || beyond {
                 break;
             }
         }
-        self.brick.apply_resync(&changes, &Bytes::new())?;
+        self.apply_apart(changes, Bytes::new())?;
         Ok(())
     }
 }
 
-/// Tells what this replica has in doubt: the extents that a crash left so, and what its own
-/// records after the last common one touched. It changes nothing here: should either side crash
-/// now, the same is asked and told again.
-pub(super) fn tell_doubts(
-    driver: &Driver,
-    replica: usize,
-    common: Sequence,
-) -> Result<(), BrickError> {
-    let mut items = Vec::new();
-    for (object, range) in &driver.recovery.suspect {
-        let first = range.start / BLOCK_BYTES;
-        items.push(Doubt::Blocks(*object, first, range.end.div_ceil(BLOCK_BYTES) - first));
+/// Cuts changes into records that a journal takes.
+fn cut(changes: Vec<Change>, payload: Bytes) -> Vec<Record> {
+    let record = |changes, payload| Record {
+        sequence: Sequence::ZERO,
+        term: Term(0),
+        generation: GenerationId::NONE,
+        changes,
+        payload,
+    };
+    if changes.len() <= CHANGES_AT_ONCE_MAX {
+        return vec![record(changes, payload)];
     }
-    let touched = driver.brick.touched_since(common)?;
-    let unknown = touched.is_none();
-    items.extend(touched.unwrap_or_default().into_iter().map(|item| match item {
-        DirtyItem::Key(key) => Doubt::Key(key),
-        DirtyItem::Blocks { object, first, count } => Doubt::Blocks(object, first, count),
-        DirtyItem::Dropped(object) => Doubt::Object(object),
-    }));
-    let mut chunks = items.chunks(DOUBTS_MAX).peekable();
-    if chunks.peek().is_none() {
-        driver.send(replica, &Message::Doubts { items: Vec::new(), last: true, unknown });
+    let mut rest = payload;
+    changes
+        .chunks(CHANGES_AT_ONCE_MAX)
+        .map(|part| {
+            let bytes = part.iter().map(|change| match change {
+                Change::Write { len, .. } => *len as usize,
+                _ => 0,
+            });
+            let data = rest.split_to(bytes.sum::<usize>().min(rest.len()));
+            record(part.to_vec(), data)
+        })
+        .collect()
+}
+
+impl Driver {
+    /// Tells what this replica has in doubt: the extents that a crash left so, and what its own
+    /// records after the last common one touched. It changes nothing here: should either side
+    /// crash now, the same is asked and told again.
+    pub(super) fn tell_doubts(
+        &mut self,
+        replica: usize,
+        common: Sequence,
+    ) -> Result<(), BrickError> {
+        let mut items = Vec::new();
+        for (object, range) in &self.recovery.suspect {
+            let first = range.start / BLOCK_BYTES;
+            items.push(Doubt::Blocks(*object, first, range.end.div_ceil(BLOCK_BYTES) - first));
+        }
+        self.brick.push()?;
+        let touched = self.brick.touched_since(common)?;
+        let unknown = touched.is_none();
+        items.extend(touched.unwrap_or_default().into_iter().map(|item| match item {
+            DirtyItem::Key { key } => Doubt::Key(key),
+            DirtyItem::Blocks { object, start, end } => Doubt::Blocks(object, start, end - start),
+            DirtyItem::Dropped { object } => Doubt::Object(object),
+        }));
+        let mut chunks = items.chunks(DOUBTS_MAX).peekable();
+        if chunks.peek().is_none() {
+            self.send(replica, &Message::Doubts { items: Vec::new(), last: true, unknown });
+        }
+        while let Some(chunk) = chunks.next() {
+            let last = chunks.peek().is_none();
+            self.send(replica, &Message::Doubts { items: chunk.to_vec(), last, unknown });
+        }
+        Ok(())
     }
-    while let Some(chunk) = chunks.next() {
-        let last = chunks.peek().is_none();
-        driver.send(replica, &Message::Doubts { items: chunk.to_vec(), last, unknown });
-    }
-    Ok(())
 }
 
 /// Says which blocks of an offer differ here.

@@ -1,7 +1,7 @@
 //! The volume's thread and its tasks.
 
 use std::cell::RefCell;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -14,10 +14,10 @@ use protocol::preamble::Purpose;
 use protocol::volume::VolumeSpec;
 use replication::machine::Standing;
 use replication::state::{DurableState, Mask};
-use storage::{Brick, RealMedium, RecoveryReport};
+use storage::{DirBrick, RecoveryReport};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::driver::{Driver, Shared};
 use super::links::{HEARTBEAT, keep_dialling, serve_link};
@@ -31,7 +31,7 @@ const NOTE_POSITIONS: Duration = Duration::from_secs(5);
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
 
 /// What a brick's opening gave.
-type Opened = (Brick<RealMedium>, RecoveryReport, DurableState);
+type Opened = (DirBrick, RecoveryReport, DurableState);
 
 /// Starts the thread and waits until the brick is open or refused.
 pub(super) fn start(
@@ -58,7 +58,12 @@ pub(super) fn start(
                 let _ = ready.send(Ok(()));
                 let local = tokio::task::LocalSet::new();
                 let opened = (brick, recovery, state);
-                local.block_on(&runtime, run(spec, me, pool, opened, messages));
+                let stopped = local.block_on(&runtime, run(spec, me, pool, opened, messages));
+                // The brick is closed, and may be opened again, once its tasks are gone.
+                drop(local);
+                if let Some(stopped) = stopped {
+                    let _ = stopped.send(());
+                }
             }
             Err(error) => {
                 let _ = ready.send(Err(error));
@@ -74,9 +79,9 @@ fn open(spec: &VolumeSpec, me: usize, pool_id: PoolId) -> Result<Opened, StartEr
         .map_err(|source| StartError::Open { path: path.clone(), source })?;
     let state = bricks::state_of(&brick)
         .map_err(|reason| StartError::State { path: path.clone(), reason })?;
-    if recovery.crashed {
+    if !recovery.was_clean {
         tracing::info!(
-            volume = %spec.name, replayed = recovery.records_replayed,
+            volume = %spec.name, replayed = recovery.replayed_records,
             doubtful_extents = recovery.suspect.len(), "the brick recovered from a crash"
         );
     }
@@ -97,9 +102,9 @@ async fn run(
     pool: Arc<dyn PoolView>,
     (brick, recovery, state): Opened,
     mut messages: mpsc::Receiver<Said>,
-) {
+) -> Option<oneshot::Sender<()>> {
     let count = spec.replicas.len();
-    let wake = brick.wake_fd();
+    let wake = brick.wake_fd().and_then(|fd| fd.try_clone_to_owned().ok());
     let driver = Driver::new(spec, me, pool, brick, recovery, state, entropy());
     let shared: Shared = Rc::new(RefCell::new(driver));
     shared.borrow_mut().set_self(&shared);
@@ -133,13 +138,12 @@ async fn run(
             }
             Said::Stop(answer) => {
                 stop(&shared).await;
-                drop(shared);
-                let _ = answer.send(());
-                return;
+                return Some(answer);
             }
         }
     }
     stop(&shared).await;
+    None
 }
 
 async fn serve(shared: Shared, accepted: super::AcceptedStream, purpose: Purpose) {
@@ -159,17 +163,8 @@ async fn serve(shared: Shared, accepted: super::AcceptedStream, purpose: Purpose
     }
 }
 
-/// A descriptor that the brick owns; it outlives every task of the thread.
-struct Borrowed(RawFd);
-
-impl AsRawFd for Borrowed {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0
-    }
-}
-
-async fn watch_brick(shared: Shared, fd: RawFd) {
-    let fd = match AsyncFd::with_interest(Borrowed(fd), Interest::READABLE) {
+async fn watch_brick(shared: Shared, fd: OwnedFd) {
+    let fd = match AsyncFd::register_with_interest(fd, Interest::READABLE) {
         Ok(fd) => fd,
         Err(error) => {
             tracing::error!(%error, "the brick's completions cannot be watched");
@@ -276,9 +271,7 @@ impl Driver {
     fn new_spec(&mut self, spec: VolumeSpec) {
         self.settings = super::settings::Settings::of(&spec);
         self.machine.set_replica_deadline(self.settings.replica_deadline);
-        if let Ok(json) = serde_json::to_vec(&spec)
-            && let Err(error) = self.brick.set_spec(&json)
-        {
+        if let Err(error) = self.brick.set_spec(spec.clone()) {
             self.fail(&error);
         }
         self.spec = spec;

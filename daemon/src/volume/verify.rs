@@ -120,7 +120,7 @@ async fn look(shared: &Shared, scope: Scope) -> Answer {
             of_pairs(&pairs)
         }
         Scope::Objects { from, to } => {
-            match shared.borrow().brick.objects_after(from, OBJECTS_MAX + 1) {
+            match shared.borrow().brick.objects_after(before(from), OBJECTS_MAX + 1) {
                 Ok(objects) => Answer {
                     names: objects
                         .into_iter()
@@ -228,7 +228,7 @@ impl Comparison<'_> {
         self.keys().await?;
         let mut from = ObjectId(0);
         loop {
-            let objects = self.shared.borrow().brick.objects_after(from, OBJECTS_MAX).ok()?;
+            let objects = self.shared.borrow().brick.objects_after(before(from), OBJECTS_MAX).ok()?;
             let last = objects.len() < OBJECTS_MAX;
             let to = match objects.last() {
                 Some(object) if !last => ObjectId(object.0 + 1),
@@ -296,7 +296,7 @@ impl Comparison<'_> {
         for key in differing {
             let path = format!("metadata key {}", printable(&key));
             self.report(path, 0, key.len() as u64);
-            self.put_right(&[DirtyItem::Key(key)]).await;
+            self.put_right(&[DirtyItem::Key { key }]).await;
         }
         Some(())
     }
@@ -306,7 +306,7 @@ impl Comparison<'_> {
         let mut extra = Vec::new();
         for _ in 0..ASKED_AGAIN_MAX {
             let theirs = self.ask(scope.clone()).await?;
-            let own = self.shared.borrow().brick.objects_after(from, OBJECTS_MAX).ok()?;
+            let own = self.shared.borrow().brick.objects_after(before(from), OBJECTS_MAX).ok()?;
             extra = theirs
                 .names
                 .iter()
@@ -320,7 +320,7 @@ impl Comparison<'_> {
         }
         for object in extra {
             self.report(format!("object {object} that should be gone"), 0, 0);
-            self.put_right(&[DirtyItem::Dropped(object)]).await;
+            self.put_right(&[DirtyItem::Dropped { object }]).await;
         }
         Some(())
     }
@@ -358,7 +358,7 @@ impl Comparison<'_> {
         for (first, count) in runs(&bad) {
             let first = extent * BLOCKS_PER_EXTENT + first;
             self.report(path.clone(), first * BLOCK_BYTES, count * BLOCK_BYTES);
-            self.put_right(&[DirtyItem::Blocks { object, first, count }]).await;
+            self.put_right(&[DirtyItem::Blocks { object, start: first, end: first + count }]).await;
         }
         Some(())
     }
@@ -389,7 +389,7 @@ impl Comparison<'_> {
 async fn rewrite(shared: &Shared, item: &DirtyItem) -> bool {
     use protocol::record::Change;
     match item {
-        DirtyItem::Key(key) => {
+        DirtyItem::Key { key } => {
             let mut d = shared.borrow_mut();
             let change = match d.brick.get(key) {
                 Ok(Some(value)) => Change::Put { key: key.clone(), value },
@@ -400,17 +400,17 @@ async fn rewrite(shared: &Shared, item: &DirtyItem) -> bool {
             d.finish_turn();
             ordered
         }
-        DirtyItem::Dropped(object) => {
+        DirtyItem::Dropped { object } => {
             let mut d = shared.borrow_mut();
-            if !matches!(d.brick.object_exists(*object), Ok(false)) {
+            if !matches!(d.brick.exists(*object), Ok(false)) {
                 return false;
             }
             let ordered = d.order(vec![Change::Drop { object: *object }], Bytes::new()).is_ok();
             d.finish_turn();
             ordered
         }
-        DirtyItem::Blocks { object, first, count } => {
-            for block in *first..first + count {
+        DirtyItem::Blocks { object, start, end } => {
+            for block in *start..*end {
                 let offset = block * BLOCK_BYTES;
                 let Some(Ok(data)) =
                     read_again(shared, *object, offset, BLOCK_BYTES as u32).await
@@ -473,6 +473,11 @@ fn runs(blocks: &[u64]) -> Vec<(u64, u64)> {
     runs
 }
 
+/// The place before an object, for listings that begin after one.
+fn before(object: ObjectId) -> Option<ObjectId> {
+    object.0.checked_sub(1).map(ObjectId)
+}
+
 fn printable(key: &[u8]) -> String {
     key.iter().flat_map(|byte| std::ascii::escape_default(*byte)).map(char::from).collect()
 }
@@ -501,8 +506,14 @@ pub(super) async fn repair_block(shared: &Shared, object: ObjectId, block: u64) 
         }
         let mut d = shared.borrow_mut();
         let (offset, len) = (block * BLOCK_BYTES, BLOCK_BYTES as u32);
+        // A write that came meanwhile has put the block right already, with newer bytes.
+        match d.brick.read_now(object, offset, len) {
+            Err(storage::ReadError::Corrupt { .. }) => {}
+            Ok(_) => return true,
+            Err(_) => return false,
+        }
         let change = protocol::record::Change::Write { object, offset, len };
-        match d.brick.apply_resync(&[change], &data) {
+        match d.apply_apart(vec![change], data) {
             Ok(()) => {
                 let what = format!("block {block} of object {object}");
                 tracing::warn!(volume = %d.spec.name, %what, "a damaged block was repaired");
