@@ -243,8 +243,7 @@ mod tests {
             name: Some("flag".to_owned()),
             ..RawConfig::default()
         };
-        let file: RawConfig =
-            toml::from_str("name = \"file\"\nhttp = \"off\"\n").expect("valid");
+        let file: RawConfig = toml::from_str("name = \"file\"\nhttp = \"off\"\n").expect("valid");
         let config = resolve(flags.or(file)).expect("valid");
         assert_eq!(config.name, "flag");
         assert_eq!(config.http, None);

@@ -154,7 +154,10 @@ impl EventLog {
             if file.metadata()?.len() <= FILE_BYTES_MAX {
                 return Ok(());
             }
-            fs::rename(&self.shared.path, self.shared.path.with_extension("jsonl.1"))?;
+            fs::rename(
+                &self.shared.path,
+                self.shared.path.with_extension("jsonl.1"),
+            )?;
             *file = open(&self.shared.path)?;
             Ok(())
         });

@@ -248,12 +248,32 @@ fn metrics(node: &str, status: &PoolStatus) -> String {
     }
     for (name, help, samples) in [
         ("cairn_volume_serving", "Whether the volume serves.", health),
-        ("cairn_volume_used_bytes", "Bytes in use at the primary.", used),
+        (
+            "cairn_volume_used_bytes",
+            "Bytes in use at the primary.",
+            used,
+        ),
         ("cairn_volume_clients", "Mounted clients.", clients),
-        ("cairn_replica_up_to_date", "Whether the replica's data is current.", up_to_date),
-        ("cairn_replica_primary", "Whether the replica is primary.", primary),
-        ("cairn_replica_out_of_sync_bytes", "Bytes that differ or may differ.", out_of_sync),
-        ("cairn_replica_lag_bytes", "Bytes of the confirmed order that it lacks.", lag),
+        (
+            "cairn_replica_up_to_date",
+            "Whether the replica's data is current.",
+            up_to_date,
+        ),
+        (
+            "cairn_replica_primary",
+            "Whether the replica is primary.",
+            primary,
+        ),
+        (
+            "cairn_replica_out_of_sync_bytes",
+            "Bytes that differ or may differ.",
+            out_of_sync,
+        ),
+        (
+            "cairn_replica_lag_bytes",
+            "Bytes of the confirmed order that it lacks.",
+            lag,
+        ),
     ] {
         family(&mut out, name, help, &samples);
     }

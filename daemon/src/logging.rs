@@ -10,8 +10,8 @@ const DEFAULT_FILTER: &str = "info,openraft=warn";
 
 /// Starts logging. A second call changes nothing.
 pub fn init() {
-    let filter = EnvFilter::try_from_env("CAIRN_LOG")
-        .unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
+    let filter =
+        EnvFilter::try_from_env("CAIRN_LOG").unwrap_or_else(|_| EnvFilter::new(DEFAULT_FILTER));
     // An error means that a subscriber is set already: in tests, by another one.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -98,10 +98,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> FrameStream<S> {
         }
     }
 
-    pub(crate) fn get_ref(&self) -> &S {
-        &self.stream
-    }
-
     /// The next frame; `None` at the end between two frames.
     pub(crate) async fn read(&mut self) -> Result<Option<RawFrame>, ReadError> {
         loop {

@@ -85,12 +85,7 @@ pub const OPTIONS: &[OptionRule] = &[
     },
     OptionRule {
         key: "split-brain-policy",
-        kind: OptionKind::Word(&[
-            "manual",
-            "keep-newest",
-            "keep-most-changes",
-            "keep-primary",
-        ]),
+        kind: OptionKind::Word(&["manual", "keep-newest", "keep-most-changes", "keep-primary"]),
         default: "manual",
         meaning: "Which side is kept when two histories diverged; the other side is kept readable.",
     },
@@ -393,7 +388,8 @@ pub fn parse_size(text: &str) -> Option<u64> {
             return None;
         }
         let scale = 10_u64.pow(u32::try_from(part.len()).ok()?);
-        let fraction = u128::from(part.parse::<u64>().ok()?) * u128::from(factor) / u128::from(scale);
+        let fraction =
+            u128::from(part.parse::<u64>().ok()?) * u128::from(factor) / u128::from(scale);
         bytes = bytes.checked_add(u64::try_from(fraction).ok()?)?;
     }
     Some(bytes)

@@ -177,7 +177,10 @@ async fn peer_code(node: &Arc<Node>) -> Result<Done, Refusal> {
     }
     let code = node.make_code();
     Ok(Done {
-        message: Some(format!("one-time code of {}, good for an hour: {code}", node.name)),
+        message: Some(format!(
+            "one-time code of {}, good for an hour: {code}",
+            node.name
+        )),
         data: json!({ "code": code, "name": node.name, "expires_seconds": 3600 }),
     })
 }
@@ -196,7 +199,10 @@ async fn peer_probe(
     let message = if probed.was_member {
         format!("{} ({}) is a member already", probed.name, probed.address)
     } else if votes {
-        format!("{} ({}) is in the pool and votes", probed.name, probed.address)
+        format!(
+            "{} ({}) is in the pool and votes",
+            probed.name, probed.address
+        )
     } else {
         format!(
             "{} ({}) is in the pool and does not vote",
@@ -276,11 +282,7 @@ async fn resync(
     })
 }
 
-async fn wait_for_resync(
-    node: &Arc<Node>,
-    name: &str,
-    replies: &Replies,
-) -> Result<(), Refusal> {
+async fn wait_for_resync(node: &Arc<Node>, name: &str, replies: &Replies) -> Result<(), Refusal> {
     let mut last = String::new();
     loop {
         let status = node.volumes_status(Some(name)).await;

@@ -230,8 +230,8 @@ impl PoolClient {
                     _ => None,
                 };
                 let (outcome, index) = group.propose(command).await?;
-                let value = serde_json::to_value(Proposed { outcome, index })
-                    .map_err(|e| internal(&e))?;
+                let value =
+                    serde_json::to_value(Proposed { outcome, index }).map_err(|e| internal(&e))?;
                 return Ok(NodeReply::Outcome { value });
             }
             NodeRequest::Admit {
@@ -331,7 +331,10 @@ pub(crate) fn check_leaving(state: &PoolState, node: NodeId, force: bool) -> Res
     }
     Err(refuse_loss(
         "has_bricks",
-        format!("it holds bricks, which would be lost to their volumes: {}", bricks.join(", ")),
+        format!(
+            "it holds bricks, which would be lost to their volumes: {}",
+            bricks.join(", ")
+        ),
         "Delete these volumes first, or say --force if the node is lost for good.",
     ))
 }

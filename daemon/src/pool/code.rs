@@ -182,9 +182,27 @@ mod tests {
         assert!(code.check(b"connection 1", ENDS, &proof));
         assert!(!code.check(b"connection 2", ENDS, &proof));
         let answer = code.prove(b"connection 1", ENDS);
-        assert!(verify(&key, ProofRole::Probed, b"connection 1", ENDS, &answer));
-        assert!(!verify(&key, ProofRole::Prober, b"connection 1", ENDS, &answer));
-        assert!(!verify(&key, ProofRole::Probed, b"connection 1", ENDS, "zz"));
+        assert!(verify(
+            &key,
+            ProofRole::Probed,
+            b"connection 1",
+            ENDS,
+            &answer
+        ));
+        assert!(!verify(
+            &key,
+            ProofRole::Prober,
+            b"connection 1",
+            ENDS,
+            &answer
+        ));
+        assert!(!verify(
+            &key,
+            ProofRole::Probed,
+            b"connection 1",
+            ENDS,
+            "zz"
+        ));
     }
 
     #[test]

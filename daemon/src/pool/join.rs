@@ -93,7 +93,9 @@ impl Node {
         let key = code.and_then(code::key_of).ok_or_else(|| match code {
             None => refuse(
                 "code_missing",
-                format!("the node at {address} is not a member, and its one-time code was not given"),
+                format!(
+                    "the node at {address} is not a member, and its one-time code was not given"
+                ),
                 "Run `cairn peer code` there, then probe again with `--code CODE`.",
             ),
             Some(_) => wrong_code(),

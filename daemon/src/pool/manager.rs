@@ -44,7 +44,9 @@ pub struct VolumeManager {
 
 /// This node's index in the volume, if it holds a replica.
 pub(crate) fn replica_on(spec: &VolumeSpec, node: NodeId) -> Option<usize> {
-    spec.replicas.iter().position(|replica| replica.node == node)
+    spec.replicas
+        .iter()
+        .position(|replica| replica.node == node)
 }
 
 impl VolumeManager {
@@ -126,12 +128,7 @@ impl VolumeManager {
     }
 }
 
-fn failed_report(
-    spec: &VolumeSpec,
-    replica: usize,
-    node: NodeId,
-    reason: &str,
-) -> ReplicaReport {
+fn failed_report(spec: &VolumeSpec, replica: usize, node: NodeId, reason: &str) -> ReplicaReport {
     ReplicaReport {
         volume: spec.id,
         node,

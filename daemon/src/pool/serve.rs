@@ -12,9 +12,9 @@ use protocol::report::ReplicaRole;
 use protocol::volume::{VolumeSpec, VolumeState};
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::Node;
 use super::manager::replica_on;
 use super::refusal::{refuse, refuse_loss};
-use super::Node;
 use crate::raft::GroupError;
 use crate::rpc::{FrameStream, ReadError};
 use crate::volume::{self, CommandError, PrepareError};

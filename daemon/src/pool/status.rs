@@ -35,7 +35,11 @@ impl Node {
                     return (id, Some(node.volumes.reports(None).await));
                 }
                 let request = NodeRequest::Reports { volume: None };
-                match node.clients.call(id, &address, &request, STATUS_WITHIN).await {
+                match node
+                    .clients
+                    .call(id, &address, &request, STATUS_WITHIN)
+                    .await
+                {
                     Ok(NodeReply::Reports { reports }) => (id, Some(reports)),
                     // It is there and says no: it does not count us as a member.
                     Ok(reply) => {
@@ -229,7 +233,11 @@ fn replica_status(
     primary: Option<&ReplicaReport>,
 ) -> ReplicaStatus {
     let seen_by = |from: Option<&ReplicaReport>| -> Option<PeerReport> {
-        from?.peers.iter().find(|peer| peer.replica == index).cloned()
+        from?
+            .peers
+            .iter()
+            .find(|peer| peer.replica == index)
+            .cloned()
     };
     let is_witness = witness.is_some_and(|witness| witness.replica == index);
     let is_primary = primary.is_some_and(|primary| primary.replica == index);

@@ -79,14 +79,20 @@ fn check_request(request: &CreateVolume) -> Result<(), Refusal> {
     if request.replica == 0 || request.replica > REPLICAS_MAX {
         return Err(refuse(
             "replica_count",
-            format!("a volume has 1 to {REPLICAS_MAX} replicas, not {}", request.replica),
+            format!(
+                "a volume has 1 to {REPLICAS_MAX} replicas, not {}",
+                request.replica
+            ),
             "For example: `replica 2 node1:/bricks/v1 node2:/bricks/v1`.",
         ));
     }
     if bricks != request.replica {
         return Err(refuse(
             "brick_count",
-            format!("{} replicas need {} bricks; {bricks} were given", request.replica, request.replica),
+            format!(
+                "{} replicas need {} bricks; {bricks} were given",
+                request.replica, request.replica
+            ),
             "Name one brick, HOST:/path, for each replica.",
         ));
     }
@@ -505,7 +511,10 @@ impl Node {
         };
         self.settle(PoolCommand::SetReplicaSet {
             volume: spec.id,
-            expected_version: state.replica_sets.get(&spec.id).map_or(0, |set| set.version),
+            expected_version: state
+                .replica_sets
+                .get(&spec.id)
+                .map_or(0, |set| set.version),
             term,
             primary: u8::try_from(primary).unwrap_or(u8::MAX),
             in_sync: u8::MAX >> (REPLICAS_MAX - spec.replicas.len().clamp(1, REPLICAS_MAX)),
@@ -523,7 +532,9 @@ impl Node {
         let Some(key) = key else {
             spec.options.clear();
             self.update(spec).await?;
-            return Ok(format!("all options of volume `{name}` have their defaults"));
+            return Ok(format!(
+                "all options of volume `{name}` have their defaults"
+            ));
         };
         let rule = options::rule(key).map_err(|error| option_refusal(&error))?;
         match key {
@@ -742,7 +753,11 @@ fn check_option(spec: &VolumeSpec, key: &str, value: &str) -> Result<(), Refusal
             "Take a smaller number: below it, writes wait.",
         ));
     }
-    let known = |name: &str| spec.replicas.iter().any(|replica| replica.node_name == name);
+    let known = |name: &str| {
+        spec.replicas
+            .iter()
+            .any(|replica| replica.node_name == name)
+    };
     if key == "preferred-primary" && !value.is_empty() && !known(value) {
         return Err(refuse(
             "option_value",
@@ -759,10 +774,10 @@ fn option_refusal(error: &OptionError) -> Refusal {
             nearest: Some(near),
             ..
         } => refuse_usage("option", error, &format!("Did you mean `{near}`?")),
-        OptionError::Unknown { .. } => {
-            refuse_usage("option", error, "See `cairn volume options`.")
+        OptionError::Unknown { .. } => refuse_usage("option", error, "See `cairn volume options`."),
+        OptionError::Value { .. } => {
+            refuse_usage("option_value", error, "See `cairn volume options`.")
         }
-        OptionError::Value { .. } => refuse_usage("option_value", error, "See `cairn volume options`."),
     }
 }
 

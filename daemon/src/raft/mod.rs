@@ -71,9 +71,7 @@ pub enum GroupError {
         reason: String,
     },
     /// A message of another pool or epoch.
-    #[error(
-        "a message of pool {theirs} epoch {their_epoch} came to pool {ours} epoch {our_epoch}"
-    )]
+    #[error("a message of pool {theirs} epoch {their_epoch} came to pool {ours} epoch {our_epoch}")]
     OtherPool {
         /// The sender's.
         theirs: PoolId,
@@ -195,7 +193,9 @@ impl RaftGroup {
             .map_err(|e| stopped(&e))?;
         raft.wait(Some(AGREE_WITHIN))
             .metrics(
-                |m| m.current_leader == Some(self.me) && m.last_applied.is_some_and(|l| l.index > 0),
+                |m| {
+                    m.current_leader == Some(self.me) && m.last_applied.is_some_and(|l| l.index > 0)
+                },
                 "a pool of one leads itself",
             )
             .await
@@ -246,7 +246,10 @@ impl RaftGroup {
         let running = self.running.read().await;
         let raft = running.as_ref().ok_or_else(|| stopped(&"not started"))?;
         raft.wait(Some(AGREE_WITHIN))
-            .metrics(|m| m.current_leader == Some(self.me), "the epoch has a leader")
+            .metrics(
+                |m| m.current_leader == Some(self.me),
+                "the epoch has a leader",
+            )
             .await
             .map_err(|_| GroupError::NoMajority)?;
         Ok(epoch)

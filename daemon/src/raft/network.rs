@@ -77,9 +77,7 @@ impl RaftNetworkFactory<PoolRaft> for Links {
     }
 }
 
-fn network<E: std::error::Error + 'static>(
-    error: &E,
-) -> NetworkError {
+fn network<E: std::error::Error + 'static>(error: &E) -> NetworkError {
     NetworkError::new(error)
 }
 
@@ -122,7 +120,10 @@ impl RaftNetwork<PoolRaft> for Link {
         rpc: AppendEntriesRequest<PoolRaft>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<NodeId>, RPCError<NodeId, Member, RaftError<NodeId>>> {
-        match self.ask(&RaftMessage::Append(rpc), option.hard_ttl()).await? {
+        match self
+            .ask(&RaftMessage::Append(rpc), option.hard_ttl())
+            .await?
+        {
             RaftAnswer::Append(answer) => {
                 answer.map_err(|e| RPCError::RemoteError(RemoteError::new(self.target, e)))
             }

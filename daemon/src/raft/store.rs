@@ -20,7 +20,9 @@ use openraft::{
 use parking_lot::Mutex;
 use protocol::ids::{NodeId, PoolId};
 use protocol::node_rpc::Member;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction};
+use redb::{
+    Database, ReadableDatabase as _, ReadableTable as _, TableDefinition, WriteTransaction,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -59,7 +61,9 @@ pub enum StoreError {
         source: serde_json::Error,
     },
     /// Another version's file.
-    #[error("the pool's configuration file has format {found}; this program reads {FORMAT_VERSION}")]
+    #[error(
+        "the pool's configuration file has format {found}; this program reads {FORMAT_VERSION}"
+    )]
     Format {
         /// What was found.
         found: u32,
@@ -401,7 +405,8 @@ impl RaftLogStorage<PoolRaft> for LogStore {
         self.0
             .blocking(move |handle| {
                 handle.write(|txn| {
-                    txn.open_table(LOG)?.retain_in(log_id.index.., |_, _| false)?;
+                    txn.open_table(LOG)?
+                        .retain_in(log_id.index.., |_, _| false)?;
                     Ok(())
                 })
             })
