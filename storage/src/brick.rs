@@ -84,6 +84,10 @@ impl Options {
     }
 }
 
+/// Longest object: ext4's limit for a file with 4 KiB blocks, the smallest of the file systems that
+/// bricks lie on (ext4(5), xfs(5), btrfs(5)).
+pub const OBJECT_BYTES_MAX: u64 = (16 << 40) - 4096;
+
 /// Whether the caller may go on at once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use]
@@ -201,6 +205,28 @@ impl<M: Medium> Brick<M> {
             .oldest_kept()
             .map_or(next, |oldest| oldest.min(next))
     }
+    /// The brick's file system ends a file here, at most.
+    #[must_use]
+    pub fn object_bytes_max(&self) -> u64 {
+        OBJECT_BYTES_MAX
+    }
+    /// Whether data of large writes waits for a sync.
+    #[must_use]
+    pub fn has_unsynced_data(&self) -> bool {
+        self.core.unsynced.bytes() > 0
+    }
+    /// Extents of the object that are not all zero, ascending.
+    pub fn extents(&self, object: ObjectId) -> Result<Vec<u64>, ReadError> {
+        let Some(info) = self.core.layers.info(object)? else { return Ok(Vec::new()) };
+        let end = info.data_end.div_ceil(protocol::units::EXTENT_BYTES);
+        let mut found = Vec::new();
+        for extent in 0..end {
+            if self.block_sums(object, extent)?.iter().any(|sum| *sum != 0) {
+                found.push(extent);
+            }
+        }
+        Ok(found)
+    }
     /// Who this is.
     #[must_use]
     pub fn identity(&self) -> &BrickIdentity {
@@ -238,8 +264,18 @@ impl<M: Medium> Brick<M> {
         }
     }
 
-    /// Replaces the replication layer's state. Waits; durable on return.
+    /// Replaces the replication layer's state. Waits; durable on return, and with it everything
+    /// that was appended before: a state may rest on records and marks, never the reverse.
     pub fn set_state(&mut self, state: Bytes) -> Result<(), BrickError> {
+        self.writable()?;
+        let pushed = self.journal.push();
+        pushed.map_err(|error| self.fail(error))?;
+        for file in self.journal.unstable_files(self.flushes.journal_files()) {
+            if let Err(error) = self.medium.sync(&file) {
+                let fault = IoFault::new("sync the journal", &error);
+                return Err(self.fail(BrickError::Failed(fault)));
+            }
+        }
         self.change_superblock(|superblock| superblock.state = state)
     }
     /// Replaces the volume's description. Waits; durable on return.

@@ -303,6 +303,13 @@ impl<M: Medium> Journal<M> {
         self.unsynced.clone()
     }
 
+    /// Files to sync for everything pushed to be stable, those of a sync under way included.
+    pub(crate) fn unstable_files(&self, under_way: Vec<M::File>) -> Vec<M::File> {
+        let mut files = under_way;
+        files.extend(self.unsynced.iter().cloned());
+        files
+    }
+
     /// What must be synced for everything pushed to be stable.
     pub(crate) fn begin_sync(&mut self) -> (Vec<M::File>, Lsn) {
         self.unsynced_last = None;

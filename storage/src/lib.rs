@@ -40,7 +40,7 @@ mod tests;
 
 pub use activity::ACTIVE_EXTENTS_MAX;
 pub use brick::{
-    Brick, BrickEvent, CatchUp, Expected, FlushId, FlushWhat, Options, Pace, Position, ReadOutcome,
+    Brick, BrickEvent, OBJECT_BYTES_MAX, CatchUp, Expected, FlushId, FlushWhat, Options, Pace, Position, ReadOutcome,
     RecoveryReport, SeekFor, Space,
 };
 pub use dirty::{DIRTY_BYTES_MAX, DirtyItem, DirtySummary, PROGRESS_BYTES_MAX};

@@ -164,7 +164,12 @@ async fn serve(shared: Shared, accepted: super::AcceptedStream, purpose: Purpose
 }
 
 async fn watch_brick(shared: Shared, fd: OwnedFd) {
-    let fd = match AsyncFd::register_with_interest(fd, Interest::READABLE) {
+    #[allow(
+        deprecated,
+        reason = "an OwnedFd keeps its descriptor open, which the replacement wants promised by \
+                  unsafe code; this crate has none"
+    )]
+    let fd = match AsyncFd::with_interest(fd, Interest::READABLE) {
         Ok(fd) => fd,
         Err(error) => {
             tracing::error!(%error, "the brick's completions cannot be watched");

@@ -212,6 +212,11 @@ impl<M: Medium> Brick<M> {
     /// Ends the use of the brick in order: everything is checkpointed and the superblock says so.
     /// Waits. Without this call nothing is lost, and the next opening replays the journal.
     pub fn close(mut self) -> Result<(), BrickError> {
+        self.shut_down()
+    }
+
+    /// As [`Brick::close`]; the brick stays in its owner's hands, and takes no changes any more.
+    pub fn shut_down(&mut self) -> Result<(), BrickError> {
         if self.read_only {
             return Ok(());
         }

@@ -128,9 +128,21 @@ impl<M: Medium> Brick<M> {
     /// does not reach back so far; nothing is marked then. Reads the journal, which may wait.
     pub fn mark_dirty_since(&mut self, replica: u8, from: Sequence) -> Result<(), BrickError> {
         self.writable()?;
+        match self.touched_since(from)? {
+            Some(items) => self.mark_dirty(replica, &items),
+            None => Err(BrickError::NotKept {
+                wanted: from.next(),
+                oldest: self.oldest_kept(),
+            }),
+        }
+    }
+
+    /// What the records after `from` touched; `None` where the journal does not reach back so far.
+    /// Reads the journal, which may wait.
+    pub fn touched_since(&mut self, from: Sequence) -> Result<Option<Vec<DirtyItem>>, BrickError> {
         let wanted = from.next();
         if wanted > self.position.sequence {
-            return Ok(());
+            return Ok(Some(Vec::new()));
         }
         let mut items = Vec::new();
         let whole = self.journal.read_records(wanted, &mut |_, frame| {
@@ -141,14 +153,11 @@ impl<M: Medium> Brick<M> {
             Ok(true)
         })?;
         if !whole {
-            return Err(BrickError::NotKept {
-                wanted,
-                oldest: self.oldest_kept(),
-            });
+            return Ok(None);
         }
         items.sort_unstable();
         items.dedup();
-        self.mark_dirty(replica, &items)
+        Ok(Some(items))
     }
 
     /// The state is the one of this place in the order: the end of a resync. Records before cannot
