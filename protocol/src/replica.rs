@@ -247,6 +247,7 @@ pub enum Message {
 impl Message {
     /// As a frame.
     #[must_use]
+    // A table: one row a message.
     pub fn encode(&self) -> RawFrame {
         let mut w = Writer::default();
         let mut payload = Bytes::new();
@@ -426,6 +427,7 @@ impl Message {
     }
 
     /// From a frame.
+    // A table: one row a message.
     pub fn decode(frame: &RawFrame) -> Result<Self, DecodeError> {
         let mut r = Reader::new(frame.meta.clone());
         let payload = &frame.payload;

@@ -9,7 +9,9 @@ use protocol::ids::GenerationId;
 use protocol::units::{Sequence, Term};
 
 use super::*;
+use crate::decision::{Decision, Means, Rule};
 use crate::line::Line;
+use crate::state::{How, Welcome};
 
 type Key = u8;
 
