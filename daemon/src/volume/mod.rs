@@ -206,10 +206,8 @@ pub fn prepare_brick(
             path: path.to_owned(),
         });
     }
-    let names: BTreeMap<&str, String> = BTreeMap::from([
-        ("volume", spec.id.to_string()),
-        ("index", index.to_string()),
-    ]);
+    let names: BTreeMap<&str, String> =
+        BTreeMap::from([("volume", spec.id.to_string()), ("index", index.to_string())]);
     std::fs::write(marker(path), format!("{names:?}")).map_err(failed)
 }
 
