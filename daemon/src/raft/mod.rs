@@ -215,7 +215,7 @@ impl RaftGroup {
         let mut applied = store::fresh(pool);
         applied.state.epoch = epoch;
         applied.state.entering = true;
-        applied.bootstrap = members;
+        applied.state.bootstrap = members;
         self.replace(applied, false).await
     }
 
@@ -275,7 +275,7 @@ impl RaftGroup {
     pub fn believes(&self, node: NodeId) -> bool {
         let state = self.state();
         if state.entering {
-            return self.store.applied().bootstrap.contains_key(&node);
+            return state.bootstrap.contains_key(&node);
         }
         state.members.contains_key(&node)
     }
