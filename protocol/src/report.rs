@@ -152,6 +152,12 @@ pub struct PeerReport {
     pub lag_bytes: Option<u64>,
     /// How old the oldest operation is that it lacks.
     pub lag_seconds: Option<f64>,
+    /// A resync towards it. Only its source knows the figures.
+    #[serde(default)]
+    pub resync: Option<ResyncReport>,
+    /// The last resync towards it.
+    #[serde(default)]
+    pub last_resync: Option<LastResyncReport>,
 }
 
 /// One replica's own view, asked of its node.

@@ -258,9 +258,10 @@ impl Work {
                 continue;
             }
             let name = spec.name.clone();
+            let pool = state.pool;
             let marked = tokio::task::spawn_blocking(move || {
                 let path = spec.replicas[replica].path.clone();
-                volume::mark_brick_deleted(&spec, replica, Path::new(&path))
+                volume::mark_brick_deleted(&spec, replica, pool, Path::new(&path))
             })
             .await;
             if let Ok(Err(error)) = marked {

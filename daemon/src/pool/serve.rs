@@ -189,8 +189,9 @@ impl Node {
     ) -> Result<NodeReply, Refusal> {
         let path = self.brick_path(&spec, replica)?;
         let told = path.clone();
+        let pool = self.pool.state().pool;
         let prepared = tokio::task::spawn_blocking(move || {
-            volume::prepare_brick(&spec, replica, &path, force)
+            volume::prepare_brick(&spec, replica, pool, &path, force)
         })
         .await;
         match prepared {
@@ -299,13 +300,7 @@ impl Node {
 }
 
 fn prepare_refusal(error: &PrepareError) -> Refusal {
-    let hint = match error {
-        PrepareError::NotEmpty { .. } => {
-            "Take an empty directory, or add `force` to use it as it is."
-        }
-        PrepareError::Io { .. } => "Make sure that the directory can be made and written by root.",
-    };
-    refuse("brick", error, hint)
+    refuse("brick", error, error.hint())
 }
 
 fn not_member() -> Refusal {

@@ -269,8 +269,12 @@ fn replica_status(
         } else {
             by_primary.as_ref().and_then(|peer| peer.lag_seconds)
         },
-        resync: report.and_then(|report| report.resync.clone()),
-        last_resync: report.and_then(|report| report.last_resync.clone()),
+        // The source alone knows how much there is; the target is asked where it cannot answer.
+        resync: by_primary
+            .as_ref()
+            .and_then(|peer| peer.resync.clone())
+            .or_else(|| report.and_then(|report| report.resync.clone())),
+        last_resync: by_primary.and_then(|peer| peer.last_resync),
     }
 }
 

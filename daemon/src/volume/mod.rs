@@ -1,8 +1,33 @@
-//! The data plane's seam: one handle per replica of this node.
+//! The data plane: this node's replica of one volume, on a thread of its own.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`driver`] | the owner: machine, namespace and brick joined, one event at a time |
+//! | [`clients`], [`sessions`] | mounts: connections, requests, what they hold open |
+//! | [`links`] | connections between replicas |
+//! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
+//! | [`verify`] | replicas compared, single blocks repaired |
+//! | [`bricks`] | making, refusing and marking brick directories |
+//! | [`thread`] | the thread, its tasks, its end |
 
-use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+mod bricks;
+mod clients;
+mod driver;
+mod links;
+mod outbox;
+mod report;
+mod sessions;
+mod settings;
+mod source;
+mod stream;
+mod target;
+mod thread;
+mod verify;
+
+use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use protocol::identity::Identity;
@@ -11,9 +36,17 @@ use protocol::node_rpc::VolumeCommand;
 use protocol::preamble::Purpose;
 use protocol::report::{ConnectionState, DiskState, PeerReport, ReplicaReport, ReplicaRole};
 use protocol::volume::VolumeSpec;
+use tokio::sync::{mpsc, oneshot};
 
-use crate::events::EventLog;
+use crate::events::{EventLog, Severity};
 use crate::pool::PoolClient;
+
+pub use bricks::{PrepareError, abort_brick, mark_brick_deleted, prepare_brick};
+
+/// How long a replica's thread may take to answer a question of status before it counts as busy.
+const STATUS_TIMEOUT: Duration = Duration::from_millis(800);
+/// Messages to the thread that may wait.
+const INBOX_MAX: usize = 1024;
 
 /// What a replica needs of its node.
 #[derive(Clone)]
@@ -32,32 +65,99 @@ pub struct VolumeContext {
     pub events: EventLog,
 }
 
+/// What the volume's thread asks of its node; a trait, so that tests need no pool.
+pub(crate) trait PoolView: Send + Sync {
+    /// HOST:PORT of a member.
+    fn address_of(&self, node: NodeId) -> Option<String>;
+    /// Whether the identity may mount the volume.
+    fn may_use(&self, identity: NodeId, volume: &str) -> bool;
+    /// TLS for dialling exactly this node.
+    fn client_tls(&self, node: NodeId) -> io::Result<Arc<rustls::ClientConfig>>;
+    /// TLS for accepting.
+    fn server_tls(&self) -> Arc<rustls::ServerConfig>;
+    /// Something that operators should know.
+    fn event(&self, kind: &str, volume: &str, message: &str);
+}
+
+struct ContextView {
+    context: VolumeContext,
+    server: Arc<rustls::ServerConfig>,
+}
+
+impl PoolView for ContextView {
+    fn address_of(&self, node: NodeId) -> Option<String> {
+        self.context.pool.member(node).map(|member| member.address)
+    }
+
+    fn may_use(&self, identity: NodeId, _volume: &str) -> bool {
+        self.context.pool.is_member(identity)
+    }
+
+    fn client_tls(&self, node: NodeId) -> io::Result<Arc<rustls::ClientConfig>> {
+        self.context.identity.client_config_for(node).map_err(io::Error::other)
+    }
+
+    fn server_tls(&self) -> Arc<rustls::ServerConfig> {
+        self.server.clone()
+    }
+
+    fn event(&self, kind: &str, volume: &str, message: &str) {
+        let severity = match kind {
+            "brick_failed" | "metadata_damaged" | "read_failed" | "resync_stopped" => {
+                Severity::Error
+            }
+            "replica_dropped" | "replica_refused" | "primary_lost" | "block_repaired" => {
+                Severity::Warning
+            }
+            _ => Severity::Info,
+        };
+        self.context.events.record(severity, kind, Some(volume), message);
+    }
+}
+
 /// A connection whose preamble was read.
 #[derive(Debug)]
 pub enum AcceptedStream {
-    /// From the network: TLS comes next. Blocking mode.
+    /// From the network: TLS comes next.
     Tcp(std::net::TcpStream),
-    /// From this machine: no TLS. Blocking mode.
+    /// From this machine: no TLS.
     Unix(std::os::unix::net::UnixStream),
 }
 
-/// Why a replica does not start.
+/// Why a replica does not start. The directory was not touched.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The brick cannot be opened.
-    #[error("the brick {path} cannot be opened: {source}")]
+    #[error("the brick {} cannot be opened: {source}", path.display())]
     Open {
         /// Its directory.
         path: PathBuf,
-        /// What the kernel says.
-        source: std::io::Error,
+        /// Why.
+        source: storage::OpenError,
     },
+    /// What the replica remembers of its role does not parse.
+    #[error("the brick {} remembers a role that cannot be read: {reason}", path.display())]
+    State {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The thread or its runtime could not be made.
+    #[error("the volume's thread cannot be started: {0}")]
+    Thread(#[source] io::Error),
+    /// TLS could not be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(String),
+    /// Something else stopped the thread before it was ready.
+    #[error("the volume's thread ended before it was ready")]
+    Ended,
 }
 
 /// Why a command was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// The replica's role does not fit.
+    /// It does not fit the replica's state.
     #[error("{reason}")]
     Refused {
         /// One word for programs.
@@ -71,162 +171,134 @@ pub enum CommandError {
     },
 }
 
-/// Why a directory cannot become a brick.
-#[derive(Debug, thiserror::Error)]
-pub enum PrepareError {
-    /// Something is in it.
-    #[error("{path} is not empty")]
-    NotEmpty {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// A file operation failed.
-    #[error("{path}: {source}")]
-    Io {
-        /// The directory.
-        path: PathBuf,
-        /// What the kernel says.
-        source: std::io::Error,
-    },
+impl CommandError {
+    pub(crate) fn refused(code: &'static str, reason: impl Into<String>, hint: &str) -> Self {
+        Self::Refused { code, reason: reason.into(), hint: hint.to_owned(), data_loss: false }
+    }
 }
 
-struct Inner {
-    spec: Mutex<VolumeSpec>,
-    me: usize,
-    node: NodeId,
+/// What is said to the volume's thread.
+enum Said {
+    Accept(AcceptedStream, Purpose),
+    Spec(Box<VolumeSpec>),
+    Status(oneshot::Sender<ReplicaReport>),
+    Command(VolumeCommand, oneshot::Sender<Result<serde_json::Value, CommandError>>),
+    Stop(oneshot::Sender<()>),
 }
 
-/// Runs this node's replica of one volume.
+/// Runs this node's replica of one volume on its own thread. Cheap to clone.
 #[derive(Clone)]
 pub struct VolumeHandle {
     inner: Arc<Inner>,
 }
 
+struct Inner {
+    inbox: mpsc::Sender<Said>,
+    spec: Mutex<VolumeSpec>,
+    me: usize,
+    node: NodeId,
+}
+
 impl VolumeHandle {
-    /// Opens the brick and starts.
+    /// Opens the brick, recovers it, and starts. Blocks until that is done or refused.
     pub fn start(
         spec: VolumeSpec,
         my_replica: usize,
         ctx: VolumeContext,
     ) -> Result<Self, StartError> {
-        let path = PathBuf::from(&spec.replicas[my_replica].path);
-        if let Err(source) = std::fs::read_dir(&path) {
-            return Err(StartError::Open { path, source });
-        }
-        Ok(Self {
-            inner: Arc::new(Inner {
-                spec: Mutex::new(spec),
-                me: my_replica,
-                node: ctx.node,
-            }),
-        })
+        let node = ctx.node;
+        let server = ctx.identity.server_config().map_err(|e| StartError::Tls(e.to_string()))?;
+        let pool_id = ctx.pool.state().pool;
+        let view: Arc<dyn PoolView> = Arc::new(ContextView { context: ctx, server });
+        let (inbox, messages) = mpsc::channel(INBOX_MAX);
+        thread::start(spec.clone(), my_replica, pool_id, view, messages)?;
+        let inner = Inner { inbox, spec: Mutex::new(spec), me: my_replica, node };
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     /// The volume's configuration changed.
     pub fn update_spec(&self, spec: VolumeSpec) {
-        *self.inner.spec.lock() = spec;
+        *self.inner.spec.lock() = spec.clone();
+        self.say(Said::Spec(Box::new(spec)));
     }
 
-    /// A connection for this volume.
+    /// A connection for this volume. Closed where the thread is overwhelmed.
     pub fn accept(&self, stream: AcceptedStream, purpose: Purpose) {
-        tracing::debug!(?purpose, "a connection is closed: nothing serves it");
-        drop(stream);
+        self.say(Said::Accept(stream, purpose));
     }
 
-    /// This replica's view.
+    fn say(&self, said: Said) {
+        if self.inner.inbox.try_send(said).is_err() {
+            tracing::warn!("a volume's thread takes no more messages for now");
+        }
+    }
+
+    /// This replica's view. A thread that does not answer in time is reported as such.
     pub async fn status(&self) -> ReplicaReport {
-        let spec = self.inner.spec.lock().clone();
-        let me = self.inner.me;
-        let peers = (0..spec.replicas.len())
-            .filter(|replica| *replica != me)
-            .map(|replica| PeerReport {
-                replica,
-                connection: ConnectionState::Connected,
-                in_sync: true,
-                out_of_sync_bytes: Some(0),
-                lag_bytes: Some(0),
-                lag_seconds: Some(0.0),
-            })
-            .collect();
+        let (answer, wait) = oneshot::channel();
+        let asked = self.inner.inbox.try_send(Said::Status(answer)).is_ok();
+        if asked && let Ok(Ok(report)) = tokio::time::timeout(STATUS_TIMEOUT, wait).await {
+            return report;
+        }
+        self.unknown()
+    }
+
+    fn unknown(&self) -> ReplicaReport {
+        let spec = self.inner.spec.lock();
+        let peers = (0..spec.replicas.len()).filter(|replica| *replica != self.inner.me);
         ReplicaReport {
             volume: spec.id,
             node: self.inner.node,
-            replica: me,
-            role: if me == 0 {
-                ReplicaRole::Primary
-            } else {
-                ReplicaRole::Secondary
-            },
+            replica: self.inner.me,
+            role: ReplicaRole::Secondary,
             role_reason: None,
-            disk: DiskState::UpToDate,
-            reason: None,
-            serving: me == 0,
-            term: 1,
+            disk: DiskState::Unknown,
+            reason: Some("the volume's thread does not answer".to_owned()),
+            serving: false,
+            term: 0,
             generation: None,
-            in_sync: true,
-            peers,
+            in_sync: false,
+            peers: peers
+                .map(|replica| PeerReport {
+                    replica,
+                    connection: ConnectionState::Connecting,
+                    in_sync: false,
+                    out_of_sync_bytes: None,
+                    lag_bytes: None,
+                    lag_seconds: None,
+                    resync: None,
+                    last_resync: None,
+                })
+                .collect(),
             resync: None,
             last_resync: None,
             size_bytes: spec.size_bytes,
-            used_bytes: Some(0),
-            free_bytes: Some(0),
+            used_bytes: None,
+            free_bytes: None,
             clients: Vec::new(),
             split_brain: None,
         }
     }
 
-    /// Does what an operator asks.
+    /// Does what an operator asks; returns when it is done.
     pub async fn command(&self, command: VolumeCommand) -> Result<serde_json::Value, CommandError> {
-        Ok(serde_json::json!({ "command": command }))
+        let gone = || {
+            CommandError::refused(
+                "stopping",
+                "the volume is stopping on this node",
+                "look at `cairn volume status` and try again",
+            )
+        };
+        let (answer, wait) = oneshot::channel();
+        self.inner.inbox.send(Said::Command(command, answer)).await.map_err(|_| gone())?;
+        wait.await.map_err(|_| gone())?
     }
 
-    /// Checkpoints and closes within 10 s.
-    pub async fn stop(&self) {}
-}
-
-fn marker(path: &Path) -> PathBuf {
-    path.join("cairn-brick")
-}
-
-/// Makes the directory of replica `index` ready to be a brick of the volume.
-pub fn prepare_brick(
-    spec: &VolumeSpec,
-    index: usize,
-    path: &Path,
-    force: bool,
-) -> Result<(), PrepareError> {
-    let failed = |source| PrepareError::Io {
-        path: path.to_owned(),
-        source,
-    };
-    std::fs::create_dir_all(path).map_err(failed)?;
-    let occupied = std::fs::read_dir(path).map_err(failed)?.next().is_some();
-    if occupied && (!force || marker(path).exists()) {
-        return Err(PrepareError::NotEmpty {
-            path: path.to_owned(),
-        });
+    /// Hands the role over where another replica can take it, checkpoints and closes.
+    pub async fn stop(&self) {
+        let (answer, wait) = oneshot::channel();
+        if self.inner.inbox.send(Said::Stop(answer)).await.is_ok() {
+            let _ = wait.await;
+        }
     }
-    let names: BTreeMap<&str, String> =
-        BTreeMap::from([("volume", spec.id.to_string()), ("index", index.to_string())]);
-    std::fs::write(marker(path), format!("{names:?}")).map_err(failed)
-}
-
-/// Undoes [`prepare_brick`]. No error where nothing was prepared for this volume.
-pub fn abort_brick(_spec: &VolumeSpec, _index: usize, path: &Path) -> Result<(), PrepareError> {
-    match std::fs::remove_file(marker(path)) {
-        Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(PrepareError::Io {
-            path: path.to_owned(),
-            source,
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// Marks the brick of a deleted volume. Its data stays.
-pub fn mark_brick_deleted(
-    _spec: &VolumeSpec,
-    _index: usize,
-    _path: &Path,
-) -> Result<(), PrepareError> {
-    Ok(())
 }

@@ -1,0 +1,113 @@
+//! write(2) and fallocate(2).
+
+use protocol::fs::{IO_BYTES_MAX, Outcome};
+use protocol::record::Change;
+use protocol::units::ObjectId;
+
+use super::{entry_of, xattr};
+use crate::errno::{EFBIG, EINVAL, EISDIR, ENODEV, EOPNOTSUPP};
+use crate::transaction::{Step, Stop, Transaction};
+use crate::{Context, Store};
+
+const KEEP_SIZE: u32 = 0x01;
+const PUNCH_HOLE: u32 = 0x02;
+const ZERO_RANGE: u32 = 0x10;
+
+/// Where data goes.
+pub(super) struct Place {
+    pub(super) object: ObjectId,
+    pub(super) offset: u64,
+    pub(super) append: bool,
+    pub(super) kill_privileges: bool,
+}
+
+/// The end of a range within a file of the longest size.
+fn end_of<S: Store>(context: &Context<'_>, offset: u64, len: u64) -> Step<u64, S> {
+    let limit = context.object_bytes_max.min(i64::MAX as u64);
+    offset
+        .checked_add(len)
+        .filter(|end| *end <= limit)
+        .ok_or(Stop::Errno(EFBIG))
+}
+
+pub(super) fn write<S: Store>(
+    tx: &mut Transaction<'_, S>,
+    context: &Context<'_>,
+    place: &Place,
+    bytes: usize,
+) -> Step<Outcome, S> {
+    let object = place.object;
+    let mut inode = tx.inode(object)?;
+    if inode.is_directory() {
+        return Err(Stop::Errno(EISDIR));
+    }
+    let len = u32::try_from(bytes).ok().filter(|l| *l <= IO_BYTES_MAX);
+    let (true, Some(len)) = (inode.is_file(), len) else {
+        return Err(Stop::Errno(EINVAL));
+    };
+    let offset = if place.append {
+        inode.size
+    } else {
+        place.offset
+    };
+    let end = end_of::<S>(context, offset, u64::from(len))?;
+    if len > 0 {
+        inode.size = inode.size.max(end);
+        inode.modified(context.now);
+        if place.kill_privileges {
+            inode.kill_privileges();
+        }
+        xattr::drop_capability(tx, object, &mut inode)?;
+        tx.put_inode(object, &inode);
+        tx.data(Change::Write {
+            object,
+            offset,
+            len,
+        });
+    }
+    Ok(Outcome::Written {
+        len,
+        offset,
+        attributes: entry_of(context, object, &inode),
+    })
+}
+
+pub(super) fn allocate<S: Store>(
+    tx: &mut Transaction<'_, S>,
+    context: &Context<'_>,
+    object: ObjectId,
+    mode: u32,
+    offset: u64,
+    len: u64,
+) -> Step<Outcome, S> {
+    let mut inode = tx.inode(object)?;
+    if inode.is_directory() {
+        return Err(Stop::Errno(EISDIR));
+    }
+    if !inode.is_file() {
+        return Err(Stop::Errno(ENODEV));
+    }
+    let zeroes = match mode & !KEEP_SIZE {
+        0 => false,
+        ZERO_RANGE => true,
+        PUNCH_HOLE if mode & KEEP_SIZE != 0 => true,
+        _ => return Err(Stop::Errno(EOPNOTSUPP)),
+    };
+    if len == 0 {
+        return Err(Stop::Errno(EINVAL));
+    }
+    let end = end_of::<S>(context, offset, len)?;
+    if zeroes && offset < inode.size {
+        tx.data(Change::Zero {
+            object,
+            offset,
+            len: end.min(inode.size) - offset,
+        });
+    }
+    if mode & KEEP_SIZE == 0 {
+        inode.size = inode.size.max(end);
+    }
+    inode.modified(context.now);
+    tx.put_inode(object, &inode);
+    Ok(Outcome::Attributes(entry_of(context, object, &inode)))
+}

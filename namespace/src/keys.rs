@@ -1,0 +1,80 @@
+//! The forms of keys. Numbers in keys are big-endian, so that keys sort as their numbers do.
+
+use bytes::Bytes;
+use protocol::ids::SessionId;
+use protocol::units::ObjectId;
+
+pub(crate) const INODE: u8 = b'i';
+pub(crate) const ENTRY: u8 = b'd';
+pub(crate) const XATTR: u8 = b'x';
+pub(crate) const ORPHAN: u8 = b'o';
+pub(crate) const REPLY: u8 = b'r';
+pub(crate) const SESSION: u8 = b's';
+/// Totals of the volume.
+pub(crate) const TOTALS: &[u8] = b"t";
+
+fn object_key(kind: u8, object: ObjectId) -> [u8; 9] {
+    let mut key = [kind; 9];
+    key[1..].copy_from_slice(&object.0.to_be_bytes());
+    key
+}
+
+pub(crate) fn inode(object: ObjectId) -> [u8; 9] {
+    object_key(INODE, object)
+}
+
+pub(crate) fn orphan(object: ObjectId) -> [u8; 9] {
+    object_key(ORPHAN, object)
+}
+
+pub(crate) fn entry(parent: ObjectId, cookie: u64) -> [u8; 17] {
+    let mut key = [ENTRY; 17];
+    key[1..9].copy_from_slice(&parent.0.to_be_bytes());
+    key[9..].copy_from_slice(&cookie.to_be_bytes());
+    key
+}
+
+/// The cookie in a key of [`entry`].
+pub(crate) fn entry_cookie(key: &[u8]) -> Option<u64> {
+    key.get(9..17)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(u64::from_be_bytes)
+}
+
+/// The object in a key of [`inode`] or [`orphan`].
+pub(crate) fn object_of(key: &[u8]) -> Option<ObjectId> {
+    key.get(1..9)
+        .and_then(|bytes| bytes.try_into().ok())
+        .map(|bytes| ObjectId(u64::from_be_bytes(bytes)))
+}
+
+/// An extended attribute; with an empty name the start of the object's.
+pub(crate) fn xattr(object: ObjectId, name: &[u8]) -> Bytes {
+    let mut key = Vec::with_capacity(9 + name.len());
+    key.extend_from_slice(&object_key(XATTR, object));
+    key.extend_from_slice(name);
+    key.into()
+}
+
+/// Past every extended attribute of the object: names never begin with 0xff, they have prefixes.
+pub(crate) fn xattr_end(object: ObjectId) -> Bytes {
+    xattr(object, &[0xff])
+}
+
+pub(crate) fn reply(session: SessionId, slot: u16) -> [u8; 19] {
+    let mut key = [REPLY; 19];
+    key[1..17].copy_from_slice(&session.0);
+    key[17..].copy_from_slice(&slot.to_be_bytes());
+    key
+}
+
+pub(crate) fn session(session: SessionId) -> [u8; 17] {
+    let mut key = [SESSION; 17];
+    key[1..].copy_from_slice(&session.0);
+    key
+}
+
+/// The byte after all keys of a kind.
+pub(crate) fn end_of(kind: u8) -> [u8; 1] {
+    [kind + 1]
+}
