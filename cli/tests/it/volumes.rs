@@ -112,7 +112,8 @@ fn a_node_is_named_by_its_address_too() {
     let root = directory();
     let node = Node::start(root.path(), "node1");
     let brick = format!("127.0.0.1:{}", root.path().join("b").display());
-    node.run(&["volume", "create", "v1", &brick]).done();
+    node.run(&["volume", "create", "v1", &brick, "force"])
+        .done();
     let info = node.facts("volume info v1");
     assert_eq!(info["volumes"][0]["replicas"][0]["node"], "node1");
 }
