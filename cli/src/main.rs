@@ -24,7 +24,7 @@ fn arguments() -> Vec<OsString> {
     let called = words
         .first()
         .and_then(|word| Path::new(word).file_name())
-        .unwrap_or(OsStr::new("cairn"));
+        .unwrap_or_else(|| OsStr::new("cairn"));
     if called == "cairnd" {
         words.insert(1, "daemon".into());
     }

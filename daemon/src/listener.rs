@@ -16,7 +16,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
 use crate::logging::RateLimit;
-use crate::pool::{Caller, Node};
+use crate::pool::{Caller, Node, ServeError};
+use crate::rpc::ReadError;
 use crate::volume::AcceptedStream;
 
 /// Connections between `accept` and the end of the handshake. At the limit new ones wait in the
@@ -49,7 +50,23 @@ enum Closed {
     #[error("{REQUEST_CONNECTIONS_MAX} connections with requests are open already")]
     TooMany,
     #[error(transparent)]
-    Serve(#[from] crate::pool::ServeError),
+    Serve(#[from] ServeError),
+}
+
+impl Closed {
+    /// A node that was killed ends its connections like this; that is no offence.
+    fn is_ordinary(&self) -> bool {
+        let ServeError::Read(ReadError::Io(error)) = (match self {
+            Self::Serve(error) => error,
+            _ => return false,
+        }) else {
+            return false;
+        };
+        matches!(
+            error.kind(),
+            io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+        )
+    }
 }
 
 /// Accepts connections for a node.
@@ -120,6 +137,10 @@ impl Listener {
     }
 
     fn complain(&self, from: &dyn std::fmt::Display, reason: &Closed) {
+        if reason.is_ordinary() {
+            tracing::debug!(%from, %reason, "a connection ended");
+            return;
+        }
         if let Some(held_back) = self.complaints.pass(Instant::now()) {
             tracing::warn!(%from, %reason, held_back, "a connection was closed");
         }

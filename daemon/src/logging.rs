@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tracing_subscriber::EnvFilter;
 
-/// Levels where `CAIRN_LOG` says nothing: the Raft library speaks of each vote at info.
-const DEFAULT_FILTER: &str = "info,openraft=warn";
+/// Levels where `CAIRN_LOG` says nothing. The Raft library calls every vote and every node that is
+/// down a warning; what operators need of it is said by the pool in its own words.
+const DEFAULT_FILTER: &str = "info,openraft=off";
 
 /// Starts logging. A second call changes nothing.
 pub fn init() {

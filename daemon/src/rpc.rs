@@ -175,6 +175,7 @@ pub(crate) async fn connect(
         source,
     };
     tcp.set_nodelay(true).map_err(broken)?;
+    notice_death(&tcp).map_err(|errno| broken(errno.into()))?;
     tcp.write_all(&purpose.encode()).await.map_err(broken)?;
     let config = match expected {
         Some(node) => identity.client_config_for(node)?,
@@ -184,6 +185,16 @@ pub(crate) async fn connect(
         .connect(identity::server_name(), tcp)
         .await
         .map_err(broken)
+}
+
+/// A long request (comparing replicas) ends when the other machine is gone, not with its limit.
+fn notice_death(tcp: &TcpStream) -> rustix::io::Result<()> {
+    use rustix::net::sockopt;
+    sockopt::set_socket_keepalive(tcp, true)?;
+    sockopt::set_tcp_keepidle(tcp, Duration::from_secs(2))?;
+    sockopt::set_tcp_keepintvl(tcp, Duration::from_secs(1))?;
+    sockopt::set_tcp_keepcnt(tcp, 3)?;
+    sockopt::set_tcp_user_timeout(tcp, 5_000)
 }
 
 /// Requests to the pool's nodes.

@@ -374,7 +374,10 @@ async fn events(node: &Arc<Node>, follow: bool, replies: &Replies) -> Result<Don
             return facts(&json!({}));
         }
     }
-    while follow {
+    if !follow {
+        return facts(&json!({}));
+    }
+    loop {
         tokio::select! {
             event = live.recv() => match event {
                 Ok(event) => {

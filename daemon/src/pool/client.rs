@@ -210,6 +210,13 @@ impl PoolClient {
                 NodeReply::NotLeader { leader }
             }
             Err(LeadError::Group(GroupError::NoMajority)) => NodeReply::Error(no_majority()),
+            Err(LeadError::Group(error @ GroupError::ChangeInProgress)) => {
+                NodeReply::Error(refuse(
+                    "change_in_progress",
+                    error,
+                    "Try again in a few seconds; look at `cairn peer status`.",
+                ))
+            }
             Err(LeadError::Group(error)) => NodeReply::Error(refuse(
                 "pool",
                 error,

@@ -38,6 +38,9 @@ use crate::rpc::{self, CALL_WITHIN, CallError, FrameStream};
 /// A prober has to say its next word within this.
 const NEXT_WORD_WITHIN: Duration = Duration::from_secs(30);
 
+/// The pool's configuration arrives with the next heartbeats.
+const APPLIED_WITHIN: Duration = Duration::from_secs(3);
+
 /// What a probe did.
 #[derive(Debug)]
 pub(crate) struct Probed {
@@ -53,6 +56,7 @@ enum Stage {
     Unproven,
     Proven,
     Entered,
+    Admitted,
 }
 
 impl Node {
@@ -231,7 +235,10 @@ impl Node {
                 self.become_fresh("the admission failed").await;
                 Ok((Stage::Unproven, JoinReply::Ok {}))
             }
-            (Stage::Entered, JoinRequest::Admitted {}) => Ok((Stage::Entered, JoinReply::Ok {})),
+            (Stage::Entered, JoinRequest::Admitted {}) => {
+                self.wait_entered().await;
+                Ok((Stage::Admitted, JoinReply::Ok {}))
+            }
             _ => Err(refuse(
                 "out_of_order",
                 "the prober's words are out of order",
@@ -239,6 +246,16 @@ impl Node {
             )),
         };
         done.unwrap_or_else(|refusal| (stage, JoinReply::Error(refusal)))
+    }
+
+    /// The entry that admits this node is agreed on; it becomes known here with the next
+    /// heartbeat. Waiting for it makes commands on this node work when the probe has returned.
+    async fn wait_entered(&self) {
+        let mut state = self.pool.subscribe();
+        let entered = state.wait_for(|state| !state.entering);
+        if tokio::time::timeout(APPLIED_WITHIN, entered).await.is_err() {
+            tracing::warn!("the pool's configuration is slow to arrive");
+        }
     }
 
     fn check_proof(

@@ -47,7 +47,8 @@ impl Node {
         let request = NodeRequest::Expel { node: id, force };
         match self.pool.change_members(&request).await {
             Ok(()) => {}
-            Err(refusal) if refusal.code == "no_majority" => {
+            // A change that found no majority before stays under way until it finds one.
+            Err(refusal) if undecided(&refusal) => {
                 return self.detach_without_majority(id, &member, force).await;
             }
             Err(refusal) => return Err(refusal),
@@ -79,14 +80,18 @@ impl Node {
         force: bool,
     ) -> Result<String, Refusal> {
         let answers = self.answering().await;
-        if answers.contains_key(&lost) {
+        let state = self.pool.state();
+        let votes = |id: &NodeId| state.members.get(id).is_some_and(|m| m.voter);
+        let present = answers
+            .keys()
+            .chain([&self.id])
+            .filter(|id| votes(id))
+            .count();
+        if answers.contains_key(&lost) || present * 2 > state.voters() {
             return Err(refuse(
                 "no_majority",
-                format!(
-                    "no majority of the pool's voters agrees, although {} answers",
-                    member.name
-                ),
-                "Start the other nodes that are down: `cairn peer status`.",
+                "the pool's voters did not agree in time, although enough of them answer",
+                "Try again in a few seconds; look at `cairn peer status`.",
             ));
         }
         if !force {
@@ -250,7 +255,7 @@ impl Node {
                 Err(refusal) if force => {
                     tracing::warn!(%refusal, "leaving without the pool's consent");
                 }
-                Err(refusal) if refusal.code == "no_majority" => {
+                Err(refusal) if undecided(&refusal) => {
                     return Err(refuse_loss(
                         "no_majority",
                         "the pool cannot be asked, so it would go on counting this node",
@@ -277,6 +282,11 @@ impl Node {
         self.pool.change_members(&request).await?;
         Ok(format!("{name} {says}"))
     }
+}
+
+/// Whether the pool could not decide, as opposed to deciding against it.
+fn undecided(refusal: &Refusal) -> bool {
+    matches!(refusal.code.as_str(), "no_majority" | "change_in_progress")
 }
 
 fn plain(member: &MemberState) -> Member {

@@ -85,7 +85,7 @@ impl Node {
                     },
                     is_self,
                     voter: member.voter,
-                    leader: leader == Some(*id),
+                    leader: leader == Some(*id) && (is_self || answered),
                     last_seen: seen.map(time_text),
                 }
             })

@@ -13,8 +13,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
-use openraft::{ChangeMembers, Config, Raft, SnapshotPolicy, StoredMembership};
+use openraft::error::{ChangeMembershipError, ClientWriteError, Fatal, RaftError};
+use openraft::{ChangeMembers, Config, Raft, RaftMetrics, SnapshotPolicy, StoredMembership};
 use protocol::ids::{NodeId, PoolId};
 use protocol::node_rpc::Member;
 use tokio::sync::{Mutex, RwLock, watch};
@@ -161,9 +161,11 @@ impl RaftGroup {
             epoch: state.epoch,
         };
         let config = Arc::new(config().validate().map_err(|e| stopped(&e))?);
-        Raft::new(self.me, config, links, log, machine)
+        let raft = Raft::new(self.me, config, links, log, machine)
             .await
-            .map_err(|e| stopped(&e))
+            .map_err(|e| stopped(&e))?;
+        tokio::spawn(watch(self.me, raft.metrics()));
+        Ok(raft)
     }
 
     /// Stops the running instance, replaces what is stored, starts again.
@@ -213,7 +215,7 @@ impl RaftGroup {
         let mut applied = store::fresh(pool);
         applied.state.epoch = epoch;
         applied.state.entering = true;
-        applied.bootstrap = members;
+        applied.state.bootstrap = members;
         self.replace(applied, false).await
     }
 
@@ -273,7 +275,7 @@ impl RaftGroup {
     pub fn believes(&self, node: NodeId) -> bool {
         let state = self.state();
         if state.entering {
-            return self.store.applied().bootstrap.contains_key(&node);
+            return state.bootstrap.contains_key(&node);
         }
         state.members.contains_key(&node)
     }
@@ -458,6 +460,35 @@ impl RaftGroup {
             && let Err(error) = raft.shutdown().await
         {
             tracing::warn!(%error, "the pool's Raft group did not stop cleanly");
+        }
+    }
+}
+
+/// Says in the log who leads, and when the group cannot go on here.
+async fn watch(me: NodeId, mut metrics: watch::Receiver<RaftMetrics<NodeId, Member>>) {
+    let mut leader = None;
+    loop {
+        {
+            let now = metrics.borrow_and_update();
+            match &now.running_state {
+                Err(Fatal::Stopped) => return,
+                Err(error) => {
+                    tracing::error!(%error, "this node takes no part in the pool any more");
+                    return;
+                }
+                Ok(()) => {}
+            }
+            if now.current_leader != leader {
+                leader = now.current_leader;
+                match leader {
+                    Some(id) if id == me => tracing::info!("this node leads the pool"),
+                    Some(id) => tracing::info!(leader = id.short(), "another node leads the pool"),
+                    None => tracing::info!("the pool has no leader that this node knows"),
+                }
+            }
+        }
+        if metrics.changed().await.is_err() {
+            return;
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Raft messages over the nodes' request connections.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::error::{
     InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable,
@@ -16,6 +16,7 @@ use protocol::node_rpc::{Member, NodeReply, NodeRequest, Refusal};
 use serde::{Deserialize, Serialize};
 
 use super::types::PoolRaft;
+use crate::logging::RateLimit;
 use crate::rpc::{CallError, NodeClients};
 
 /// A request of the group.
@@ -61,6 +62,7 @@ pub(crate) struct Link {
     epoch: u64,
     target: NodeId,
     member: Member,
+    refusals: RateLimit,
 }
 
 impl RaftNetworkFactory<PoolRaft> for Links {
@@ -73,6 +75,7 @@ impl RaftNetworkFactory<PoolRaft> for Links {
             epoch: self.epoch,
             target,
             member: node.clone(),
+            refusals: RateLimit::new(1, Duration::from_secs(60)),
         }
     }
 }
@@ -102,6 +105,9 @@ impl Link {
                 Ok(serde_json::from_value(message).map_err(|e| network(&AnswerError::Json(e)))?)
             }
             Ok(NodeReply::Error(refusal)) => {
+                if self.refusals.pass(Instant::now()).is_some() {
+                    tracing::warn!(node = self.member.name, %refusal, "a member refuses this node");
+                }
                 // It does not belong to this group (any more): asking again soon is no use.
                 Err(Unreachable::new(&AnswerError::Refused(refusal)).into())
             }

@@ -5,7 +5,6 @@
 //! [`Store::reset`], which replaces everything in one transaction and raises the *incarnation*:
 //! whatever still runs for the old group fails at its next write instead of mixing two groups.
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::io::Cursor;
 use std::ops::{Bound, RangeBounds};
@@ -90,8 +89,6 @@ pub(crate) struct Applied {
     pub(crate) last: Option<NodeLogId>,
     pub(crate) membership: Membership,
     pub(crate) state: PoolState,
-    /// Members believed before the first entry of a pool that is being entered.
-    pub(crate) bootstrap: BTreeMap<NodeId, Member>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -463,7 +460,7 @@ fn take_members(applied: &mut Applied) {
         })
         .collect();
     applied.state.entering = false;
-    applied.bootstrap.clear();
+    applied.state.bootstrap.clear();
 }
 
 impl RaftStateMachine<PoolRaft> for Machine {

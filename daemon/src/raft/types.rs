@@ -168,6 +168,9 @@ pub struct PoolState {
     pub epoch: u64,
     /// True until the first entry of the pool that this node is entering was applied.
     pub entering: bool,
+    /// Members believed while entering: named by the node that admits this one.
+    #[serde(default)]
+    pub bootstrap: BTreeMap<NodeId, Member>,
     /// Members by id.
     pub members: BTreeMap<NodeId, MemberState>,
     /// Volumes by id.
