@@ -42,7 +42,10 @@ enum DemoError {
     #[error(transparent)]
     Lab(#[from] LabError),
     #[error("{what}: {source}")]
-    Io { what: &'static str, source: std::io::Error },
+    Io {
+        what: &'static str,
+        source: std::io::Error,
+    },
     #[error("{0}")]
     NotHeld(String),
 }
@@ -52,7 +55,11 @@ fn io(what: &'static str) -> impl FnOnce(std::io::Error) -> DemoError {
 }
 
 fn hold(holds: bool, what: impl FnOnce() -> String) -> Result<(), DemoError> {
-    if holds { Ok(()) } else { Err(DemoError::NotHeld(what())) }
+    if holds {
+        Ok(())
+    } else {
+        Err(DemoError::NotHeld(what()))
+    }
 }
 
 /// Tells facts with the time since the beginning.
@@ -80,12 +87,20 @@ impl Teller<'_> {
 /// Runs it. The directory stays with `keep`.
 pub(super) fn run(output: &Output, keep: bool) -> Result<u8, Failure> {
     if let Some((sentence, hint)) = cannot_mount() {
-        return Err(Failure::refused(sentence, hint));
+        return Err(Failure::refused("demo", sentence, hint));
     }
     let dir = make_dir().map_err(|error| {
-        Failure::refused(error.to_string(), "Make room in the temporary directory, or set TMPDIR.")
+        Failure::refused(
+            "demo",
+            error,
+            "Make room in the temporary directory, or set TMPDIR.",
+        )
     })?;
-    let mut teller = Teller { output, began: Instant::now(), facts: serde_json::Map::new() };
+    let mut teller = Teller {
+        output,
+        began: Instant::now(),
+        facts: serde_json::Map::new(),
+    };
     let result = demonstrate(&mut teller, &dir);
     if keep {
         teller.say(&format!("everything is left in {}", dir.display()));
@@ -101,6 +116,7 @@ pub(super) fn run(output: &Output, keep: bool) -> Result<u8, Failure> {
             Ok(0)
         }
         Err(error) => Err(Failure::refused(
+            "demo",
             format!("the demo stopped: {error}"),
             "Run it again with --keep to look at what it left, and its nodes' logs.",
         )),
@@ -162,9 +178,14 @@ fn set_up(teller: &mut Teller<'_>, lab: &mut Lab) -> Result<(), DemoError> {
     lab.form_pool()?;
     let status = lab.json(1, &["peer", "status"])?;
     let connected = status["nodes"].as_array().map_or(0, |nodes| {
-        nodes.iter().filter(|node| node["state"] == "connected").count()
+        nodes
+            .iter()
+            .filter(|node| node["state"] == "connected")
+            .count()
     });
-    hold(connected == 3, || format!("three nodes should be connected: {status}"))?;
+    hold(connected == 3, || {
+        format!("three nodes should be connected: {status}")
+    })?;
     teller.say(&format!(
         "three nodes on {}, {} and {}, admitted by one-time codes, TLS 1.3 between them",
         lab.address(0),
@@ -184,7 +205,9 @@ fn fill(teller: &mut Teller<'_>, mount: &Path) -> Result<(), DemoError> {
         tree.copy(source, &mount.join("tree"))?;
     }
     let took = began.elapsed().as_secs_f64();
-    hold(tree.entries > 0, || "nothing could be copied from this machine".to_owned())?;
+    hold(tree.entries > 0, || {
+        "nothing could be copied from this machine".to_owned()
+    })?;
     for (from, to) in &tree.files {
         let same = read(from)? == read(to)?;
         hold(same, || format!("{} is not what was copied", to.display()))?;
@@ -203,14 +226,18 @@ fn fill(teller: &mut Teller<'_>, mount: &Path) -> Result<(), DemoError> {
     }
     large.sync_all().map_err(io("fsync a large file"))?;
     let rate = LARGE_BYTES as f64 / 1e6 / began.elapsed().as_secs_f64();
-    teller.say(&format!("wrote a file of 1 GiB, fsync included, at {rate:.0} MB/s, two copies"));
+    teller.say(&format!(
+        "wrote a file of 1 GiB, fsync included, at {rate:.0} MB/s, two copies"
+    ));
     teller.fact("large_write_mb_per_second", rate.round());
     Ok(())
 }
 
 /// Bytes that differ from piece to piece and do not compress to nothing.
 fn fill_piece(piece: &mut [u8], number: u64) {
-    let mut reader = blake3::Hasher::new().update(&number.to_le_bytes()).finalize_xof();
+    let mut reader = blake3::Hasher::new()
+        .update(&number.to_le_bytes())
+        .finalize_xof();
     reader.fill(piece);
 }
 
@@ -233,13 +260,17 @@ impl Tree {
     /// Copies what can be read, up to the limits; links as links.
     fn copy(&mut self, from: &Path, to: &Path) -> Result<(), DemoError> {
         fs::create_dir_all(to).map_err(io("make a directory"))?;
-        let Ok(entries) = fs::read_dir(from) else { return Ok(()) };
+        let Ok(entries) = fs::read_dir(from) else {
+            return Ok(());
+        };
         for entry in entries.flatten() {
             if self.is_full() {
                 break;
             }
             let (from, to) = (entry.path(), to.join(entry.file_name()));
-            let Ok(kind) = entry.file_type() else { continue };
+            let Ok(kind) = entry.file_type() else {
+                continue;
+            };
             if kind.is_dir() {
                 self.entries += 1;
                 self.copy(&from, &to)?;
@@ -293,7 +324,10 @@ impl Writer {
 
     fn finish(self) -> Result<(u64, Duration), DemoError> {
         self.stop.store(true, Ordering::Relaxed);
-        let result = self.thread.join().map_err(|_| DemoError::NotHeld("a thread died".into()))?;
+        let result = self
+            .thread
+            .join()
+            .map_err(|_| DemoError::NotHeld("a thread died".into()))?;
         result.map_err(io("the writer met an error"))
     }
 }
@@ -307,11 +341,18 @@ fn replica_dies(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result<
     std::thread::sleep(Duration::from_millis(500));
     let (writes, longest) = writer.finish()?;
     let longest_ms = longest.as_secs_f64() * 1e3;
-    teller.say(&format!("the writer did {writes} writes, saw no error, and waited {longest_ms:.1} ms at most"));
+    teller.say(&format!(
+        "the writer did {writes} writes, saw no error, and waited {longest_ms:.1} ms at most"
+    ));
     teller.fact("longest_write_ms", longest_ms);
     let status = lab.volume(0, VOLUME)?;
-    hold(status["health"] == "degraded", || format!("it should be degraded: {status}"))?;
-    teller.say(&format!("volume status: degraded ({})", status["reason"].as_str().unwrap_or("")));
+    hold(status["health"] == "degraded", || {
+        format!("it should be degraded: {status}")
+    })?;
+    teller.say(&format!(
+        "volume status: degraded ({})",
+        status["reason"].as_str().unwrap_or("")
+    ));
     Ok(())
 }
 
@@ -337,7 +378,9 @@ fn come_back(
     teller.fact(&format!("{key}_resync_bytes"), sent);
     teller.fact(&format!("{key}_resync_seconds"), seconds);
     teller.fact("volume_used_bytes", holds);
-    hold(last["kind"] == "partial", || format!("the resync should be partial: {last}"))?;
+    hold(last["kind"] == "partial", || {
+        format!("the resync should be partial: {last}")
+    })?;
     Ok(sent)
 }
 
@@ -354,10 +397,13 @@ fn blocks_change(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result
         let block = i * 7919 % blocks;
         let mut data = [0; 4096];
         fill_piece(&mut data, 1_000_000 + i);
-        large.write_all_at(&data, block * 4096).map_err(io("change a block"))?;
+        large
+            .write_all_at(&data, block * 4096)
+            .map_err(io("change a block"))?;
     }
     large.sync_all().map_err(io("fsync the changes"))?;
-    teller.say("killed node2 again; changed 1,000 blocks of 4 KiB, scattered over the file of 1 GiB");
+    teller
+        .say("killed node2 again; changed 1,000 blocks of 4 KiB, scattered over the file of 1 GiB");
     let sent = come_back(teller, lab, "1,000 changed blocks", "blocks")?;
     hold(sent <= CHANGED_BYTES_MAX, || {
         format!("the resync moved {sent} bytes, more than the {CHANGED_BYTES_MAX} promised (RS-1)")
@@ -375,14 +421,18 @@ fn files_come(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result<()
         fs::write(dir.join(format!("file{i}")), data).map_err(io("make a file"))?;
     }
     let rate = NEW_FILES as f64 / began.elapsed().as_secs_f64();
-    teller.say(&format!("killed node2 again; made 2,000 files of 4 KiB at {rate:.0} a second"));
+    teller.say(&format!(
+        "killed node2 again; made 2,000 files of 4 KiB at {rate:.0} a second"
+    ));
     come_back(teller, lab, "2,000 new files", "files")?;
     Ok(())
 }
 
 fn compare(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result<(), DemoError> {
     let verdict = lab.json(0, &["volume", "verify", VOLUME])?;
-    hold(verdict["equal"] == true, || format!("the replicas differ: {verdict}"))?;
+    hold(verdict["equal"] == true, || {
+        format!("the replicas differ: {verdict}")
+    })?;
     teller.say(&format!(
         "compared both replicas, metadata and {:.0} MB of data: equal",
         verdict["bytes_compared"].as_u64().unwrap_or(0) as f64 / 1e6
@@ -393,8 +443,11 @@ fn compare(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result<(), D
         lab.stop(node)?;
         let brick = lab.brick(node, VOLUME);
         let checked = lab.run(node, &["brick", "check", &brick.display().to_string()])?;
-        hold(checked.status == 0, || format!("brick check: {}{}", checked.stdout, checked.stderr))?;
+        hold(checked.status == 0, || {
+            format!("brick check: {}{}", checked.stdout, checked.stderr)
+        })?;
     }
-    teller.say("stopped the daemons; `cairn brick check` finds every checksum of both bricks right");
+    teller
+        .say("stopped the daemons; `cairn brick check` finds every checksum of both bricks right");
     Ok(())
 }
