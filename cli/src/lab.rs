@@ -4,6 +4,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod workloads;
+
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
