@@ -97,6 +97,12 @@ pub(crate) enum Command {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Watch a replicated volume survive a failure on this machine, in a minute
+    Demo {
+        /// Leave everything that was made
+        #[arg(long)]
+        keep: bool,
+    },
     /// Completions for a shell, on standard output
     Completions {
         /// Which shell

@@ -229,16 +229,15 @@ impl<M: Medium> Core<M> {
     ) -> Result<bool, BrickError> {
         let info = self.layers.info(object)?.unwrap_or_else(Info::new);
         let layers = [Some(&self.layers.active), self.layers.frozen.as_deref()];
-        for (layer, frozen) in layers.into_iter().zip([false, true]) {
-            let Some(over) = layer.and_then(|layer| layer.objects.get(&object)) else {
-                continue;
-            };
+        let layers = layers.into_iter().flatten();
+        for over in layers.filter_map(|layer| layer.objects.get(&object)) {
             // What the checkpoint does to the file later must not meet these bytes.
-            if over.hides_below
-                || over.punch.overlaps(blocks.clone())
-                || (frozen && over.blocks.range(blocks.clone()).next().is_some())
-            {
+            if over.hides_below || over.punch.overlaps(blocks.clone()) {
                 self.checkpoint_wanted = true;
+                return Ok(false);
+            }
+            // Nor may a replay lay an older small write over what a lost large one left.
+            if over.blocks.range(blocks.clone()).next().is_some() {
                 return Ok(false);
             }
         }

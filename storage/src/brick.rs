@@ -217,7 +217,9 @@ impl<M: Medium> Brick<M> {
     }
     /// Extents of the object that are not all zero, ascending.
     pub fn extents(&self, object: ObjectId) -> Result<Vec<u64>, ReadError> {
-        let Some(info) = self.core.layers.info(object)? else { return Ok(Vec::new()) };
+        let Some(info) = self.core.layers.info(object)? else {
+            return Ok(Vec::new());
+        };
         let end = info.data_end.div_ceil(protocol::units::EXTENT_BYTES);
         let mut found = Vec::new();
         for extent in 0..end {

@@ -117,10 +117,13 @@ struct ReplicaMap {
     changed_head: bool,
 }
 
-/// The maps of all replicas.
+/// The map after those of the replicas: blocks of this brick that a recovery took as it found them.
+pub(crate) const SUSPECT: u8 = REPLICAS_MAX as u8;
+
+/// The maps of all replicas, and that of suspect blocks.
 #[derive(Debug, Default)]
 pub(crate) struct DirtyMaps {
-    maps: [ReplicaMap; REPLICAS_MAX],
+    maps: [ReplicaMap; REPLICAS_MAX + 1],
 }
 
 fn replicas(mask: u8) -> impl Iterator<Item = usize> {

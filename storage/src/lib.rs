@@ -40,8 +40,8 @@ mod tests;
 
 pub use activity::ACTIVE_EXTENTS_MAX;
 pub use brick::{
-    Brick, BrickEvent, OBJECT_BYTES_MAX, CatchUp, Expected, FlushId, FlushWhat, Options, Pace, Position, ReadOutcome,
-    RecoveryReport, SeekFor, Space,
+    Brick, BrickEvent, CatchUp, Expected, FlushId, FlushWhat, OBJECT_BYTES_MAX, Options, Pace,
+    Position, ReadOutcome, RecoveryReport, SeekFor, Space,
 };
 pub use dirty::{DIRTY_BYTES_MAX, DirtyItem, DirtySummary, PROGRESS_BYTES_MAX};
 pub use error::{BrickError, CreateError, IoFault, NoSpace, OpenError, ReadError};

@@ -47,31 +47,74 @@ fn run(args: &[String]) -> Result<()> {
         ["crash", rest @ ..] => {
             let seeds = number(rest, "--seeds")?.unwrap_or(1000);
             let env = [("CAIRN_CRASH_SEEDS", seeds.to_string())];
-            let args = ["test", "--release", "-p", "cairn-storage", "crash", "--", "--nocapture"];
+            let args = [
+                "test",
+                "--release",
+                "-p",
+                "cairn-storage",
+                "crash",
+                "--",
+                "--nocapture",
+            ];
             cargo_env(&args, &env)
         }
         ["kill", rest @ ..] => {
             let rounds = number(rest, "--rounds")?.unwrap_or(200);
             let env = [("CAIRN_KILL_ROUNDS", rounds.to_string())];
             cargo(&["build", "-p", "cairn"])?;
-            cargo_env(&["test", "-p", "cairn-tests", "--test", "kill", "--", "--nocapture"], &env)
+            cargo_env(
+                &[
+                    "test",
+                    "-p",
+                    "cairn-tests",
+                    "--test",
+                    "kill",
+                    "--",
+                    "--nocapture",
+                ],
+                &env,
+            )
         }
         ["power-cut", rest @ ..] => {
             let moments = number(rest, "--moments")?.unwrap_or(200);
             let env = [("CAIRN_POWER_CUTS", moments.to_string())];
             cargo(&["build", "-p", "cairn"])?;
-            let args = ["test", "-p", "cairn-tests", "--test", "power_cut", "--", "--nocapture"];
+            let args = [
+                "test",
+                "-p",
+                "cairn-tests",
+                "--test",
+                "power_cut",
+                "--",
+                "--nocapture",
+            ];
             cargo_env(&args, &env)
         }
         ["fuzz", rest @ ..] => {
             let seconds = number(rest, "--seconds")?.unwrap_or(60);
             let env = [("CAIRN_FUZZ_SECONDS", seconds.to_string())];
-            let args = ["test", "--release", "-p", "cairn-tests", "--test", "decoders", "--"];
+            let args = [
+                "test",
+                "--release",
+                "-p",
+                "cairn-tests",
+                "--test",
+                "decoders",
+                "--",
+            ];
             cargo_env(&[&args[..], &["--nocapture"]].concat(), &env)
         }
         ["bench", rest @ ..] => {
             cargo(&["build", "--release", "-p", "cairn"])?;
-            let args = ["run", "--release", "-p", "cairn-benches", "--bin", "compare", "--"];
+            let args = [
+                "run",
+                "--release",
+                "-p",
+                "cairn-benches",
+                "--bin",
+                "compare",
+                "--",
+            ];
             cargo(&[&args[..], rest].concat())
         }
         [] | ["help" | "--help" | "-h"] => {
@@ -88,13 +131,20 @@ fn number(args: &[&str], flag: &str) -> Result<Option<u64>> {
         ensure!(args.is_empty(), "unknown words: {}", args.join(" "));
         return Ok(None);
     };
-    let value = args.get(at + 1).with_context(|| format!("{flag} needs a number"))?;
-    Ok(Some(value.parse().with_context(|| format!("{flag} needs a number, not `{value}`"))?))
+    let value = args
+        .get(at + 1)
+        .with_context(|| format!("{flag} needs a number"))?;
+    Ok(Some(value.parse().with_context(|| {
+        format!("{flag} needs a number, not `{value}`")
+    })?))
 }
 
 fn root() -> Result<PathBuf> {
     let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    Ok(here.parent().context("xtask lies in the workspace")?.to_owned())
+    Ok(here
+        .parent()
+        .context("xtask lies in the workspace")?
+        .to_owned())
 }
 
 fn cargo(args: &[&str]) -> Result<()> {
@@ -116,7 +166,13 @@ fn cargo_env(args: &[&str], env: &[(&str, String)]) -> Result<()> {
 fn docs() -> Result<()> {
     let flags = "-D warnings -A rustdoc::private_intra_doc_links".to_owned();
     cargo_env(
-        &["doc", "--workspace", "--no-deps", "--document-private-items", "--quiet"],
+        &[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+            "--quiet",
+        ],
         &[("RUSTDOCFLAGS", flags)],
     )
 }
@@ -127,14 +183,30 @@ fn sim(args: &[&str]) -> Result<()> {
         (None, seeds) => ("CAIRN_SIM_SEEDS", seeds.unwrap_or(20_000)),
     };
     // A schedule is a proptest case; its count is what PROPTEST_CASES says.
-    let env = [(key, value.to_string()), ("PROPTEST_CASES", value.to_string())];
-    cargo_env(&["test", "--release", "-p", "cairn-replication", "machine::tests"], &env)?;
+    let env = [
+        (key, value.to_string()),
+        ("PROPTEST_CASES", value.to_string()),
+    ];
+    cargo_env(
+        &[
+            "test",
+            "--release",
+            "-p",
+            "cairn-replication",
+            "machine::tests",
+        ],
+        &env,
+    )?;
     println!("sim: {value} schedules a property, none failed");
     Ok(())
 }
 
 fn number_of(args: &[&str], flag: &str) -> Result<Option<u64>> {
-    if args.contains(&flag) { number(args, flag) } else { Ok(None) }
+    if args.contains(&flag) {
+        number(args, flag)
+    } else {
+        Ok(None)
+    }
 }
 
 /// Everything that must hold. Two builds: tests with assertions, the demo as it ships.
@@ -145,9 +217,20 @@ fn test(full: bool, ci: bool) -> Result<()> {
     if ci {
         eprintln!("── a part that is missing makes a test say SKIPPED; here that is a failure");
     }
-    let strict = [("CAIRN_SKIP_IS_FAILURE", if ci { "1" } else { "0" }.to_owned())];
+    let strict = [(
+        "CAIRN_SKIP_IS_FAILURE",
+        if ci { "1" } else { "0" }.to_owned(),
+    )];
     cargo(&["fmt", "--all", "--check"])?;
-    cargo(&["clippy", "--workspace", "--all-targets", "--quiet", "--", "-D", "warnings"])?;
+    cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ])?;
     docs()?;
     cargo(&["build", "--workspace", "--bins"])?;
     cargo_env(&["test", "--workspace", "--no-fail-fast"], &strict)?;
@@ -155,7 +238,11 @@ fn test(full: bool, ci: bool) -> Result<()> {
     if full {
         run(&["crash".to_owned(), "--seeds".to_owned(), "5000".to_owned()])?;
         run(&["sim".to_owned(), "--seeds".to_owned(), "50000".to_owned()])?;
-        run(&["power-cut".to_owned(), "--moments".to_owned(), "200".to_owned()])?;
+        run(&[
+            "power-cut".to_owned(),
+            "--moments".to_owned(),
+            "200".to_owned(),
+        ])?;
         run(&["kill".to_owned(), "--rounds".to_owned(), "200".to_owned()])?;
         run(&["fuzz".to_owned(), "--seconds".to_owned(), "3600".to_owned()])?;
     }

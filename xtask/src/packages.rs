@@ -26,19 +26,32 @@ fn exists(command: &str) -> bool {
 
 /// Installs what is missing. Without root it only says so: the tests then skip loudly.
 pub(crate) fn ensure() -> Result<()> {
-    let missing: Vec<_> =
-        NEEDED.iter().filter(|(command, _)| !exists(command)).map(|(_, package)| *package).collect();
+    let missing: Vec<_> = NEEDED
+        .iter()
+        .filter(|(command, _)| !exists(command))
+        .map(|(_, package)| *package)
+        .collect();
     if missing.is_empty() {
         return Ok(());
     }
-    let root = Command::new("id").arg("-u").output().is_ok_and(|o| o.stdout.starts_with(b"0"));
+    let root = Command::new("id")
+        .arg("-u")
+        .output()
+        .is_ok_and(|o| o.stdout.starts_with(b"0"));
     if !root || !exists("apt-get") {
-        eprintln!("── missing, and tests that need them will skip: {}", missing.join(" "));
+        eprintln!(
+            "── missing, and tests that need them will skip: {}",
+            missing.join(" ")
+        );
         return Ok(());
     }
     eprintln!("── installing {}", missing.join(" "));
     apt(&["update", "-qq"])?;
-    apt(&[&["install", "-y", "-qq", "--no-install-recommends"], &missing[..]].concat())
+    apt(&[
+        &["install", "-y", "-qq", "--no-install-recommends"],
+        &missing[..],
+    ]
+    .concat())
 }
 
 fn apt(args: &[&str]) -> Result<()> {

@@ -5,6 +5,7 @@ mod brick_export;
 mod completions;
 mod create;
 mod daemon;
+mod demo;
 mod events;
 mod peer;
 mod status;
@@ -30,6 +31,7 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Status { watch } => status::pool(global, output, watch),
         Command::Why { volume } => status::why(global, output, volume),
         Command::Events { follow } => events::run(global, output, follow),
+        Command::Demo { keep } => demo::run(output, keep),
         Command::Completions { shell } => {
             completions::run(output, shell);
             Ok(exit::DONE)

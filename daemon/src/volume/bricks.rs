@@ -75,7 +75,12 @@ pub fn prepare_brick(
     let made = match std::fs::create_dir(path) {
         Ok(()) => true,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
-        Err(source) => return Err(PrepareError::Io { path: path.to_owned(), source }),
+        Err(source) => {
+            return Err(PrepareError::Io {
+                path: path.to_owned(),
+                source,
+            });
+        }
     };
     // Every brick of a new volume begins with the same generation, so that they know each other.
     let line = Line::new(GenerationId(spec.id.0));
@@ -98,8 +103,12 @@ pub fn abort_brick(spec: &VolumeSpec, index: usize, path: &Path) -> Result<(), P
     };
     match read_superblock(&medium) {
         Ok(found) if found.identity.brick == spec.replicas[index].brick => {
-            std::fs::remove_dir_all(path.join(storage::layout::DIRECTORY))
-                .map_err(|source| PrepareError::Io { path: path.to_owned(), source })
+            std::fs::remove_dir_all(path.join(storage::layout::DIRECTORY)).map_err(|source| {
+                PrepareError::Io {
+                    path: path.to_owned(),
+                    source,
+                }
+            })
         }
         // Of another volume, or nothing whole: not ours to remove.
         _ => Ok(()),
@@ -128,7 +137,11 @@ pub(super) fn open(
     pool: PoolId,
     path: &Path,
 ) -> Result<(DirBrick, RecoveryReport), OpenError> {
-    let expected = Expected { pool, volume: spec.id, brick: spec.replicas[index].brick };
+    let expected = Expected {
+        pool,
+        volume: spec.id,
+        brick: spec.replicas[index].brick,
+    };
     open_brick(path, Some(expected), EngineChoice::Best)
 }
 

@@ -68,7 +68,9 @@ enum Taken {
 pub(super) async fn serve_client(driver: Shared, stream: Stream) {
     let allowed = {
         let d = driver.borrow();
-        stream.peer().is_none_or(|node| d.pool.may_use(node, &d.spec.name))
+        stream
+            .peer()
+            .is_none_or(|node| d.pool.may_use(node, &d.spec.name))
     };
     let address = stream.address();
     let (mut reader, writer) = stream.split();
@@ -124,18 +126,33 @@ fn open(
     };
     let mut d = driver.borrow_mut();
     let refuse = |code, message: &str| {
-        outbox.send(HelloReply::Refused { code, message: message.to_owned() }.encode());
+        outbox.send(
+            HelloReply::Refused {
+                code,
+                message: message.to_owned(),
+            }
+            .encode(),
+        );
         None
     };
     if !allowed {
-        return refuse(refusal::FORBIDDEN, "this identity has no right to the volume");
+        return refuse(
+            refusal::FORBIDDEN,
+            "this identity has no right to the volume",
+        );
     }
     if hello.version != FS_VERSION {
-        let message = format!("version {} is not spoken here, {FS_VERSION} is", hello.version);
+        let message = format!(
+            "version {} is not spoken here, {FS_VERSION} is",
+            hello.version
+        );
         return refuse(refusal::VERSION, &message);
     }
     if !d.machine.serves() || d.failed.is_some() {
-        let elsewhere = Elsewhere { primary: d.primary_node(), retry_ms: 50 };
+        let elsewhere = Elsewhere {
+            primary: d.primary_node(),
+            retry_ms: 50,
+        };
         outbox.send(HelloReply::Elsewhere(elsewhere).encode());
         return None;
     }
@@ -154,7 +171,11 @@ async fn read_requests(
     loop {
         let wait = {
             let mut d = driver.borrow_mut();
-            let current = d.sessions.by_id.get(&session).and_then(|s| s.connection.as_ref());
+            let current = d
+                .sessions
+                .by_id
+                .get(&session)
+                .and_then(|s| s.connection.as_ref());
             if current.is_none_or(|(id, outbox)| *id != connection || outbox.is_closed()) {
                 return;
             }
@@ -288,10 +309,16 @@ impl Driver {
                     return Ok(Some(Box::new(request)));
                 }
                 kind::PING => {
-                    if let Some((_, outbox)) =
-                        self.sessions.by_id.get(&session).and_then(|s| s.connection.as_ref())
+                    if let Some((_, outbox)) = self
+                        .sessions
+                        .by_id
+                        .get(&session)
+                        .and_then(|s| s.connection.as_ref())
                     {
-                        outbox.send(RawFrame { kind: kind::PONG, ..frame });
+                        outbox.send(RawFrame {
+                            kind: kind::PONG,
+                            ..frame
+                        });
                     }
                 }
                 kind::PONG => {}
@@ -325,7 +352,13 @@ impl Driver {
         if changes && let Some(errno) = self.refuse_change(session, &request) {
             return self.refuse_slot(session, &request, errno);
         }
-        if let Operation::Write { object, offset, append: false, .. } = request.operation {
+        if let Operation::Write {
+            object,
+            offset,
+            append: false,
+            ..
+        } = request.operation
+        {
             // The blocks at the edges may have to be read first, without holding everyone up.
             let token = self.token(Token::Prepared);
             let len = request.payload.len() as u64;
@@ -351,10 +384,17 @@ impl Driver {
         session: SessionId,
         request: &Request,
     ) -> Result<Option<Taken>, String> {
-        let state = self.sessions.by_id.get(&session).ok_or("the session is gone")?;
+        let state = self
+            .sessions
+            .by_id
+            .get(&session)
+            .ok_or("the session is gone")?;
         if let Some(slot) = state.slots.get(&request.slot) {
             if request.number < slot.number {
-                return Err(format!("slot {} went back to {}", request.slot, request.number));
+                return Err(format!(
+                    "slot {} went back to {}",
+                    request.slot, request.number
+                ));
             }
             if request.number > slot.number {
                 if slot.done.is_none() {
@@ -371,9 +411,10 @@ impl Driver {
             .map_err(|e| e.to_string())?;
         match namespace::admit(kept, request.number) {
             Admission::Execute => Ok(None),
-            Admission::Past { last } => {
-                Err(format!("slot {} is at {last}, not {}", request.slot, request.number))
-            }
+            Admission::Past { last } => Err(format!(
+                "slot {} is at {last}, not {}",
+                request.slot, request.number
+            )),
             Admission::Kept(outcome) => {
                 // It is applied here; what it rests on may still wait for the other replicas.
                 if let Some(object) = namespace::opened(&request.operation, &outcome) {
@@ -382,7 +423,13 @@ impl Driver {
                 self.note_slot(session, request);
                 let sequence = self.machine.last();
                 let (slot, number) = (request.slot, request.number);
-                self.reply_when_confirmed(PendingReply { session, slot, number, sequence, outcome });
+                self.reply_when_confirmed(PendingReply {
+                    session,
+                    slot,
+                    number,
+                    sequence,
+                    outcome,
+                });
                 Ok(Some(Taken::Yes))
             }
         }
@@ -390,13 +437,23 @@ impl Driver {
 
     fn note_slot(&mut self, session: SessionId, request: &Request) {
         if let Some(state) = self.sessions.by_id.get_mut(&session) {
-            state.slots.insert(request.slot, Slot { number: request.number, done: None });
+            state.slots.insert(
+                request.slot,
+                Slot {
+                    number: request.number,
+                    done: None,
+                },
+            );
         }
     }
 
     /// An errno for a change that is refused whatever it is.
     fn refuse_change(&mut self, session: SessionId, request: &Request) -> Option<i32> {
-        let read_only = self.sessions.by_id.get(&session).is_some_and(|s| s.read_only);
+        let read_only = self
+            .sessions
+            .by_id
+            .get(&session)
+            .is_some_and(|s| s.read_only);
         if self.settings.read_only || read_only {
             return Some(EROFS);
         }
@@ -419,10 +476,15 @@ impl Driver {
     fn has_room(&mut self, bytes: u64) -> bool {
         let here = self.brick.admit(bytes).is_ok();
         let queued = |link: &super::links::LinkIo| link.outbox.queued_bytes() as u64;
-        let there = self.links.iter().flatten().filter(|link| link.feed_live).all(|link| {
-            let margin = SPACE_MARGIN_BYTES + queued(link);
-            link.free_bytes.is_none_or(|free| free >= bytes + margin)
-        });
+        let there = self
+            .links
+            .iter()
+            .flatten()
+            .filter(|link| link.feed_live)
+            .all(|link| {
+                let margin = SPACE_MARGIN_BYTES + queued(link);
+                link.free_bytes.is_none_or(|free| free >= bytes + margin)
+            });
         here && there
     }
 
@@ -436,7 +498,13 @@ impl Driver {
         let sequence = self.machine.confirmed();
         let outcome = Outcome::Error(errno);
         let (slot, number) = (request.slot, request.number);
-        self.reply(PendingReply { session, slot, number, sequence, outcome });
+        self.reply(PendingReply {
+            session,
+            slot,
+            number,
+            sequence,
+            outcome,
+        });
         Ok(Taken::Yes)
     }
 
@@ -466,7 +534,13 @@ impl Driver {
         }
         let (slot, number) = (request.slot, request.number);
         let sequence = self.machine.last();
-        let pending = |outcome| PendingReply { session, slot, number, sequence, outcome };
+        let pending = |outcome| PendingReply {
+            session,
+            slot,
+            number,
+            sequence,
+            outcome,
+        };
         match executed {
             Ok(Executed::Answer(outcome)) => {
                 let outcome = self.count_open(session, &request.operation, outcome);
@@ -476,14 +550,24 @@ impl Driver {
                 let outcome = self.count_open(session, &request.operation, set.outcome);
                 match self.order(set.changes, set.payload) {
                     Ok(sequence) => {
-                        let reply = PendingReply { sequence, ..pending(outcome) };
-                        self.waiting.push_back(Waiting { until: sequence, reply });
+                        let reply = PendingReply {
+                            sequence,
+                            ..pending(outcome)
+                        };
+                        self.waiting.push_back(Waiting {
+                            until: sequence,
+                            reply,
+                        });
                     }
                     Err(OrderError::Brick(error)) => self.fail(&error),
                     Err(OrderError::Refused(refusal)) => return Err(refusal.to_string()),
                 }
             }
-            Ok(Executed::Read { object, offset, len }) => {
+            Ok(Executed::Read {
+                object,
+                offset,
+                len,
+            }) => {
                 self.read_for(shared, pending(Outcome::Done), object, offset, len);
             }
             Ok(Executed::Sync { object, .. }) => {
@@ -491,9 +575,18 @@ impl Driver {
                     Some(object) => self.sync_objects.push(object),
                     None => self.sync_all = true,
                 }
-                self.sync_waiters.push(FlushWaiter::Client { session, number, slot });
+                self.sync_waiters.push(FlushWaiter::Client {
+                    session,
+                    number,
+                    slot,
+                });
             }
-            Ok(Executed::Seek { object, offset, hole, size }) => {
+            Ok(Executed::Seek {
+                object,
+                offset,
+                hole,
+                size,
+            }) => {
                 let what = if hole { SeekFor::Hole } else { SeekFor::Data };
                 let outcome = match self.brick.seek(object, offset, what, size) {
                     Ok(found) => namespace::seek_outcome(hole, size, found),
@@ -507,7 +600,8 @@ impl Driver {
             }
             Err(error) => {
                 tracing::error!(volume = %self.spec.name, %error, "an operation could not be decided");
-                self.pool.event("metadata_damaged", &self.spec.name, &error.to_string());
+                self.pool
+                    .event("metadata_damaged", &self.spec.name, &error.to_string());
                 self.reply_when_confirmed(pending(Outcome::Error(EIO)));
             }
         }
@@ -534,8 +628,10 @@ impl Driver {
 
     /// What statfs tells: of the smallest and fullest replica.
     fn statistics(&self, objects: u64) -> FileSystemStatistics {
-        let (mut total, mut free) =
-            self.brick.space().map_or((0, 0), |space| (space.total_bytes, space.free_bytes));
+        let (mut total, mut free) = self
+            .brick
+            .space()
+            .map_or((0, 0), |space| (space.total_bytes, space.free_bytes));
         for link in self.links.iter().flatten().filter(|link| link.feed_live) {
             total = total.min(link.total_bytes.unwrap_or(total));
             free = free.min(link.free_bytes.unwrap_or(free));
@@ -553,7 +649,8 @@ impl Driver {
 
     fn read_failed(&mut self, error: &ReadError) -> Outcome {
         tracing::error!(volume = %self.spec.name, %error, "a read failed");
-        self.pool.event("read_failed", &self.spec.name, &error.to_string());
+        self.pool
+            .event("read_failed", &self.spec.name, &error.to_string());
         Outcome::Error(EIO)
     }
 
@@ -570,7 +667,10 @@ impl Driver {
         match self.brick.read(object, offset, len, token) {
             Ok(ReadOutcome::Ready(data)) => {
                 self.tokens.remove(&token);
-                self.reply_when_confirmed(PendingReply { outcome: Outcome::Data(data), ..reply });
+                self.reply_when_confirmed(PendingReply {
+                    outcome: Outcome::Data(data),
+                    ..reply
+                });
             }
             Ok(ReadOutcome::Pending) => {
                 let shared = shared.clone();
@@ -604,7 +704,13 @@ impl Driver {
 
     /// Replies now.
     pub(super) fn reply(&mut self, reply: PendingReply) {
-        let PendingReply { session, slot, number, sequence, outcome } = reply;
+        let PendingReply {
+            session,
+            slot,
+            number,
+            sequence,
+            outcome,
+        } = reply;
         if slot != SLOT_NONE
             && let Some(state) = self.sessions.by_id.get_mut(&session)
             && let Some(kept) = state.slots.get_mut(&slot)
@@ -626,7 +732,16 @@ impl Driver {
         let state = self.sessions.by_id.get(&session);
         if let Some((_, outbox)) = state.and_then(|s| s.connection.as_ref()) {
             let stable = self.machine.stable_everywhere();
-            outbox.send(Reply { slot, number, sequence, stable, outcome }.encode());
+            outbox.send(
+                Reply {
+                    slot,
+                    number,
+                    sequence,
+                    stable,
+                    outcome,
+                }
+                .encode(),
+            );
         }
     }
 
@@ -717,14 +832,13 @@ impl Driver {
             if self.sessions.holds(object) {
                 continue;
             }
-            let changes: Vec<Change> =
-                match namespace::release_orphan(&Keys(&self.brick), object) {
-                    Ok(changes) => changes,
-                    Err(error) => {
-                        tracing::error!(%error, "an unlinked object cannot be released");
-                        continue;
-                    }
-                };
+            let changes: Vec<Change> = match namespace::release_orphan(&Keys(&self.brick), object) {
+                Ok(changes) => changes,
+                Err(error) => {
+                    tracing::error!(%error, "an unlinked object cannot be released");
+                    continue;
+                }
+            };
             if !changes.is_empty()
                 && let Err(error) = self.order(changes, Bytes::new())
             {

@@ -54,7 +54,11 @@ pub(super) struct PendingReply {
 
 /// Who waits for a flush.
 pub(super) enum FlushWaiter {
-    Client { session: SessionId, number: u64, slot: u16 },
+    Client {
+        session: SessionId,
+        number: u64,
+        slot: u16,
+    },
     Task(oneshot::Sender<()>),
 }
 
@@ -166,7 +170,9 @@ impl Driver {
             handover_waiters: Vec::new(),
             paused: false,
             full_wanted: Mask::default(),
-            resyncs: (0..count).map(|_| super::source::Resyncs::default()).collect(),
+            resyncs: (0..count)
+                .map(|_| super::source::Resyncs::default())
+                .collect(),
             object_bytes_max: brick.object_bytes_max(),
             own: Weak::new(),
             brick,
@@ -191,7 +197,9 @@ impl Driver {
 
     /// The time that the next operation gets: never before one that was given (COH-4).
     pub(super) fn timestamp(&mut self) -> Timestamp {
-        let clock = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let clock = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
         let clock = Timestamp(i64::try_from(clock.as_nanos()).unwrap_or(i64::MAX));
         self.last_time = self.last_time.max(clock);
         self.last_time
@@ -209,10 +217,13 @@ impl Driver {
         if self.machine.serves() {
             return Some(self.spec.replicas[self.me].node);
         }
-        let following = (0..self.links.len())
-            .find(|r| self.machine.standing(*r) == Some(Standing::MyPrimary));
-        let serving = (0..self.links.len())
-            .find(|r| self.machine.report_of(*r).is_some_and(|report| report.serving));
+        let following =
+            (0..self.links.len()).find(|r| self.machine.standing(*r) == Some(Standing::MyPrimary));
+        let serving = (0..self.links.len()).find(|r| {
+            self.machine
+                .report_of(*r)
+                .is_some_and(|report| report.serving)
+        });
         following.or(serving).map(|r| self.spec.replicas[r].node)
     }
 
@@ -238,7 +249,13 @@ impl Driver {
     ) -> Result<Sequence, OrderError> {
         let now = self.now();
         let (sequence, term, generation) = self.machine.order(now)?;
-        let record = Record { sequence, term, generation, changes, payload };
+        let record = Record {
+            sequence,
+            term,
+            generation,
+            changes,
+            payload,
+        };
         let mask = self.machine.dirty_mask();
         let pace = self.brick.append(&record, mask.0)?;
         self.appended = true;
@@ -336,7 +353,11 @@ impl Driver {
     }
 
     fn flush_everywhere(&mut self, id: FlushId, objects: Option<Vec<ObjectId>>) {
-        let request = Message::Flush { id: id.0, objects: objects.clone() }.encode();
+        let request = Message::Flush {
+            id: id.0,
+            objects: objects.clone(),
+        }
+        .encode();
         for replica in 0..self.links.len() {
             if let (Some(Standing::InSync), Some(link)) =
                 (self.machine.standing(replica), &self.links[replica])
@@ -365,7 +386,8 @@ impl Driver {
             return;
         }
         tracing::error!(volume = %self.spec.name, %error, "the brick failed, the replica steps aside");
-        self.pool.event("brick_failed", &self.spec.name, &error.to_string());
+        self.pool
+            .event("brick_failed", &self.spec.name, &error.to_string());
         self.failed = Some(error.to_string());
         for link in self.links.iter().flatten() {
             link.outbox.close();
@@ -393,13 +415,23 @@ impl Driver {
             }
             Output::Assess { replica, common } => self.assess(replica, common),
             Output::AskDoubts { replica, common } => self.send(replica, &Message::Ask { common }),
-            Output::Source { replica, decision, welcome } => {
+            Output::Source {
+                replica,
+                decision,
+                welcome,
+            } => {
                 self.begin_source(replica, decision, &welcome);
             }
-            Output::Joined { replica, membership } => {
+            Output::Joined {
+                replica,
+                membership,
+            } => {
                 self.joined(replica, &membership);
             }
-            Output::Membership { replica, membership } => {
+            Output::Membership {
+                replica,
+                membership,
+            } => {
                 let json = super::links::to_json(&*membership);
                 self.send(replica, &Message::Membership(json));
             }
@@ -430,7 +462,8 @@ impl Driver {
         self.brick.push()?;
         // Older marks than the journal's stand in the map already.
         let oldest = Sequence(self.brick.oldest_kept().0.saturating_sub(1));
-        self.brick.mark_dirty_since(index(replica), since.max(oldest))?;
+        self.brick
+            .mark_dirty_since(index(replica), since.max(oldest))?;
         if self.machine.phase() != Phase::Activating || self.recovery.suspect.is_empty() {
             return Ok(());
         }
@@ -474,10 +507,20 @@ impl Driver {
     fn flush_complete(&mut self, id: FlushId) {
         for waiter in self.flush_waiters.remove(&id).unwrap_or_default() {
             match waiter {
-                FlushWaiter::Client { session, number, slot } => {
+                FlushWaiter::Client {
+                    session,
+                    number,
+                    slot,
+                } => {
                     let sequence = self.machine.confirmed();
                     let outcome = Outcome::Done;
-                    self.reply(PendingReply { session, slot, number, sequence, outcome });
+                    self.reply(PendingReply {
+                        session,
+                        slot,
+                        number,
+                        sequence,
+                        outcome,
+                    });
                 }
                 FlushWaiter::Task(done) => {
                     let _ = done.send(());
@@ -489,7 +532,11 @@ impl Driver {
     fn disconnect(&mut self, replica: usize, reason: DropReason) {
         let node = self.spec.replicas[replica].node_name.clone();
         tracing::warn!(volume = %self.spec.name, %node, ?reason, "closing the link to a replica");
-        self.pool.event("replica_dropped", &self.spec.name, &format!("{node}: {reason:?}"));
+        self.pool.event(
+            "replica_dropped",
+            &self.spec.name,
+            &format!("{node}: {reason:?}"),
+        );
         if let Some(link) = &self.links[replica] {
             link.outbox.close();
         }
@@ -502,15 +549,23 @@ impl Driver {
         reason: replication::state::RoleReason,
     ) {
         tracing::info!(volume = %self.spec.name, %term, ?reason, "serving as primary");
-        self.pool.event("primary", &self.spec.name, &format!("term {term}: {reason:?}"));
+        self.pool.event(
+            "primary",
+            &self.spec.name,
+            &format!("term {term}: {reason:?}"),
+        );
         self.take_up_namespace();
         self.changed.notify_waiters();
     }
 
     fn stopped_serving(&mut self, reason: replication::state::RoleReason) {
         tracing::info!(volume = %self.spec.name, ?reason, "serving no more");
-        self.pool.event("secondary", &self.spec.name, &format!("{reason:?}"));
-        let elsewhere = Elsewhere { primary: self.primary_node(), retry_ms: 20 };
+        self.pool
+            .event("secondary", &self.spec.name, &format!("{reason:?}"));
+        let elsewhere = Elsewhere {
+            primary: self.primary_node(),
+            retry_ms: 20,
+        };
         self.sessions.send_elsewhere(&elsewhere.encode());
         self.waiting.clear();
         self.flush_waiters.clear();
@@ -618,10 +673,7 @@ impl Driver {
     // ---- commands ------------------------------------------------------------------------------
 
     /// Hands the role to another replica; the receiver learns how it ended.
-    pub(super) fn promote(
-        &mut self,
-        to: usize,
-    ) -> Result<oneshot::Receiver<bool>, CommandError> {
+    pub(super) fn promote(&mut self, to: usize) -> Result<oneshot::Receiver<bool>, CommandError> {
         self.machine.hand_over(to).map_err(|refusal| {
             CommandError::refused(
                 "hand_over_refused",

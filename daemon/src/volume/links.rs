@@ -225,7 +225,9 @@ async fn read_link<R: AsyncRead + Unpin>(
     loop {
         let stalled = {
             let mut d = driver.borrow_mut();
-            let current = d.links[replica].as_ref().is_some_and(|link| link.epoch == epoch);
+            let current = d.links[replica]
+                .as_ref()
+                .is_some_and(|link| link.epoch == epoch);
             if !current || d.stopping || d.failed.is_some() {
                 return Err(LinkError::Closed);
             }
@@ -233,7 +235,9 @@ async fn read_link<R: AsyncRead + Unpin>(
             d.machine.heard(now, replica);
             let mut handled = d.handle_stalled(replica);
             while matches!(handled, Ok(false)) {
-                let Some(frame) = take_frame(buffer)? else { break };
+                let Some(frame) = take_frame(buffer)? else {
+                    break;
+                };
                 handled = d.handle(driver, replica, Message::decode(&frame)?);
             }
             let stalled = handled?;
@@ -271,14 +275,30 @@ fn check_hello(
     message: Message,
     peer: Option<NodeId>,
 ) -> Result<(usize, Report), LinkError> {
-    let Message::Hello { version, volume, replica, brick, report, .. } = message else {
+    let Message::Hello {
+        version,
+        volume,
+        replica,
+        brick,
+        report,
+        ..
+    } = message
+    else {
         return Err(LinkError::Foreign);
     };
     if version != REPLICA_VERSION {
-        return Err(LinkError::Version { theirs: version, ours: REPLICA_VERSION });
+        return Err(LinkError::Version {
+            theirs: version,
+            ours: REPLICA_VERSION,
+        });
     }
     let replica = usize::from(replica);
-    let Some(spec) = driver.spec.replicas.get(replica).filter(|_| replica != driver.me) else {
+    let Some(spec) = driver
+        .spec
+        .replicas
+        .get(replica)
+        .filter(|_| replica != driver.me)
+    else {
         return Err(LinkError::Foreign);
     };
     if volume != driver.spec.id || brick != spec.brick {
@@ -286,7 +306,10 @@ fn check_hello(
     }
     let found = peer.unwrap_or(NodeId::NONE);
     if found != spec.node {
-        return Err(LinkError::Identity { expected: spec.node, found });
+        return Err(LinkError::Identity {
+            expected: spec.node,
+            found,
+        });
     }
     Ok((replica, from_json(&report)?))
 }
@@ -346,7 +369,9 @@ impl Driver {
     }
 
     fn heartbeat(&mut self, replica: usize) {
-        let Ok(space) = self.brick.space() else { return };
+        let Ok(space) = self.brick.space() else {
+            return;
+        };
         let message = Message::Heartbeat {
             term: self.machine.durable().term,
             free_bytes: space.free_bytes,
@@ -374,9 +399,14 @@ impl Driver {
                 self.flush_brick(objects, BrickFlush::ForPrimary { id });
             }
             Message::Flushed { id } => {
-                self.machine.flushed(replica, replication::machine::FlushId(id));
+                self.machine
+                    .flushed(replica, replication::machine::FlushId(id));
             }
-            Message::Heartbeat { free_bytes, total_bytes, .. } => {
+            Message::Heartbeat {
+                free_bytes,
+                total_bytes,
+                ..
+            } => {
                 if let Some(link) = &mut self.links[replica] {
                     link.free_bytes = Some(free_bytes);
                     link.total_bytes = Some(total_bytes);
@@ -393,13 +423,15 @@ impl Driver {
             }
             Message::Joined(json) => {
                 let membership: Membership = from_json(&json)?;
-                self.machine.membership_changed(replica, &membership, true)?;
+                self.machine
+                    .membership_changed(replica, &membership, true)?;
                 self.recovery.suspect.clear();
                 self.resyncs[self.me].finished();
             }
             Message::Membership(json) => {
                 let membership: Membership = from_json(&json)?;
-                self.machine.membership_changed(replica, &membership, false)?;
+                self.machine
+                    .membership_changed(replica, &membership, false)?;
             }
             Message::HandOver { term } => {
                 self.machine.handed_over(replica, term)?;
@@ -411,10 +443,19 @@ impl Driver {
             Message::Resync(record) => self.take_resync(replica, &record)?,
             Message::Resynced { batch } => self.batch_done(replica, batch),
             Message::Ask { common } => self.tell_doubts(replica, common)?,
-            Message::Doubts { items, last, unknown } => {
+            Message::Doubts {
+                items,
+                last,
+                unknown,
+            } => {
                 self.take_doubts(replica, items, last, unknown)?;
             }
-            Message::Offer { id, object, first_block, hashes } => {
+            Message::Offer {
+                id,
+                object,
+                first_block,
+                hashes,
+            } => {
                 super::target::answer_offer(shared, replica, id, object, first_block, hashes);
             }
             Message::Want { id, bits } => self.take_want(replica, id, bits),
@@ -425,11 +466,25 @@ impl Driver {
                 self.take_exact_objects(from, to, &objects)?;
             }
             Message::Compare { id, scope } => super::verify::answer(shared, replica, id, scope),
-            Message::Compared { id, names, hashes, unreadable } => {
-                let answer = super::verify::Answer { names, hashes, unreadable };
+            Message::Compared {
+                id,
+                names,
+                hashes,
+                unreadable,
+            } => {
+                let answer = super::verify::Answer {
+                    names,
+                    hashes,
+                    unreadable,
+                };
                 self.take_compared(replica, id, answer);
             }
-            Message::Fetch { id, object, offset, len } => {
+            Message::Fetch {
+                id,
+                object,
+                offset,
+                len,
+            } => {
                 super::verify::answer_fetch(shared, replica, id, object, offset, len);
             }
             Message::Fetched { id, data } => self.take_fetched(replica, id, data),
@@ -455,7 +510,11 @@ impl Driver {
     pub(super) fn refused(&mut self, replica: usize, rule: Rule) {
         let node = self.spec.replicas[replica].node_name.clone();
         tracing::warn!(volume = %self.spec.name, %node, rule = rule.name(), "a replica is refused");
-        self.pool.event("replica_refused", &self.spec.name, &format!("{node}: {}", rule.name()));
+        self.pool.event(
+            "replica_refused",
+            &self.spec.name,
+            &format!("{node}: {}", rule.name()),
+        );
     }
 }
 
@@ -467,6 +526,8 @@ pub(super) fn borrow_link<T>(
     f: impl FnOnce(&mut Driver) -> T,
 ) -> Option<T> {
     let mut d = driver.borrow_mut();
-    let current = d.links[replica].as_ref().is_some_and(|link| link.epoch == epoch);
+    let current = d.links[replica]
+        .as_ref()
+        .is_some_and(|link| link.epoch == epoch);
     current.then(|| f(&mut d))
 }

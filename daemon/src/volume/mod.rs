@@ -94,7 +94,10 @@ impl PoolView for ContextView {
     }
 
     fn client_tls(&self, node: NodeId) -> io::Result<Arc<rustls::ClientConfig>> {
-        self.context.identity.client_config_for(node).map_err(io::Error::other)
+        self.context
+            .identity
+            .client_config_for(node)
+            .map_err(io::Error::other)
     }
 
     fn server_tls(&self) -> Arc<rustls::ServerConfig> {
@@ -111,7 +114,9 @@ impl PoolView for ContextView {
             }
             _ => Severity::Info,
         };
-        self.context.events.record(severity, kind, Some(volume), message);
+        self.context
+            .events
+            .record(severity, kind, Some(volume), message);
     }
 }
 
@@ -173,7 +178,12 @@ pub enum CommandError {
 
 impl CommandError {
     pub(crate) fn refused(code: &'static str, reason: impl Into<String>, hint: &str) -> Self {
-        Self::Refused { code, reason: reason.into(), hint: hint.to_owned(), data_loss: false }
+        Self::Refused {
+            code,
+            reason: reason.into(),
+            hint: hint.to_owned(),
+            data_loss: false,
+        }
     }
 }
 
@@ -182,7 +192,10 @@ enum Said {
     Accept(AcceptedStream, Purpose),
     Spec(Box<VolumeSpec>),
     Status(oneshot::Sender<ReplicaReport>),
-    Command(VolumeCommand, oneshot::Sender<Result<serde_json::Value, CommandError>>),
+    Command(
+        VolumeCommand,
+        oneshot::Sender<Result<serde_json::Value, CommandError>>,
+    ),
     Stop(oneshot::Sender<()>),
 }
 
@@ -207,13 +220,26 @@ impl VolumeHandle {
         ctx: VolumeContext,
     ) -> Result<Self, StartError> {
         let node = ctx.node;
-        let server = ctx.identity.server_config().map_err(|e| StartError::Tls(e.to_string()))?;
+        let server = ctx
+            .identity
+            .server_config()
+            .map_err(|e| StartError::Tls(e.to_string()))?;
         let pool_id = ctx.pool.state().pool;
-        let view: Arc<dyn PoolView> = Arc::new(ContextView { context: ctx, server });
+        let view: Arc<dyn PoolView> = Arc::new(ContextView {
+            context: ctx,
+            server,
+        });
         let (inbox, messages) = mpsc::channel(INBOX_MAX);
         thread::start(spec.clone(), my_replica, pool_id, view, messages)?;
-        let inner = Inner { inbox, spec: Mutex::new(spec), me: my_replica, node };
-        Ok(Self { inner: Arc::new(inner) })
+        let inner = Inner {
+            inbox,
+            spec: Mutex::new(spec),
+            me: my_replica,
+            node,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
     }
 
     /// The volume's configuration changed.
@@ -290,7 +316,11 @@ impl VolumeHandle {
             )
         };
         let (answer, wait) = oneshot::channel();
-        self.inner.inbox.send(Said::Command(command, answer)).await.map_err(|_| gone())?;
+        self.inner
+            .inbox
+            .send(Said::Command(command, answer))
+            .await
+            .map_err(|_| gone())?;
         wait.await.map_err(|_| gone())?
     }
 

@@ -38,7 +38,8 @@ impl Outbox {
         if self.closed.get() {
             return;
         }
-        self.queued_bytes.set(self.queued_bytes.get() + size(&frame));
+        self.queued_bytes
+            .set(self.queued_bytes.get() + size(&frame));
         self.queue.borrow_mut().push_back(frame);
         self.wake.notify_one();
     }
@@ -107,8 +108,10 @@ impl Outbox {
         let mut frame = first;
         loop {
             let bytes = size(&frame);
-            self.queued_bytes.set(self.queued_bytes.get().saturating_sub(bytes));
-            self.written_bytes.set(self.written_bytes.get() + bytes as u64);
+            self.queued_bytes
+                .set(self.queued_bytes.get().saturating_sub(bytes));
+            self.written_bytes
+                .set(self.written_bytes.get() + bytes as u64);
             if frame.payload.len() >= OWN_WRITE_BYTES_MIN {
                 gathered.extend_from_slice(&frame.header());
                 gathered.extend_from_slice(&frame.meta);

@@ -43,9 +43,10 @@ impl Driver {
                 .filter(|r| *r != self.me)
                 .map(|r| self.peer_report(r))
                 .collect(),
-            resync: self.resyncs[self.me].running.as_ref().map(|r| {
-                resync_report(r, ResyncRole::Target, self.now())
-            }),
+            resync: self.resyncs[self.me]
+                .running
+                .as_ref()
+                .map(|r| resync_report(r, ResyncRole::Target, self.now())),
             last_resync: None,
             size_bytes: self.spec.size_bytes,
             used_bytes: Some(self.brick.used_bytes()),
@@ -79,9 +80,10 @@ impl Driver {
                 self.spec.replicas[from].node_name
             )),
             Phase::Activating => Some("is becoming primary".to_owned()),
-            Phase::HandingOver { to } => {
-                Some(format!("hands its role to {}", self.spec.replicas[to].node_name))
-            }
+            Phase::HandingOver { to } => Some(format!(
+                "hands its role to {}",
+                self.spec.replicas[to].node_name
+            )),
             Phase::Serving => None,
             Phase::Following => {
                 let primary = self.primary_node().is_some();
@@ -95,7 +97,11 @@ impl Driver {
         let serving = self.machine.serves();
         let in_sync = serving && standing == Some(Standing::InSync);
         let dirty = self.brick.dirty_summary(super::driver::index(replica));
-        let lag = self.machine.last().0.saturating_sub(self.machine.position(replica).0.0);
+        let lag = self
+            .machine
+            .last()
+            .0
+            .saturating_sub(self.machine.position(replica).0.0);
         PeerReport {
             replica,
             connection: match standing {
@@ -118,7 +124,11 @@ impl Driver {
                 .as_ref()
                 .filter(|_| serving)
                 .map(|r| resync_report(r, ResyncRole::Target, self.now())),
-            last_resync: self.resyncs[replica].last.as_ref().filter(|_| serving).map(last_report),
+            last_resync: self.resyncs[replica]
+                .last
+                .as_ref()
+                .filter(|_| serving)
+                .map(last_report),
         }
     }
 
@@ -155,7 +165,11 @@ fn reason_text(reason: RoleReason) -> &'static str {
 }
 
 fn kind(full: bool) -> ResyncKind {
-    if full { ResyncKind::Full } else { ResyncKind::Partial }
+    if full {
+        ResyncKind::Full
+    } else {
+        ResyncKind::Partial
+    }
 }
 
 fn resync_report(running: &Running, role: ResyncRole, now: Duration) -> ResyncReport {
@@ -168,7 +182,9 @@ fn resync_report(running: &Running, role: ResyncRole, now: Duration) -> ResyncRe
         total_bytes: progress.map_or(0, |p| p.total_bytes()),
         sent_bytes: progress.map_or(0, |p| p.sent_bytes()),
         rate_bytes_per_second: progress.and_then(|p| p.rate()).map(|rate| rate as u64),
-        eta_seconds: progress.and_then(|p| p.time_left(now)).map(|left| left.as_secs()),
+        eta_seconds: progress
+            .and_then(|p| p.time_left(now))
+            .map(|left| left.as_secs()),
         started_at: text(running.began),
     }
 }

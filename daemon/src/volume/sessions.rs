@@ -66,7 +66,9 @@ impl Sessions {
 
     /// The session holds the object once more. False: it holds too many.
     pub(super) fn open(&mut self, session: SessionId, object: ObjectId) -> bool {
-        let Some(state) = self.by_id.get_mut(&session) else { return false };
+        let Some(state) = self.by_id.get_mut(&session) else {
+            return false;
+        };
         if state.opens.len() >= OPENS_MAX && !state.opens.contains_key(&object) {
             return false;
         }
@@ -80,8 +82,12 @@ impl Sessions {
 
     /// The session holds the object once less.
     pub(super) fn release(&mut self, session: SessionId, object: ObjectId) {
-        let Some(state) = self.by_id.get_mut(&session) else { return };
-        let Some(count) = state.opens.get_mut(&object) else { return };
+        let Some(state) = self.by_id.get_mut(&session) else {
+            return;
+        };
+        let Some(count) = state.opens.get_mut(&object) else {
+            return;
+        };
         *count -= 1;
         if *count == 0 {
             state.opens.remove(&object);
@@ -101,7 +107,9 @@ impl Sessions {
 
     /// What the session says that it holds, after a reconnect; replaces what was known.
     pub(super) fn present(&mut self, session: SessionId, opens: &[ObjectId]) {
-        let Some(state) = self.by_id.get_mut(&session) else { return };
+        let Some(state) = self.by_id.get_mut(&session) else {
+            return;
+        };
         let before: Vec<_> = std::mem::take(&mut state.opens).into_keys().collect();
         for object in opens.iter().take(OPENS_MAX) {
             self.open(session, *object);
@@ -148,7 +156,10 @@ impl Sessions {
     /// The connection of a session ended, if it is still that one.
     pub(super) fn disconnected(&mut self, session: SessionId, connection: u64, now: Duration) {
         if let Some(state) = self.by_id.get_mut(&session)
-            && state.connection.as_ref().is_some_and(|(id, _)| *id == connection)
+            && state
+                .connection
+                .as_ref()
+                .is_some_and(|(id, _)| *id == connection)
         {
             state.connection = None;
             state.heard = now;

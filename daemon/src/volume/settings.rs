@@ -23,9 +23,8 @@ impl Settings {
     /// Of a volume's configuration; values were checked when they were set.
     pub(super) fn of(spec: &VolumeSpec) -> Self {
         let get = |key: &str| spec.options.get(key).map(String::as_str);
-        let duration = |key: &str, default: Duration| {
-            get(key).and_then(parse_duration).unwrap_or(default)
-        };
+        let duration =
+            |key: &str, default: Duration| get(key).and_then(parse_duration).unwrap_or(default);
         Self {
             activation_wait: Duration::from_secs(2),
             replica_deadline: duration("replica-deadline", Duration::from_secs(3)),

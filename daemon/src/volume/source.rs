@@ -119,7 +119,10 @@ impl Resyncs {
 }
 
 fn is_full(rule: Rule) -> bool {
-    matches!(rule, Rule::EmptyBrick | Rule::OlderThanMap | Rule::ForeignResync | Rule::Operator)
+    matches!(
+        rule,
+        Rule::EmptyBrick | Rule::OlderThanMap | Rule::ForeignResync | Rule::Operator
+    )
 }
 
 impl Driver {
@@ -168,13 +171,20 @@ impl Driver {
                 wire_base,
             });
         }
-        let Some(link) = &mut self.links[replica] else { return };
+        let Some(link) = &mut self.links[replica] else {
+            return;
+        };
         let source = Rc::new(Source::default());
         link.source = Some(source.clone());
         link.feed_live = !matches!(decision, Decision::Journal { .. });
         let epoch = link.epoch;
         let Some(shared) = self.shared() else { return };
-        let run = Run { shared, replica, epoch, source };
+        let run = Run {
+            shared,
+            replica,
+            epoch,
+            source,
+        };
         match decision {
             Decision::Join => self.machine.source_done(replica),
             Decision::Journal { after } => {
@@ -184,8 +194,10 @@ impl Driver {
                 tokio::task::spawn_local(async move { run.dirty().await });
             }
             Decision::Full => {
-                let empty =
-                    self.machine.report_of(replica).is_some_and(|r| r.disk == Disk::Empty);
+                let empty = self
+                    .machine
+                    .report_of(replica)
+                    .is_some_and(|r| r.disk == Disk::Empty);
                 tokio::task::spawn_local(async move { run.full(empty).await });
             }
             Decision::Refuse => {}
@@ -197,7 +209,9 @@ impl Driver {
         let Some(source) = self.links[replica].as_ref().and_then(|l| l.source.clone()) else {
             return;
         };
-        let Some((items, bytes)) = source.open.borrow_mut().remove(&batch) else { return };
+        let Some((items, bytes)) = source.open.borrow_mut().remove(&batch) else {
+            return;
+        };
         if let Err(error) = self.brick.clear_dirty(index(replica), &items) {
             self.fail(&error);
         }
@@ -212,7 +226,10 @@ impl Driver {
             && let Some(progress) = &mut running.progress
         {
             let so_far = progress.sent_bytes();
-            progress.sent(wire.saturating_sub(running.wire_base).saturating_sub(so_far));
+            progress.sent(
+                wire.saturating_sub(running.wire_base)
+                    .saturating_sub(so_far),
+            );
             progress.done(now, done);
         }
     }
@@ -238,9 +255,15 @@ impl Driver {
                 sent_bytes = last.sent_bytes, lasted_ms = last.lasted.as_millis() as u64,
                 "a replica is up to date"
             );
-            self.pool.event("resync_finished", &self.spec.name, &format!(
-                "{name}: {} bytes sent by rule {}", last.sent_bytes, last.rule.name()
-            ));
+            self.pool.event(
+                "resync_finished",
+                &self.spec.name,
+                &format!(
+                    "{name}: {} bytes sent by rule {}",
+                    last.sent_bytes,
+                    last.rule.name()
+                ),
+            );
             self.resyncs[replica].last = Some(last);
         }
         if let Some(link) = &mut self.links[replica] {
@@ -270,7 +293,11 @@ impl Driver {
             match item {
                 Doubt::Key(key) => dirty.push(DirtyItem::Key { key }),
                 Doubt::Blocks(object, first, count) => {
-                    dirty.push(DirtyItem::Blocks { object, start: first, end: first + count });
+                    dirty.push(DirtyItem::Blocks {
+                        object,
+                        start: first,
+                        end: first + count,
+                    });
                 }
                 Doubt::Object(object) => dirty.push(DirtyItem::Dropped { object }),
             }
@@ -288,10 +315,17 @@ impl Driver {
 
     /// Sends the records after `after` to a primary that lost its tail.
     pub(super) fn serve_pull(&mut self, shared: &Shared, replica: usize, after: Sequence) {
-        let Some(link) = &self.links[replica] else { return };
+        let Some(link) = &self.links[replica] else {
+            return;
+        };
         let epoch = link.epoch;
         let source = Rc::new(Source::default());
-        let run = Run { shared: shared.clone(), replica, epoch, source };
+        let run = Run {
+            shared: shared.clone(),
+            replica,
+            epoch,
+            source,
+        };
         tokio::task::spawn_local(async move { run.pulled(after).await });
     }
 }
@@ -424,9 +458,12 @@ impl Run {
         loop {
             self.room().await?;
             let items = self.with(|d| {
-                d.brick.next_dirty(index(self.replica), after.as_ref(), BATCH_ITEMS_MAX)
+                d.brick
+                    .next_dirty(index(self.replica), after.as_ref(), BATCH_ITEMS_MAX)
             })?;
-            let Some(last) = items.last().cloned() else { break };
+            let Some(last) = items.last().cloned() else {
+                break;
+            };
             after = Some(last);
             self.send_items(items).await?;
         }
@@ -460,7 +497,10 @@ impl Run {
                 match value {
                     Ok(Some(value)) => {
                         batch.key_bytes += value.len();
-                        batch.changes.push(Change::Put { key: key.clone(), value });
+                        batch.changes.push(Change::Put {
+                            key: key.clone(),
+                            value,
+                        });
                     }
                     Ok(None) => batch.changes.push(Change::Delete { key: key.clone() }),
                     Err(error) => return self.unreadable(&error),
@@ -490,7 +530,8 @@ impl Run {
     fn unreadable(&self, error: &storage::ReadError) -> Result<(), Stopped> {
         let _ = self.with(|d| {
             tracing::error!(volume = %d.spec.name, %error, "a resync stops: its source is damaged");
-            d.pool.event("resync_stopped", &d.spec.name, &error.to_string());
+            d.pool
+                .event("resync_stopped", &d.spec.name, &error.to_string());
         });
         Err(Stopped)
     }
@@ -518,7 +559,10 @@ impl Run {
         // Data was read while records may have been ordered: those follow in the stream and bring
         // the same blocks to their newer state.
         self.with(|d| {
-            self.source.open.borrow_mut().insert(number, (batch.items, bytes.max(1)));
+            self.source
+                .open
+                .borrow_mut()
+                .insert(number, (batch.items, bytes.max(1)));
             d.send(self.replica, &Message::Resync(record));
         })?;
         self.pace(bytes).await?;
@@ -550,13 +594,19 @@ impl Run {
             self.room().await?;
             let after = from.0.checked_sub(1).map(ObjectId);
             let objects = self.with(|d| d.brick.objects_after(after, EXACT_OBJECTS_MAX))?;
-            let Ok(objects) = objects else { return self.give_up() };
+            let Ok(objects) = objects else {
+                return self.give_up();
+            };
             let last = objects.len() < EXACT_OBJECTS_MAX;
             let to = match objects.last() {
                 Some(object) if !last => ObjectId(object.0 + 1),
                 _ => ObjectId(u64::MAX),
             };
-            let exact = Message::ExactObjects { from, to, objects: objects.clone() };
+            let exact = Message::ExactObjects {
+                from,
+                to,
+                objects: objects.clone(),
+            };
             self.with(|d| d.send(self.replica, &exact))?;
             for object in objects {
                 self.send_object(object, empty).await?;
@@ -576,13 +626,20 @@ impl Run {
             let next = self.with(|d| {
                 let (pairs, more) = range_of_keys(d, &from)?;
                 let to = if more {
-                    pairs.last().map(|(key, _)| after_key(key)).unwrap_or_default()
+                    pairs
+                        .last()
+                        .map(|(key, _)| after_key(key))
+                        .unwrap_or_default()
                 } else {
                     Bytes::new()
                 };
                 d.send(
                     self.replica,
-                    &Message::ExactKeys { from: from.clone(), to: to.clone(), pairs },
+                    &Message::ExactKeys {
+                        from: from.clone(),
+                        to: to.clone(),
+                        pairs,
+                    },
                 );
                 Ok::<_, storage::ReadError>(more.then_some(to))
             })?;
@@ -596,11 +653,17 @@ impl Run {
 
     async fn send_object(&self, object: ObjectId, empty: bool) -> Result<(), Stopped> {
         let extents = self.with(|d| d.brick.extents(object))?;
-        let Ok(extents) = extents else { return self.give_up() };
+        let Ok(extents) = extents else {
+            return self.give_up();
+        };
         for extent in extents {
             let first = extent * BLOCKS_PER_EXTENT;
             let items = if empty {
-                vec![DirtyItem::Blocks { object, start: first, end: first + BLOCKS_PER_EXTENT }]
+                vec![DirtyItem::Blocks {
+                    object,
+                    start: first,
+                    end: first + BLOCKS_PER_EXTENT,
+                }]
             } else {
                 self.room().await?;
                 self.wanted(object, first).await?
@@ -626,14 +689,22 @@ impl Run {
         let id = self.source.next_batch.get() + 1;
         self.source.next_batch.set(id);
         self.source.wants.borrow_mut().insert(id, answer);
-        let offer = Message::Offer { id, object, first_block: first, hashes };
+        let offer = Message::Offer {
+            id,
+            object,
+            first_block: first,
+            hashes,
+        };
         self.with(|d| d.send(self.replica, &offer))?;
         let bits = wait.await.map_err(|_| Stopped)?;
         self.with(|d| d.note_progress(self.replica, 0))?;
         let mut items: Vec<DirtyItem> = Vec::new();
         for block in 0..BLOCKS_PER_EXTENT {
             let at = usize::try_from(block / 8).expect("small");
-            if bits.get(at).is_some_and(|byte| byte & (1 << (block % 8)) != 0) {
+            if bits
+                .get(at)
+                .is_some_and(|byte| byte & (1 << (block % 8)) != 0)
+            {
                 match items.last_mut() {
                     Some(DirtyItem::Blocks { end, .. }) if *end == first + block => *end += 1,
                     _ => items.push(DirtyItem::Blocks {
@@ -681,10 +752,7 @@ pub(super) fn hash_blocks(data: &[u8]) -> Bytes {
 pub(super) type Pairs = Vec<(Bytes, Bytes)>;
 
 /// Keys from `from` on, as many as fit one message, and whether there are more.
-pub(super) fn range_of_keys(
-    d: &Driver,
-    from: &[u8],
-) -> Result<(Pairs, bool), storage::ReadError> {
+pub(super) fn range_of_keys(d: &Driver, from: &[u8]) -> Result<(Pairs, bool), storage::ReadError> {
     let mut pairs = Vec::new();
     let mut bytes = 0;
     let mut more = false;
@@ -725,20 +793,32 @@ impl Batch {
             let zero = block.iter().all(|byte| *byte == 0);
             let len = block.len() as u64;
             match self.changes.last_mut() {
-                Some(Change::Zero { object: o, offset: from, len: l })
-                    if zero && *o == object && *from + *l == at =>
-                {
+                Some(Change::Zero {
+                    object: o,
+                    offset: from,
+                    len: l,
+                }) if zero && *o == object && *from + *l == at => {
                     *l += len;
                 }
-                Some(Change::Write { object: o, offset: from, len: l })
-                    if !zero && *o == object && *from + u64::from(*l) == at =>
-                {
+                Some(Change::Write {
+                    object: o,
+                    offset: from,
+                    len: l,
+                }) if !zero && *o == object && *from + u64::from(*l) == at => {
                     *l += block.len() as u32;
                 }
-                _ if zero => self.changes.push(Change::Zero { object, offset: at, len }),
+                _ if zero => self.changes.push(Change::Zero {
+                    object,
+                    offset: at,
+                    len,
+                }),
                 _ => {
                     let len = block.len() as u32;
-                    self.changes.push(Change::Write { object, offset: at, len });
+                    self.changes.push(Change::Write {
+                        object,
+                        offset: at,
+                        len,
+                    });
                 }
             }
             if !zero {
@@ -753,6 +833,10 @@ fn split_blocks(object: ObjectId, start: u64, end: u64) -> Vec<DirtyItem> {
     let most = BATCH_BYTES_MAX as u64 / BLOCK_BYTES;
     (start..end)
         .step_by(usize::try_from(most).expect("small"))
-        .map(|at| DirtyItem::Blocks { object, start: at, end: end.min(at + most) })
+        .map(|at| DirtyItem::Blocks {
+            object,
+            start: at,
+            end: end.min(at + most),
+        })
         .collect()
 }

@@ -47,7 +47,12 @@ impl Stream {
         S: AsyncRead + AsyncWrite + 'static,
     {
         let (reader, writer) = tokio::io::split(stream);
-        Self { peer, address, reader: Box::pin(reader), writer: Box::pin(writer) }
+        Self {
+            peer,
+            address,
+            reader: Box::pin(reader),
+            writer: Box::pin(writer),
+        }
     }
 }
 
@@ -87,12 +92,17 @@ pub(super) async fn dial(
     purpose: Purpose,
 ) -> io::Result<Stream> {
     let address = pool.address_of(node).ok_or_else(|| {
-        io::Error::new(io::ErrorKind::NotFound, format!("node {node} is not in the pool"))
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("node {node} is not in the pool"),
+        )
     })?;
     let mut stream = TcpStream::connect(&address).await?;
     stream.set_nodelay(true)?;
     stream.write_all(&purpose.encode()).await?;
     let config: Arc<rustls::ClientConfig> = pool.client_tls(node)?;
-    let stream = TlsConnector::from(config).connect(server_name(), stream).await?;
+    let stream = TlsConnector::from(config)
+        .connect(server_name(), stream)
+        .await?;
     Ok(Stream::tls(stream, Some(node), Some(address)))
 }

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
+use protocol::ids::GenerationId;
 use protocol::record::{Change, Record};
 use protocol::replica::{Doubt, HASH_BYTES, Message};
-use protocol::ids::GenerationId;
 use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Sequence, Term};
 use storage::{BrickError, DirtyItem, Pace, ReadError};
 
@@ -33,8 +33,9 @@ pub(super) struct Target {
 impl Driver {
     /// Applies records that had to wait. `Ok(true)`: they still wait, and nothing may be read.
     pub(super) fn handle_stalled(&mut self, replica: usize) -> Result<bool, LinkError> {
-        while let Some(record) =
-            self.links[replica].as_mut().and_then(|link| link.target.stalled.pop_front())
+        while let Some(record) = self.links[replica]
+            .as_mut()
+            .and_then(|link| link.target.stalled.pop_front())
         {
             if !self.ready_for(&record)? {
                 if let Some(link) = &mut self.links[replica] {
@@ -53,13 +54,17 @@ impl Driver {
         replica: usize,
         record: Record,
     ) -> Result<bool, LinkError> {
-        self.machine.received(replica, record.sequence, record.term)?;
+        self.machine
+            .received(replica, record.sequence, record.term)?;
         if self.ready_for(&record)? {
             self.follow(&record)?;
             return Ok(self.throttled);
         }
         if let Some(link) = &mut self.links[replica] {
-            assert!(link.target.stalled.len() < STALLED_MAX, "reading stops at the first");
+            assert!(
+                link.target.stalled.len() < STALLED_MAX,
+                "reading stops at the first"
+            );
             link.target.stalled.push_back(record);
         }
         Ok(true)
@@ -68,9 +73,19 @@ impl Driver {
     /// Whether the blocks that a record's writes build on are at hand.
     fn ready_for(&mut self, record: &Record) -> Result<bool, ReadError> {
         for change in &record.changes {
-            let Change::Write { object, offset, len } = change else { continue };
+            let Change::Write {
+                object,
+                offset,
+                len,
+            } = change
+            else {
+                continue;
+            };
             let token = self.token(Token::Prepared);
-            if !self.brick.prepare(*object, *offset, u64::from(*len), token)? {
+            if !self
+                .brick
+                .prepare(*object, *offset, u64::from(*len), token)?
+            {
                 return Ok(false);
             }
             self.tokens.remove(&token);
@@ -79,7 +94,11 @@ impl Driver {
     }
 
     /// Applies changes that have no place in the order.
-    pub(super) fn apply_apart(&mut self, changes: Vec<Change>, payload: Bytes) -> Result<(), BrickError> {
+    pub(super) fn apply_apart(
+        &mut self,
+        changes: Vec<Change>,
+        payload: Bytes,
+    ) -> Result<(), BrickError> {
         let mask = self.machine.dirty_mask();
         for part in cut(changes, payload) {
             let pace = self.brick.apply_resync(&part, mask.0)?;
@@ -100,7 +119,9 @@ impl Driver {
     /// Makes received batches stable, many at once.
     pub(super) fn flush_batches(&mut self) {
         for replica in 0..self.links.len() {
-            let Some(link) = &mut self.links[replica] else { continue };
+            let Some(link) = &mut self.links[replica] else {
+                continue;
+            };
             link.target.flushing = self
                 .brick_flushes
                 .values()
@@ -131,7 +152,9 @@ impl Driver {
                     equal.insert(key.to_vec());
                 }
                 Some(_) => {}
-                None => changes.push(Change::Delete { key: Bytes::copy_from_slice(key) }),
+                None => changes.push(Change::Delete {
+                    key: Bytes::copy_from_slice(key),
+                }),
             }
             true
         });
@@ -139,7 +162,10 @@ impl Driver {
             tracing::warn!(%error, replica, "a range of keys cannot be read, it is replaced");
         }
         for (key, value) in pairs.iter().filter(|(key, _)| !equal.contains(&key[..])) {
-            changes.push(Change::Put { key: key.clone(), value: value.clone() });
+            changes.push(Change::Put {
+                key: key.clone(),
+                value: value.clone(),
+            });
         }
         self.apply_apart(changes, Bytes::new())?;
         Ok(())
@@ -210,23 +236,48 @@ impl Driver {
         let mut items = Vec::new();
         for (object, range) in &self.recovery.suspect {
             let first = range.start / BLOCK_BYTES;
-            items.push(Doubt::Blocks(*object, first, range.end.div_ceil(BLOCK_BYTES) - first));
+            items.push(Doubt::Blocks(
+                *object,
+                first,
+                range.end.div_ceil(BLOCK_BYTES) - first,
+            ));
         }
         self.brick.push()?;
         let touched = self.brick.touched_since(common)?;
         let unknown = touched.is_none();
-        items.extend(touched.unwrap_or_default().into_iter().map(|item| match item {
-            DirtyItem::Key { key } => Doubt::Key(key),
-            DirtyItem::Blocks { object, start, end } => Doubt::Blocks(object, start, end - start),
-            DirtyItem::Dropped { object } => Doubt::Object(object),
-        }));
+        items.extend(
+            touched
+                .unwrap_or_default()
+                .into_iter()
+                .map(|item| match item {
+                    DirtyItem::Key { key } => Doubt::Key(key),
+                    DirtyItem::Blocks { object, start, end } => {
+                        Doubt::Blocks(object, start, end - start)
+                    }
+                    DirtyItem::Dropped { object } => Doubt::Object(object),
+                }),
+        );
         let mut chunks = items.chunks(DOUBTS_MAX).peekable();
         if chunks.peek().is_none() {
-            self.send(replica, &Message::Doubts { items: Vec::new(), last: true, unknown });
+            self.send(
+                replica,
+                &Message::Doubts {
+                    items: Vec::new(),
+                    last: true,
+                    unknown,
+                },
+            );
         }
         while let Some(chunk) = chunks.next() {
             let last = chunks.peek().is_none();
-            self.send(replica, &Message::Doubts { items: chunk.to_vec(), last, unknown });
+            self.send(
+                replica,
+                &Message::Doubts {
+                    items: chunk.to_vec(),
+                    last,
+                    unknown,
+                },
+            );
         }
         Ok(())
     }
@@ -252,11 +303,20 @@ pub(super) fn answer_offer(
             _ => Bytes::new(), // damaged here: everything is wanted
         };
         for (block, hash) in hashes.chunks(HASH_BYTES).enumerate() {
-            let same = mine.chunks(HASH_BYTES).nth(block).is_some_and(|own| own == hash);
+            let same = mine
+                .chunks(HASH_BYTES)
+                .nth(block)
+                .is_some_and(|own| own == hash);
             if !same && block < BLOCKS_PER_EXTENT as usize {
                 bits[block / 8] |= 1 << (block % 8);
             }
         }
-        shared.borrow().send(replica, &Message::Want { id, bits: Bytes::from(bits) });
+        shared.borrow().send(
+            replica,
+            &Message::Want {
+                id,
+                bits: Bytes::from(bits),
+            },
+        );
     });
 }

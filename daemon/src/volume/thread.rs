@@ -47,7 +47,9 @@ pub(super) fn start(
         .name(name.chars().take(15).collect())
         .spawn(move || match open(&spec, me, pool_id) {
             Ok((brick, recovery, state)) => {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
                 let runtime = match runtime {
                     Ok(runtime) => runtime,
                     Err(error) => {
@@ -75,10 +77,15 @@ pub(super) fn start(
 
 fn open(spec: &VolumeSpec, me: usize, pool_id: PoolId) -> Result<Opened, StartError> {
     let path = PathBuf::from(&spec.replicas[me].path);
-    let (brick, recovery) = bricks::open(spec, me, pool_id, &path)
-        .map_err(|source| StartError::Open { path: path.clone(), source })?;
-    let state = bricks::state_of(&brick)
-        .map_err(|reason| StartError::State { path: path.clone(), reason })?;
+    let (brick, recovery) =
+        bricks::open(spec, me, pool_id, &path).map_err(|source| StartError::Open {
+            path: path.clone(),
+            source,
+        })?;
+    let state = bricks::state_of(&brick).map_err(|reason| StartError::State {
+        path: path.clone(),
+        reason,
+    })?;
     if !recovery.was_clean {
         tracing::info!(
             volume = %spec.name, replayed = recovery.replayed_records,
@@ -177,7 +184,9 @@ async fn watch_brick(shared: Shared, fd: OwnedFd) {
         }
     };
     loop {
-        let Ok(mut guard) = fd.readable().await else { return };
+        let Ok(mut guard) = fd.readable().await else {
+            return;
+        };
         guard.clear_ready();
         let mut d = shared.borrow_mut();
         if d.stopping {
@@ -275,7 +284,8 @@ async fn promote(shared: &Shared, to: usize) -> Result<serde_json::Value, Comman
 impl Driver {
     fn new_spec(&mut self, spec: VolumeSpec) {
         self.settings = super::settings::Settings::of(&spec);
-        self.machine.set_replica_deadline(self.settings.replica_deadline);
+        self.machine
+            .set_replica_deadline(self.settings.replica_deadline);
         if let Err(error) = self.brick.set_spec(spec.clone()) {
             self.fail(&error);
         }
@@ -324,7 +334,9 @@ async fn stop(shared: &Shared) {
         if let Ok(wait) = wait {
             let _ = tokio::time::timeout(HAND_OVER_WITHIN, wait).await;
             // The word to the heir must leave before the link closes.
-            let outbox = shared.borrow().links[heir].as_ref().map(|l| l.outbox.clone());
+            let outbox = shared.borrow().links[heir]
+                .as_ref()
+                .map(|l| l.outbox.clone());
             if let Some(outbox) = outbox {
                 let _ = tokio::time::timeout(HAND_OVER_WITHIN, outbox.below(1)).await;
             }
@@ -342,4 +354,3 @@ async fn stop(shared: &Shared) {
     }
     d.changed.notify_waiters();
 }
-

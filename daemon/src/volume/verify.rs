@@ -71,14 +71,18 @@ pub(super) struct Verdict {
 
 impl Driver {
     pub(super) fn take_compared(&mut self, replica: usize, id: u64, answer: Answer) {
-        let waiter = self.links[replica].as_mut().and_then(|l| l.questions.compare.remove(&id));
+        let waiter = self.links[replica]
+            .as_mut()
+            .and_then(|l| l.questions.compare.remove(&id));
         if let Some(waiter) = waiter {
             let _ = waiter.send(answer);
         }
     }
 
     pub(super) fn take_fetched(&mut self, replica: usize, id: u64, data: Option<Bytes>) {
-        let waiter = self.links[replica].as_mut().and_then(|l| l.questions.fetch.remove(&id));
+        let waiter = self.links[replica]
+            .as_mut()
+            .and_then(|l| l.questions.fetch.remove(&id));
         if let Some(waiter) = waiter {
             let _ = waiter.send(data);
         }
@@ -100,27 +104,50 @@ pub(super) fn answer(shared: &Shared, replica: usize, id: u64, scope: Scope) {
     let shared = shared.clone();
     tokio::task::spawn_local(async move {
         let answer = look(&shared, scope).await;
-        let Answer { names, hashes, unreadable } = answer;
-        shared.borrow().send(replica, &Message::Compared { id, names, hashes, unreadable });
+        let Answer {
+            names,
+            hashes,
+            unreadable,
+        } = answer;
+        shared.borrow().send(
+            replica,
+            &Message::Compared {
+                id,
+                names,
+                hashes,
+                unreadable,
+            },
+        );
     });
 }
 
 async fn look(shared: &Shared, scope: Scope) -> Answer {
     match scope {
         Scope::Keys { from, to } => {
-            let end: Bytes = if to.is_empty() { Bytes::from_static(&[0xff; 32]) } else { to };
+            let end: Bytes = if to.is_empty() {
+                Bytes::from_static(&[0xff; 32])
+            } else {
+                to
+            };
             let mut pairs = Vec::new();
             let scanned = shared.borrow().brick.scan(&from, &end, &mut |key, value| {
                 pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
                 pairs.len() < ITEMS_MAX
             });
             if scanned.is_err() {
-                return Answer { unreadable: Bytes::from_static(&[1]), ..Answer::default() };
+                return Answer {
+                    unreadable: Bytes::from_static(&[1]),
+                    ..Answer::default()
+                };
             }
             of_pairs(&pairs)
         }
         Scope::Objects { from, to } => {
-            match shared.borrow().brick.objects_after(before(from), OBJECTS_MAX + 1) {
+            match shared
+                .borrow()
+                .brick
+                .objects_after(before(from), OBJECTS_MAX + 1)
+            {
                 Ok(objects) => Answer {
                     names: objects
                         .into_iter()
@@ -129,7 +156,10 @@ async fn look(shared: &Shared, scope: Scope) -> Answer {
                         .collect(),
                     ..Answer::default()
                 },
-                Err(_) => Answer { unreadable: Bytes::from_static(&[1]), ..Answer::default() },
+                Err(_) => Answer {
+                    unreadable: Bytes::from_static(&[1]),
+                    ..Answer::default()
+                },
             }
         }
         Scope::Extent { object, extent } => of_extent(shared, object, extent).await,
@@ -183,13 +213,21 @@ async fn of_extent(shared: &Shared, object: ObjectId, extent: u64) -> Answer {
     Answer {
         names: Vec::new(),
         hashes: hashes.freeze(),
-        unreadable: if damaged { Bytes::from(unreadable) } else { Bytes::new() },
+        unreadable: if damaged {
+            Bytes::from(unreadable)
+        } else {
+            Bytes::new()
+        },
     }
 }
 
 /// Compares every replica with the primary.
 pub(super) async fn verify(shared: &Shared, repair: bool) -> Verdict {
-    let mut verdict = Verdict { equal: true, replicas_compared: 1, ..Verdict::default() };
+    let mut verdict = Verdict {
+        equal: true,
+        replicas_compared: 1,
+        ..Verdict::default()
+    };
     let (count, me) = {
         let d = shared.borrow();
         (d.links.len(), d.me)
@@ -200,7 +238,13 @@ pub(super) async fn verify(shared: &Shared, repair: bool) -> Verdict {
             let in_sync = d.machine.standing(replica) == Some(Standing::InSync);
             (d.spec.replicas[replica].node_name.clone(), in_sync)
         };
-        let mut run = Comparison { shared, replica, name: name.clone(), repair, verdict };
+        let mut run = Comparison {
+            shared,
+            replica,
+            name: name.clone(),
+            repair,
+            verdict,
+        };
         let compared = in_sync && run.all().await.is_some();
         verdict = run.verdict;
         if compared {
@@ -228,7 +272,12 @@ impl Comparison<'_> {
         self.keys().await?;
         let mut from = ObjectId(0);
         loop {
-            let objects = self.shared.borrow().brick.objects_after(before(from), OBJECTS_MAX).ok()?;
+            let objects = self
+                .shared
+                .borrow()
+                .brick
+                .objects_after(before(from), OBJECTS_MAX)
+                .ok()?;
             let last = objects.len() < OBJECTS_MAX;
             let to = match objects.last() {
                 Some(object) if !last => ObjectId(object.0 + 1),
@@ -270,15 +319,21 @@ impl Comparison<'_> {
     }
 
     async fn key_range(&mut self, from: &Bytes, to: &Bytes) -> Option<()> {
-        let scope = Scope::Keys { from: from.clone(), to: to.clone() };
+        let scope = Scope::Keys {
+            from: from.clone(),
+            to: to.clone(),
+        };
         let mut differing = Vec::new();
         for _ in 0..ASKED_AGAIN_MAX {
             // Asked and read in one go, so that both are of the same place in the order.
             let (wait, own) = {
                 let mut d = self.shared.borrow_mut();
                 let wait = d.ask(self.replica, scope.clone())?;
-                let end =
-                    if to.is_empty() { Bytes::from_static(&[0xff; 32]) } else { to.clone() };
+                let end = if to.is_empty() {
+                    Bytes::from_static(&[0xff; 32])
+                } else {
+                    to.clone()
+                };
                 let mut pairs = Vec::new();
                 let scanned = d.brick.scan(from, &end, &mut |key, value| {
                     pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
@@ -306,7 +361,12 @@ impl Comparison<'_> {
         let mut extra = Vec::new();
         for _ in 0..ASKED_AGAIN_MAX {
             let theirs = self.ask(scope.clone()).await?;
-            let own = self.shared.borrow().brick.objects_after(before(from), OBJECTS_MAX).ok()?;
+            let own = self
+                .shared
+                .borrow()
+                .brick
+                .objects_after(before(from), OBJECTS_MAX)
+                .ok()?;
             extra = theirs
                 .names
                 .iter()
@@ -358,7 +418,12 @@ impl Comparison<'_> {
         for (first, count) in runs(&bad) {
             let first = extent * BLOCKS_PER_EXTENT + first;
             self.report(path.clone(), first * BLOCK_BYTES, count * BLOCK_BYTES);
-            self.put_right(&[DirtyItem::Blocks { object, start: first, end: first + count }]).await;
+            self.put_right(&[DirtyItem::Blocks {
+                object,
+                start: first,
+                end: first + count,
+            }])
+            .await;
         }
         Some(())
     }
@@ -366,7 +431,12 @@ impl Comparison<'_> {
     fn report(&mut self, path: String, offset: u64, length: u64) {
         if self.verdict.differences.len() < DIFFERENCES_MAX {
             let node = self.name.clone();
-            self.verdict.differences.push(Difference { node, path, offset, length });
+            self.verdict.differences.push(Difference {
+                node,
+                path,
+                offset,
+                length,
+            });
         } else {
             self.verdict.differences_not_listed += 1;
         }
@@ -392,7 +462,10 @@ async fn rewrite(shared: &Shared, item: &DirtyItem) -> bool {
         DirtyItem::Key { key } => {
             let mut d = shared.borrow_mut();
             let change = match d.brick.get(key) {
-                Ok(Some(value)) => Change::Put { key: key.clone(), value },
+                Ok(Some(value)) => Change::Put {
+                    key: key.clone(),
+                    value,
+                },
                 Ok(None) => Change::Delete { key: key.clone() },
                 Err(_) => return false,
             };
@@ -405,21 +478,25 @@ async fn rewrite(shared: &Shared, item: &DirtyItem) -> bool {
             if !matches!(d.brick.exists(*object), Ok(false)) {
                 return false;
             }
-            let ordered = d.order(vec![Change::Drop { object: *object }], Bytes::new()).is_ok();
+            let ordered = d
+                .order(vec![Change::Drop { object: *object }], Bytes::new())
+                .is_ok();
             d.finish_turn();
             ordered
         }
         DirtyItem::Blocks { object, start, end } => {
             for block in *start..*end {
                 let offset = block * BLOCK_BYTES;
-                let Some(Ok(data)) =
-                    read_again(shared, *object, offset, BLOCK_BYTES as u32).await
+                let Some(Ok(data)) = read_again(shared, *object, offset, BLOCK_BYTES as u32).await
                 else {
                     return false;
                 };
                 let mut d = shared.borrow_mut();
-                let change =
-                    Change::Write { object: *object, offset, len: BLOCK_BYTES as u32 };
+                let change = Change::Write {
+                    object: *object,
+                    offset,
+                    len: BLOCK_BYTES as u32,
+                };
                 if d.order(vec![change], data).is_err() {
                     return false;
                 }
@@ -437,7 +514,10 @@ fn differing_keys(own: &Answer, theirs: &Answer) -> Vec<Bytes> {
     };
     let (own, theirs) = (table(own), table(theirs));
     let keys = own.keys().chain(theirs.keys());
-    let mut bad: Vec<_> = keys.filter(|key| own.get(*key) != theirs.get(*key)).cloned().collect();
+    let mut bad: Vec<_> = keys
+        .filter(|key| own.get(*key) != theirs.get(*key))
+        .cloned()
+        .collect();
     bad.sort();
     bad.dedup();
     bad
@@ -446,7 +526,8 @@ fn differing_keys(own: &Answer, theirs: &Answer) -> Vec<Bytes> {
 /// Blocks of an extent that differ or cannot be read at either side.
 fn differing_blocks(own: &Answer, theirs: &Answer) -> Vec<u64> {
     let bit = |bits: &Bytes, block: usize| {
-        bits.get(block / 8).is_some_and(|byte| byte & (1 << (block % 8)) != 0)
+        bits.get(block / 8)
+            .is_some_and(|byte| byte & (1 << (block % 8)) != 0)
     };
     let hash = |answer: &Answer, block: usize| {
         let at = block * HASH_BYTES;
@@ -479,7 +560,10 @@ fn before(object: ObjectId) -> Option<ObjectId> {
 }
 
 fn printable(key: &[u8]) -> String {
-    key.iter().flat_map(|byte| std::ascii::escape_default(*byte)).map(char::from).collect()
+    key.iter()
+        .flat_map(|byte| std::ascii::escape_default(*byte))
+        .map(char::from)
+        .collect()
 }
 
 /// Fetches a block that is damaged here from an in-sync replica and puts it in place.
@@ -491,13 +575,23 @@ pub(super) async fn repair_block(shared: &Shared, object: ObjectId, block: u64) 
             if d.machine.standing(replica) != Some(Standing::InSync) {
                 continue;
             }
-            let Some(link) = d.links[replica].as_mut() else { continue };
+            let Some(link) = d.links[replica].as_mut() else {
+                continue;
+            };
             link.questions.next += 1;
             let id = link.questions.next;
             let (sender, wait) = oneshot::channel();
             link.questions.fetch.insert(id, sender);
             let (offset, len) = (block * BLOCK_BYTES, BLOCK_BYTES as u32);
-            d.send(replica, &Message::Fetch { id, object, offset, len });
+            d.send(
+                replica,
+                &Message::Fetch {
+                    id,
+                    object,
+                    offset,
+                    len,
+                },
+            );
             wait
         };
         let Ok(Some(data)) = wait.await else { continue };
@@ -512,7 +606,11 @@ pub(super) async fn repair_block(shared: &Shared, object: ObjectId, block: u64) 
             Ok(_) => return true,
             Err(_) => return false,
         }
-        let change = protocol::record::Change::Write { object, offset, len };
+        let change = protocol::record::Change::Write {
+            object,
+            offset,
+            len,
+        };
         match d.apply_apart(vec![change], data) {
             Ok(()) => {
                 let what = format!("block {block} of object {object}");
@@ -538,7 +636,11 @@ pub(super) fn answer_fetch(
     let shared = shared.clone();
     tokio::task::spawn_local(async move {
         let len = len.min(EXTENT_BYTES as u32);
-        let data = read_again(&shared, object, offset, len).await.and_then(Result::ok);
-        shared.borrow().send(replica, &Message::Fetched { id, data });
+        let data = read_again(&shared, object, offset, len)
+            .await
+            .and_then(Result::ok);
+        shared
+            .borrow()
+            .send(replica, &Message::Fetched { id, data });
     });
 }

@@ -11,7 +11,7 @@ use protocol::units::{Sequence, Term};
 use super::*;
 use crate::decision::{Decision, Means, Rule};
 use crate::line::Line;
-use crate::state::{How, Welcome};
+use crate::state::Welcome;
 
 type Key = u8;
 

@@ -9,7 +9,7 @@ use super::records::changes_of;
 use super::{Brick, Position};
 use crate::activity::{ACTIVE_EXTENTS_MAX, Activity};
 use crate::apply::Core;
-use crate::dirty::{DirtyItem, DirtySummary, PROGRESS_BYTES_MAX};
+use crate::dirty::{DirtyItem, DirtySummary, PROGRESS_BYTES_MAX, SUSPECT};
 use crate::error::BrickError;
 use crate::journal::frame::{FrameKind, LocalOp, Lsn};
 use crate::medium::Medium;
@@ -99,6 +99,17 @@ impl<M: Medium> Brick<M> {
         self.writable()?;
         self.local(LocalOp::All {
             replica,
+            all: false,
+        })
+        .map(drop)
+    }
+
+    /// The suspect blocks of [`super::RecoveryReport`] are settled: they were taken from another
+    /// replica, or this brick's content counts. Durable with the next flush.
+    pub fn clear_suspects(&mut self) -> Result<(), BrickError> {
+        self.writable()?;
+        self.local(LocalOp::All {
+            replica: SUSPECT,
             all: false,
         })
         .map(drop)

@@ -15,7 +15,7 @@ use super::state::StateRow;
 use super::{Brick, Options, Position};
 use crate::activity::ActivityLog;
 use crate::apply::{Core, Mode};
-use crate::dirty::DirtyMaps;
+use crate::dirty::{DirtyItem, DirtyMaps, SUSPECT};
 use crate::error::{BrickError, CreateError, IoFault, OpenError, ReadError};
 use crate::files::Files;
 use crate::journal::frame::{Frame, FrameKind, LocalOp, Lsn};
@@ -51,8 +51,9 @@ pub struct RecoveryReport {
     pub replayed_frames: u64,
     /// Blocks of large writes without a sync that were taken as they were found.
     pub accepted_blocks: u64,
-    /// Those blocks, as byte ranges: what the order says about them is not what stands there. They
-    /// must be taken from another replica, or be accepted by it.
+    /// Those blocks, as byte ranges, with the ones of earlier recoveries that nobody settled: what
+    /// the order says about them is not what stands there. They must be taken from another replica,
+    /// or be accepted by it; then call [`Brick::clear_suspects`].
     pub suspect: Vec<(ObjectId, Range<u64>)>,
 }
 
@@ -357,11 +358,21 @@ fn settle_suspects<M: Medium>(core: &mut Core<M>, replay: &mut Replay) -> Result
             }
         }
         replay.report.accepted_blocks += accepted.total();
-        let bytes = accepted.iter().map(|blocks| {
-            let range = blocks.start * BLOCK_BYTES..blocks.end * BLOCK_BYTES;
-            (object, range)
-        });
-        replay.report.suspect.extend(bytes);
+        for blocks in accepted.iter() {
+            // Kept until someone settles them: this recovery's report may be lost with a crash.
+            let item = DirtyItem::Blocks {
+                object,
+                start: blocks.start,
+                end: blocks.end,
+            };
+            core.dirty.set(SUSPECT, &item, true);
+        }
+    }
+    for item in core.dirty.next(SUSPECT, None, usize::MAX) {
+        if let DirtyItem::Blocks { object, start, end } = item {
+            let range = start * BLOCK_BYTES..end * BLOCK_BYTES;
+            replay.report.suspect.push((object, range));
+        }
     }
     // Damage found while replaying partial writes was looked at above, or shows when it is read.
     core.corrupt_found.clear();

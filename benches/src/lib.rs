@@ -1,3 +1,0 @@
-//! Benchmarks.
-
-#![forbid(unsafe_code)]
