@@ -77,6 +77,9 @@ pub(crate) enum Command {
     /// Volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
+    /// A brick's directory, without any daemon
+    #[command(subcommand)]
+    Brick(BrickCommand),
     /// The pool at a glance; exit status 10 degraded, 20 unavailable
     Status {
         /// Print again as things change
@@ -211,6 +214,36 @@ pub(crate) enum QuorumArg {
     Majority,
     /// The bricks and the operator.
     Off,
+}
+
+/// `cairn brick`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BrickCommand {
+    /// What it is
+    Info {
+        /// The brick's directory
+        dir: PathBuf,
+    },
+    /// Whether it is whole; exit status 1 if not
+    Check {
+        /// The brick's directory
+        dir: PathBuf,
+    },
+    /// Copy its files out as plain files
+    Export {
+        /// The brick's directory
+        dir: PathBuf,
+        /// A new or an empty directory
+        dest: PathBuf,
+    },
+    /// Clear a deleted volume's brick for new use
+    Wipe {
+        /// The brick's directory
+        dir: PathBuf,
+        /// Also the brick of a volume that was not deleted
+        #[arg(long)]
+        force: bool,
+    },
 }
 
 /// `cairn volume create`.

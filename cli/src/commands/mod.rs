@@ -1,5 +1,7 @@
 //! One file a command.
 
+mod brick;
+mod brick_export;
 mod completions;
 mod create;
 mod daemon;
@@ -25,6 +27,7 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Daemon(args) => daemon::run(global, args),
         Command::Peer(command) => peer::run(global, output, command),
         Command::Volume(command) => volume::run(global, output, command),
+        Command::Brick(command) => brick::run(global, output, command),
         Command::Status { watch } => status::pool(global, output, watch),
         Command::Why { volume } => status::why(global, output, volume),
         Command::Events { follow } => events::run(global, output, follow),

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::process::{Command, Stdio};
 
-use crate::support::{CAIRN, Node, cairn, directory};
+use crate::support::{CAIRN, Node, cairn, directory, output, signal, spawn};
 
 #[test]
 fn without_a_daemon_every_command_ends_with_3_and_a_hint() {
@@ -90,20 +90,10 @@ fn the_option_table_needs_no_daemon() {
 
 #[test]
 fn a_reader_that_goes_away_ends_the_program_quietly() {
-    let mut child = Command::new(CAIRN)
-        .args(["events", "--follow"])
-        .env("CAIRN_DATA_DIR", "/nonexistent")
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("runs");
-    assert_eq!(child.wait().expect("ends").code(), Some(3));
-    let mut child = Command::new(CAIRN)
-        .args(["volume", "options"])
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("runs");
+    let mut command = Command::new(CAIRN);
+    command.args(["volume", "options"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = spawn(&mut command).expect("runs");
     // Closed before anything was read.
     drop(child.stdout.take());
     let mut stderr = String::new();
@@ -131,7 +121,7 @@ fn the_program_called_cairnd_is_the_daemon() {
     let root = directory();
     let link = root.path().join("cairnd");
     std::os::unix::fs::symlink(CAIRN, &link).expect("a link");
-    let output = Command::new(&link).arg("--help").output().expect("runs");
+    let output = output(Command::new(&link).arg("--help")).expect("runs");
     assert!(String::from_utf8_lossy(&output.stdout).contains("--listen"));
 }
 
@@ -159,11 +149,7 @@ fn sighup_reads_the_settings_again_and_says_what_waits_for_a_restart() {
     let root = directory();
     let node = Node::start(root.path(), "node1");
     std::fs::write(node.settings_path(), "http-full = true\n").expect("settings");
-    let sent = Command::new("kill")
-        .args(["-HUP", &node.pid().to_string()])
-        .status()
-        .expect("kill runs");
-    assert!(sent.success());
+    signal("-HUP", node.pid());
     node.wait("events", |events| {
         events["events"].as_array().is_some_and(|all| {
             all.iter().any(|event| {

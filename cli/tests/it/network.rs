@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
-use crate::support::{CAIRN, Node, Run, directory};
+use crate::support::{CAIRN, Node, Run, directory, output};
 
 /// Sends bytes and waits until the daemon has closed the connection.
 fn send(node: &Node, bytes: &[u8]) {
@@ -101,7 +101,8 @@ fn the_directory_is_closed_and_its_sockets_are_for_root_and_the_group() {
     }
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(root.path(), open).expect("opened");
-    let output = Command::new(CAIRN)
+    let mut command = Command::new(CAIRN);
+    command
         .args([
             "--data-dir",
             node.dir.to_str().expect("text"),
@@ -110,9 +111,8 @@ fn the_directory_is_closed_and_its_sockets_are_for_root_and_the_group() {
         ])
         .uid(65_534)
         .gid(65_534)
-        .current_dir("/")
-        .output();
-    match output {
+        .current_dir("/");
+    match output(&mut command) {
         Ok(output) => {
             Run::of(&output).refused(3, "may not use the daemon", "as root");
         }
@@ -122,6 +122,6 @@ fn the_directory_is_closed_and_its_sockets_are_for_root_and_the_group() {
 }
 
 fn is_root() -> bool {
-    let output = Command::new("id").arg("-u").output().expect("id runs");
-    output.stdout == b"0\n"
+    let id = output(Command::new("id").arg("-u")).expect("id runs");
+    id.stdout == b"0\n"
 }

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -60,14 +60,36 @@ impl Run {
     }
 }
 
+/// A process between fork and exec holds copies of this process's locks. Whoever takes a lock
+/// file in this process does so while no process is being started.
+pub(crate) static STARTING: RwLock<()> = RwLock::new(());
+
+/// Starts a process; on return it holds nothing of this one.
+pub(crate) fn spawn(command: &mut Command) -> std::io::Result<Child> {
+    let _guard = STARTING.read();
+    command.spawn()
+}
+
+/// Runs a process to its end.
+pub(crate) fn output(command: &mut Command) -> std::io::Result<Output> {
+    command.stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    spawn(command)?.wait_with_output()
+}
+
 /// Runs the program without a daemon's directory.
 pub(crate) fn cairn(args: &[&str]) -> Run {
-    let output = Command::new(CAIRN)
-        .env_remove("CAIRN_DATA_DIR")
-        .args(args)
-        .output()
-        .expect("the program runs");
-    Run::of(&output)
+    let mut command = Command::new(CAIRN);
+    command.env_remove("CAIRN_DATA_DIR").args(args);
+    Run::of(&output(&mut command).expect("the program runs"))
+}
+
+/// Sends a signal.
+pub(crate) fn signal(name: &str, pid: u32) {
+    let mut command = Command::new("kill");
+    command.args([name, &pid.to_string()]);
+    let sent = output(&mut command).expect("kill runs");
+    assert!(sent.status.success());
 }
 
 /// A directory that goes away with the test.
@@ -122,7 +144,8 @@ impl Node {
             .append(true)
             .open(self.log_path())
             .expect("a log");
-        let mut child = Command::new(CAIRN)
+        let mut command = Command::new(CAIRN);
+        command
             .args(["daemon", "--name", &self.name, "--listen", &self.address])
             .arg("--config")
             .arg(self.settings_path())
@@ -130,9 +153,8 @@ impl Node {
             .arg("--data-dir")
             .arg(&self.dir)
             .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()
-            .expect("the daemon starts");
+            .stderr(log);
+        let mut child = spawn(&mut command).expect("the daemon starts");
         let stdout = child.stdout.take().expect("piped");
         let (tell, ready) = mpsc::channel();
         std::thread::spawn(move || {
@@ -179,22 +201,15 @@ impl Node {
     /// SIGTERM; the exit status.
     pub(crate) fn terminate(&mut self) -> i32 {
         let mut child = self.child.take().expect("it runs");
-        let sent = Command::new("kill")
-            .arg(child.id().to_string())
-            .status()
-            .expect("kill runs");
-        assert!(sent.success());
+        signal("-TERM", child.id());
         child.wait().expect("gone").code().unwrap_or(-1)
     }
 
     /// A command to this daemon.
     pub(crate) fn run(&self, args: &[&str]) -> Run {
-        let output = Command::new(CAIRN)
-            .args(args)
-            .env("CAIRN_DATA_DIR", &self.dir)
-            .output()
-            .expect("the program runs");
-        Run::of(&output)
+        let mut command = Command::new(CAIRN);
+        command.args(args).env("CAIRN_DATA_DIR", &self.dir);
+        Run::of(&output(&mut command).expect("the program runs"))
     }
 
     /// A command given as one line.

@@ -2,9 +2,11 @@
 
 mod client;
 mod code;
+mod create;
 mod join;
 mod manager;
 mod members;
+mod options;
 mod refusal;
 mod serve;
 mod status;

@@ -14,11 +14,8 @@ use protocol::volume::{Quorum, VolumeSpec, VolumeState};
 
 use super::Node;
 use crate::events::time_text;
-use crate::raft::PoolState;
+use crate::raft::{MAJORITY_VOTERS_MIN, PoolState};
 use crate::rpc::STATUS_WITHIN;
-
-/// Voters from which on a majority can decide about roles.
-const MAJORITY_VOTERS_MIN: usize = 3;
 
 /// Every node's answer; `None`: it did not answer.
 type Answers = BTreeMap<NodeId, Option<Vec<ReplicaReport>>>;

@@ -21,8 +21,8 @@ use tokio::sync::{Mutex, RwLock, watch};
 
 pub use store::StoreError;
 pub use types::{
-    MEMBERS_MAX, MemberState, PoolCommand, PoolOutcome, PoolRefusal, PoolState, ReplicaSetState,
-    VOLUMES_MAX, VOTERS_MAX,
+    MAJORITY_VOTERS_MIN, MEMBERS_MAX, MemberState, PoolCommand, PoolOutcome, PoolRefusal,
+    PoolState, ReplicaSetState, VOLUMES_MAX, VOTERS_MAX,
 };
 
 use crate::rpc::NodeClients;

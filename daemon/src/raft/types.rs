@@ -25,6 +25,8 @@ openraft::declare_raft_types!(
 pub const VOLUMES_MAX: usize = 1024;
 /// Most nodes of a pool.
 pub const MEMBERS_MAX: usize = 64;
+/// Voters from which on a majority can decide about roles: with two, either alone is none.
+pub const MAJORITY_VOTERS_MIN: usize = 3;
 /// Most voters.
 pub const VOTERS_MAX: usize = 5;
 
