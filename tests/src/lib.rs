@@ -97,6 +97,8 @@ pub struct Confirmed {
     pub synced: u64,
     /// Every third file was renamed afterwards; renamed up to here.
     pub renamed: u64,
+    /// Every so manyth file and record is fsynced.
+    pub sync_every: u64,
     /// Records appended to the log.
     pub appended: u64,
     /// Of these, fsynced.
@@ -141,7 +143,11 @@ impl Writer {
         let work = dir.join("work");
         fs::create_dir_all(&work)?;
         File::open(dir)?.sync_all()?;
-        let confirmed: Arc<Mutex<Confirmed>> = Arc::default();
+        let confirmed = Confirmed {
+            sync_every,
+            ..Confirmed::default()
+        };
+        let confirmed = Arc::new(Mutex::new(confirmed));
         let stop: Arc<AtomicBool> = Arc::default();
         let (c, s, w) = (confirmed.clone(), stop.clone(), work.clone());
         let files = std::thread::spawn(move || files(&w, sync_every, &c, &s));
@@ -200,7 +206,6 @@ fn files(
             c.renamed = number;
         });
         if sync {
-            // One ordered log: this makes everything before it stable, too (CL-1's order).
             file.sync_all()?;
             note(confirmed, |c| c.synced = number);
         }
@@ -239,6 +244,9 @@ pub fn missing(dir: &Path, confirmed: &Confirmed, synced_only: bool) -> io::Resu
         confirmed.made
     };
     for number in 0..made {
+        if synced_only && number % confirmed.sync_every != confirmed.sync_every - 1 {
+            continue;
+        }
         let (name, renamed) = names(&work, number);
         let (here, gone) = if number % 3 == 0 {
             (renamed, name)
