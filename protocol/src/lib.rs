@@ -18,5 +18,6 @@ pub mod preamble;
 pub mod record;
 pub mod replica;
 pub mod report;
+pub mod rpc;
 pub mod units;
 pub mod volume;

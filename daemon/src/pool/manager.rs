@@ -189,6 +189,26 @@ impl Work {
         }
     }
 
+    /// Leaves the members' identities beside the node's own: a mount on this machine knows by
+    /// them whom to believe while the daemon is down.
+    fn note_members(&self, state: &PoolState) {
+        let members: BTreeMap<_, _> =
+            state.members.iter().map(|(id, member)| (*id, member.address.clone())).collect();
+        let write = || -> std::io::Result<()> {
+            let path = self.context.data_dir.join("members.json");
+            let text = serde_json::to_vec(&members)?;
+            if std::fs::read(&path).is_ok_and(|old| old == text) {
+                return Ok(());
+            }
+            let new = path.with_extension("new");
+            std::fs::write(&new, text)?;
+            std::fs::rename(new, path)
+        };
+        if let Err(error) = write() {
+            tracing::warn!(%error, "the members' identities could not be noted for mounts");
+        }
+    }
+
     async fn retry(&mut self, state: &PoolState, volume: VolumeId) -> Result<(), String> {
         {
             let mut slots = self.slots.lock();
@@ -212,6 +232,7 @@ impl Work {
             .filter_map(|spec| Some((spec.id, (spec.clone(), replica_on(spec, me)?))))
             .collect();
         self.stop_unwanted(&wanted).await;
+        self.note_members(state);
         self.mark_deleted(state).await;
         for (id, (spec, replica)) in wanted {
             self.start_or_update(id, spec, replica).await;
