@@ -260,7 +260,7 @@ impl Target {
 
     /// Forgets what clients and the kernel have cached: mounts anew and drops the caches.
     pub(crate) fn cold(&mut self) -> io::Result<()> {
-        let remount = || -> Result<()> {
+        let mut remount = || -> Result<()> {
             match &mut self.kind {
                 Kind::Local | Kind::Fuse { .. } => Ok(()),
                 Kind::Gluster { volume, .. } => {
