@@ -32,6 +32,8 @@ enum Slot {
 enum ManagerRequest {
     /// Open what failed again, then say whether the volume runs here.
     Retry(VolumeId, oneshot::Sender<Result<(), String>>),
+    /// Answer when everything decided up to now has happened here.
+    Settle(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -113,6 +115,20 @@ impl VolumeManager {
         done.await.map_err(|_| gone())?
     }
 
+    /// Waits until everything that is decided up to now has happened here.
+    pub async fn settle(&self) {
+        let (answer, done) = oneshot::channel();
+        if self
+            .requests
+            .send(ManagerRequest::Settle(answer))
+            .await
+            .is_ok()
+        {
+            // An error means that the daemon is ending, and with it everything here.
+            let _ = done.await;
+        }
+    }
+
     /// Stops every replica: each checkpoints and closes.
     pub async fn stop(&self) {
         let (answer, done) = oneshot::channel();
@@ -177,6 +193,12 @@ impl Work {
                         let now = Arc::clone(&state.borrow_and_update());
                         // The asker may have given up; the volume was tried all the same.
                         let _ = answer.send(self.retry(&now, volume).await);
+                    }
+                    Some(ManagerRequest::Settle(answer)) => {
+                        let now = Arc::clone(&state.borrow_and_update());
+                        self.reconcile(&now).await;
+                        // The asker may have given up; it happened all the same.
+                        let _ = answer.send(());
                     }
                     Some(ManagerRequest::Stop(answer)) => {
                         self.stop_all().await;
