@@ -49,7 +49,10 @@ pub struct MountFailure {
 }
 
 fn failure(sentence: impl std::fmt::Display, hint: &str) -> MountFailure {
-    MountFailure { sentence: sentence.to_string(), hint: hint.to_owned() }
+    MountFailure {
+        sentence: sentence.to_string(),
+        hint: hint.to_owned(),
+    }
 }
 
 impl From<OptionError> for MountFailure {
@@ -98,7 +101,12 @@ pub fn mount(args: &MountArgs) -> Result<(), MountFailure> {
         let result = serve(args, &request, &mut ready);
         if let (Err(error), Some(pipe)) = (&result, &mut ready) {
             // Whoever waits may be gone.
-            let _ = writeln!(pipe, "{}\t{}", one_line(&error.sentence), one_line(&error.hint));
+            let _ = writeln!(
+                pipe,
+                "{}\t{}",
+                one_line(&error.sentence),
+                one_line(&error.hint)
+            );
         }
         return result;
     }
@@ -123,12 +131,16 @@ fn in_background(args: &MountArgs, request: &MountRequest) -> Result<(), MountFa
     let log = match &request.log_file {
         Some(path) => {
             let path = std::path::absolute(path).map_err(cannot)?;
-            let file = File::options().create(true).append(true).open(&path).map_err(|error| {
-                failure(
-                    format!("the log {} cannot be opened: {error}", path.display()),
-                    "Name another file with `-o log_file=`.",
-                )
-            })?;
+            let file = File::options()
+                .create(true)
+                .append(true)
+                .open(&path)
+                .map_err(|error| {
+                    failure(
+                        format!("the log {} cannot be opened: {error}", path.display()),
+                        "Name another file with `-o log_file=`.",
+                    )
+                })?;
             Stdio::from(file)
         }
         None => syslog(),
@@ -159,7 +171,10 @@ fn in_background(args: &MountArgs, request: &MountRequest) -> Result<(), MountFa
     match line.trim_end().split_once('\t') {
         Some(("ready", _)) => Ok(()),
         Some((sentence, hint)) => Err(failure(sentence, hint)),
-        None => Err(failure("the mount process ended before the mount was usable", "See its log.")),
+        None => Err(failure(
+            "the mount process ended before the mount was usable",
+            "See its log.",
+        )),
     }
 }
 
@@ -188,7 +203,10 @@ fn serve(
         let error = io::Error::from_raw_os_error(errno);
         let path = String::from_utf8_lossy(&request.subdir).into_owned();
         failure(
-            format!("the directory `/{path}` of volume `{}`: {error}", request.volume),
+            format!(
+                "the directory `/{path}` of volume `{}`: {error}",
+                request.volume
+            ),
             "Name a directory that exists in the volume.",
         )
     })?;
@@ -232,7 +250,10 @@ fn connect(args: &MountArgs, request: &MountRequest) -> Result<Arc<Session>, Mou
 }
 
 fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 fn start_log(verbose: bool) {
@@ -262,11 +283,13 @@ fn unmount_on_signal(point: &Path) {
     let point = point.to_owned();
     let signals = signal_hook::iterator::Signals::new([SIGTERM, SIGINT]);
     let Ok(mut signals) = signals else { return };
-    let thread = std::thread::Builder::new().name("cairn-signals".to_owned()).spawn(move || {
-        if signals.forever().next().is_some() {
-            kernel::unmount(&point);
-        }
-    });
+    let thread = std::thread::Builder::new()
+        .name("cairn-signals".to_owned())
+        .spawn(move || {
+            if signals.forever().next().is_some() {
+                kernel::unmount(&point);
+            }
+        });
     if let Err(error) = thread {
         tracing::warn!(%error, "signals will end the mount without unmounting");
     }

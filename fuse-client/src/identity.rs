@@ -23,7 +23,10 @@ impl NodeIdentity {
         let identity = Identity::from_pem(&pem).map_err(io::Error::other)?;
         let members = std::fs::read(data_dir.join("members.json"))?;
         let members: BTreeMap<NodeId, String> = serde_json::from_slice(&members)?;
-        Ok(Self { identity, members: members.into_keys().collect() })
+        Ok(Self {
+            identity,
+            members: members.into_keys().collect(),
+        })
     }
 }
 

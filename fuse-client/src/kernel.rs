@@ -43,7 +43,10 @@ pub(crate) fn mount(
     point: &Path,
     wanted: &MountFlagsWanted,
 ) -> Result<OwnedFd, MountError> {
-    let bad_point = |source| MountError::Point { point: point.display().to_string(), source };
+    let bad_point = |source| MountError::Point {
+        point: point.display().to_string(),
+        source,
+    };
     let meta = std::fs::metadata(point).map_err(|error| {
         // A dead mount left there says ENOTCONN: tell what to do about it.
         if error.raw_os_error() == Some(107) {
@@ -62,15 +65,14 @@ pub(crate) fn mount(
     }
 }
 
-fn by_kernel(
-    source: &str,
-    point: &Path,
-    wanted: &MountFlagsWanted,
-) -> Result<OwnedFd, MountError> {
+fn by_kernel(source: &str, point: &Path, wanted: &MountFlagsWanted) -> Result<OwnedFd, MountError> {
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let device = rustix::fs::open("/dev/fuse", flags, Mode::empty())
         .map_err(|errno| MountError::Device(errno.into()))?;
-    let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let (uid, gid) = (
+        rustix::process::getuid().as_raw(),
+        rustix::process::getgid().as_raw(),
+    );
     let mut data = format!(
         "fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions",
         device.as_raw_fd()
@@ -96,11 +98,7 @@ fn by_kernel(
     Ok(device)
 }
 
-fn by_helper(
-    source: &str,
-    point: &Path,
-    wanted: &MountFlagsWanted,
-) -> Result<OwnedFd, MountError> {
+fn by_helper(source: &str, point: &Path, wanted: &MountFlagsWanted) -> Result<OwnedFd, MountError> {
     let failed = |error: &dyn std::fmt::Display| MountError::Helper(error.to_string());
     let (ours, theirs) = rustix::net::socketpair(
         AddressFamily::UNIX,
@@ -125,7 +123,12 @@ fn by_helper(
         (wanted.noatime, "noatime"),
         (wanted.sync, "sync"),
     ];
-    options.extend(chosen.iter().filter(|(on, _)| *on).map(|(_, word)| (*word).to_owned()));
+    options.extend(
+        chosen
+            .iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, word)| (*word).to_owned()),
+    );
     let child = Command::new("fusermount3")
         .arg("-o")
         .arg(options.join(","))
@@ -169,6 +172,9 @@ pub(crate) fn unmount(point: &Path) {
         // It may be gone already.
         let _ = rustix::mount::unmount(point, UnmountFlags::DETACH);
     } else {
-        let _ = Command::new("fusermount3").args(["-u", "-z", "--"]).arg(point).status();
+        let _ = Command::new("fusermount3")
+            .args(["-u", "-z", "--"])
+            .arg(point)
+            .status();
     }
 }

@@ -100,12 +100,19 @@ impl MountRequest {
             hosts,
             volume,
             subdir,
-            flags: MountFlagsWanted { allow_other: root, ..MountFlagsWanted::default() },
+            flags: MountFlagsWanted {
+                allow_other: root,
+                ..MountFlagsWanted::default()
+            },
             log_file: None,
             mount_timeout: Duration::from_secs(30),
             no_primary_eio: None,
         };
-        for option in options.iter().flat_map(|o| o.split(',')).filter(|o| !o.is_empty()) {
+        for option in options
+            .iter()
+            .flat_map(|o| o.split(','))
+            .filter(|o| !o.is_empty())
+        {
             request.option(option)?;
         }
         Ok(request)
@@ -132,11 +139,13 @@ impl MountRequest {
             "log_file" | "log-file" => self.log_file = Some(PathBuf::from(value)),
             "mount_timeout" => self.mount_timeout = seconds(name, value)?,
             "no_primary" => {
-                let time = value.strip_prefix("eio:").ok_or_else(|| OptionError::Value {
-                    option: name.to_owned(),
-                    value: value.to_owned(),
-                    wants: "eio:SECONDS",
-                })?;
+                let time = value
+                    .strip_prefix("eio:")
+                    .ok_or_else(|| OptionError::Value {
+                        option: name.to_owned(),
+                        value: value.to_owned(),
+                        wants: "eio:SECONDS",
+                    })?;
                 self.no_primary_eio = Some(seconds(name, time)?);
             }
             "backup-volfile-servers" => {
@@ -146,7 +155,10 @@ impl MountRequest {
             }
             _ => {
                 let nearest = nearest(name);
-                return Err(OptionError::Unknown { option: name.to_owned(), nearest });
+                return Err(OptionError::Unknown {
+                    option: name.to_owned(),
+                    nearest,
+                });
             }
         }
         Ok(())
@@ -170,7 +182,11 @@ fn with_port(host: &str) -> String {
         Some(end) => host[end..].contains(':'),
         None => host.contains(':'),
     };
-    if has_port { host.to_owned() } else { format!("{host}:{PORT}") }
+    if has_port {
+        host.to_owned()
+    } else {
+        format!("{host}:{PORT}")
+    }
 }
 
 type Source = (Vec<String>, String, Vec<u8>);
@@ -178,7 +194,11 @@ type Source = (Vec<String>, String, Vec<u8>);
 fn parse_source(source: &str) -> Result<Source, OptionError> {
     let bad = || OptionError::Source(source.to_owned());
     let (hosts, path) = source.split_once(":/").ok_or_else(bad)?;
-    let hosts: Vec<_> = hosts.split(',').filter(|h| !h.is_empty()).map(with_port).collect();
+    let hosts: Vec<_> = hosts
+        .split(',')
+        .filter(|h| !h.is_empty())
+        .map(with_port)
+        .collect();
     let path = path.trim_start_matches('/');
     let (volume, subdir) = path.split_once('/').unwrap_or((path, ""));
     if hosts.is_empty() || volume.is_empty() {
@@ -189,7 +209,10 @@ fn parse_source(source: &str) -> Result<Source, OptionError> {
 
 /// The known option that takes the fewest changes of letters.
 fn nearest(name: &str) -> &'static str {
-    KNOWN.into_iter().min_by_key(|known| distance(name, known)).unwrap_or("defaults")
+    KNOWN
+        .into_iter()
+        .min_by_key(|known| distance(name, known))
+        .unwrap_or("defaults")
 }
 
 /// Levenshtein's distance.
@@ -222,19 +245,26 @@ mod tests {
             request.hosts,
             ["node1:7420", "node2:7500", "[2001:db8::1]:7420", "[::1]:9"]
         );
-        assert_eq!((request.volume.as_str(), &request.subdir[..]), ("v1", &b"a/b"[..]));
+        assert_eq!(
+            (request.volume.as_str(), &request.subdir[..]),
+            ("v1", &b"a/b"[..])
+        );
     }
 
     #[test]
     fn sources_without_volume_or_host_are_refused() {
         for source in ["node1", "node1:/", ":/v1", "node1:v1", ""] {
-            assert_eq!(parse(source, ""), Err(OptionError::Source(source.to_owned())));
+            assert_eq!(
+                parse(source, ""),
+                Err(OptionError::Source(source.to_owned()))
+            );
         }
     }
 
     #[test]
     fn an_fstab_line_with_generic_options_is_taken() {
-        let line = "defaults,_netdev,nofail,noatime,x-systemd.automount,ro,backup-volfile-servers=b:c";
+        let line =
+            "defaults,_netdev,nofail,noatime,x-systemd.automount,ro,backup-volfile-servers=b:c";
         let request = parse("a:/v1", line).expect("fits");
         assert!(request.flags.read_only && request.flags.noatime && request.flags.allow_other);
         assert_eq!(request.hosts, ["a:7420", "b:7420", "c:7420"]);
@@ -245,9 +275,18 @@ mod tests {
         let refused = parse("a:/v1", "noatim").expect_err("there is none");
         assert_eq!(
             refused,
-            OptionError::Unknown { option: "noatim".to_owned(), nearest: "noatime" }
+            OptionError::Unknown {
+                option: "noatim".to_owned(),
+                nearest: "noatime"
+            }
         );
-        assert!(matches!(parse("a:/v1", "mount_timeout=soon"), Err(OptionError::Value { .. })));
-        assert!(matches!(parse("a:/v1", "no_primary=5"), Err(OptionError::Value { .. })));
+        assert!(matches!(
+            parse("a:/v1", "mount_timeout=soon"),
+            Err(OptionError::Value { .. })
+        ));
+        assert!(matches!(
+            parse("a:/v1", "no_primary=5"),
+            Err(OptionError::Value { .. })
+        ));
     }
 }

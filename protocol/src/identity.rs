@@ -242,7 +242,11 @@ impl AnyKey {
             return Err(CertificateError::BadEncoding.into());
         }
         let id = id_of(certificate).map_err(|_| CertificateError::BadEncoding)?;
-        if self.expected.as_ref().is_some_and(|expected| !expected.contains(&id)) {
+        if self
+            .expected
+            .as_ref()
+            .is_some_and(|expected| !expected.contains(&id))
+        {
             return Err(CertificateError::ApplicationVerificationFailure.into());
         }
         Ok(())

@@ -214,8 +214,11 @@ impl Work {
     /// Leaves the members' identities beside the node's own: a mount on this machine knows by
     /// them whom to believe while the daemon is down.
     fn note_members(&self, state: &PoolState) {
-        let members: BTreeMap<_, _> =
-            state.members.iter().map(|(id, member)| (*id, member.address.clone())).collect();
+        let members: BTreeMap<_, _> = state
+            .members
+            .iter()
+            .map(|(id, member)| (*id, member.address.clone()))
+            .collect();
         let write = || -> std::io::Result<()> {
             let path = self.context.data_dir.join("members.json");
             let text = serde_json::to_vec(&members)?;

@@ -123,7 +123,10 @@ fn refused(code: u16, message: String) -> DialError {
     let (lasting, hint) = match code {
         refusal::STOPPED => (false, "start it with `cairn volume start`"),
         refusal::FORBIDDEN => (true, "admit this client with `cairn client add`"),
-        refusal::VERSION => (true, "bring client and nodes to versions that work together"),
+        refusal::VERSION => (
+            true,
+            "bring client and nodes to versions that work together",
+        ),
         _ => (true, "see `cairn volume list` on a node"),
     };
     DialError::Refused {

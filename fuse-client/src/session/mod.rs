@@ -191,7 +191,10 @@ impl Session {
                 .map_err(StartError::Thread)
         };
         let threads = vec![
-            spawn("cairn-receive", Box::new(move || receiver.run(link, frames)))?,
+            spawn(
+                "cairn-receive",
+                Box::new(move || receiver.run(link, frames)),
+            )?,
             spawn("cairn-tick", Box::new(move || ticker.tick()))?,
         ];
         Ok(Arc::new(Self {
@@ -470,7 +473,10 @@ impl Shared {
     /// Makes a welcomed connection the one in use and sends what is unanswered.
     fn take_into_use(&self, welcomed: Welcomed) -> io::Result<(Arc<Link>, FrameReader)> {
         let link = Link::start(welcomed.connection)?;
-        tracing::info!(carrier = link.connection().carrier(), "connected to the primary");
+        tracing::info!(
+            carrier = link.connection().carrier(),
+            "connected to the primary"
+        );
         let mut state = self.state.lock();
         let lost = if !welcomed.known && state.confirmed {
             state.confirmed = false;
