@@ -168,7 +168,7 @@ fn in_background(args: &MountArgs, request: &MountRequest) -> Result<(), MountFa
     if let Some(out) = child.stdout.take() {
         BufReader::new(out).read_line(&mut line).map_err(cannot)?;
     }
-    match line.trim_end().split_once('\t') {
+    match line.trim_end_matches('\n').split_once('\t') {
         Some(("ready", _)) => Ok(()),
         Some((sentence, hint)) => Err(failure(sentence, hint)),
         None => Err(failure(
