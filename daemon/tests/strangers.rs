@@ -75,7 +75,7 @@ async fn a_stranger_with_a_valid_key_is_refused_every_request() {
         let NodeReply::Error(refusal) = reply else {
             panic!("{request:?} was answered with {reply:?}");
         };
-        assert_eq!(refusal.code, "not_member", "{request:?}");
+        assert_eq!(refusal.code, "forbidden", "{request:?}");
     }
     assert_eq!(daemon.node.pool.state().members.len(), 1);
     daemon.stop().await;

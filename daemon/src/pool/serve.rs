@@ -9,6 +9,7 @@ use protocol::node_rpc::{
     self, LocatedNode, NodeReply, NodeRequest, Refusal, RpcCodecError, VolumeCommand, kind,
 };
 use protocol::report::ReplicaRole;
+use protocol::rpc::code;
 use protocol::volume::{VolumeSpec, VolumeState};
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -333,7 +334,7 @@ fn prepare_refusal(error: &PrepareError) -> Refusal {
 
 fn not_member() -> Refusal {
     refuse(
-        "not_member",
+        code::FORBIDDEN,
         "this key belongs to no member of the pool",
         "Admit the node with `cairn peer probe`.",
     )
@@ -341,7 +342,7 @@ fn not_member() -> Refusal {
 
 pub(crate) fn no_volume(name: &str) -> Refusal {
     refuse(
-        "no_volume",
+        code::NO_SUCH_VOLUME,
         format!("there is no volume `{name}`"),
         "See `cairn volume list`.",
     )
@@ -349,7 +350,7 @@ pub(crate) fn no_volume(name: &str) -> Refusal {
 
 pub(crate) fn not_started(name: &str) -> Refusal {
     refuse(
-        "not_started",
+        code::STOPPED,
         format!("volume `{name}` is not started"),
         &format!("Start it: `cairn volume start {name}`."),
     )
