@@ -1,1 +1,14 @@
-//! To be filled.
+//! The mount: the kernel's FUSE requests on one side, a session with the volume's primary on
+//! the other.
+//!
+//! [`session::Session`] finds the primary, stays with it through failures and repeats what was
+//! not answered. [`serve::FileSystem`] translates between the kernel and the session.
+//! [`command`] is `cairn mount`. What an application may rely on stands in `docs/mount.md`.
+
+#![forbid(unsafe_code)]
+
+mod abi;
+pub mod connection;
+pub mod serve;
+pub mod session;
+pub mod transport;

@@ -12,5 +12,6 @@ pub mod ids;
 pub mod preamble;
 pub mod record;
 pub mod replica;
+pub mod rpc;
 pub mod units;
 pub mod volume;

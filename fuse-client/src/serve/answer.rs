@@ -1,0 +1,105 @@
+//! From outcomes to the kernel's replies.
+
+use protocol::fs::{FileSystemStatistics, Outcome};
+
+use super::FileSystem;
+use super::listing::Ask;
+use crate::abi::{Body, ENTRY_OUT_BYTES, open};
+use crate::session::{Replies, Waiting};
+
+const EIO: i32 = 5;
+const ERANGE: i32 = 34;
+/// The unit of statfs(2)'s counts, in bytes.
+const STATFS_BLOCK_BYTES: u64 = 4096;
+
+/// How an answer looks.
+#[derive(Debug)]
+pub(crate) enum Shape {
+    Entry,
+    Create,
+    Attributes,
+    Open,
+    Empty,
+    Bytes,
+    Xattr { size: u32 },
+    Written,
+    Directory(Box<Ask>),
+    Statistics,
+    Offset,
+}
+
+/// Direct, also for several writers at once: the page cache would have to be told what other
+/// clients do. A close sends nothing: there is nothing that it could deliver.
+const OPEN_FLAGS: u32 = open::DIRECT_IO | open::PARALLEL_DIRECT_WRITES | open::NOFLUSH;
+
+fn statistics(s: &FileSystemStatistics) -> Body {
+    let mut body = Body::with_capacity(80);
+    let free = s.bytes_free / STATFS_BLOCK_BYTES;
+    body.u64(s.bytes_total / STATFS_BLOCK_BYTES)
+        .u64(free)
+        .u64(free);
+    body.u64(s.objects.saturating_add(s.objects_free))
+        .u64(s.objects_free);
+    let block = u32::try_from(STATFS_BLOCK_BYTES).expect("4096");
+    body.u32(block).u32(255).u32(block).zeros(28);
+    body
+}
+
+impl Replies for FileSystem {
+    fn answer(&self, waiting: Waiting, outcome: Outcome) {
+        let unique = waiting.unique;
+        match (waiting.shape, outcome) {
+            // An entry that the kernel got with attributes only, as Open answers.
+            (_, Outcome::Error(errno)) => self.reply(unique, errno, &[]),
+            (Shape::Entry, Outcome::Entry(a)) => {
+                let mut body = Body::with_capacity(ENTRY_OUT_BYTES);
+                self.reply(unique, 0, &[&body.entry(self.node(a.object), &a).0]);
+            }
+            (Shape::Create, Outcome::Entry(a)) => {
+                let mut body = Body::with_capacity(ENTRY_OUT_BYTES + 16);
+                body.entry(self.node(a.object), &a).open(0, OPEN_FLAGS);
+                self.reply(unique, 0, &[&body.0]);
+            }
+            (Shape::Open, Outcome::Attributes(_) | Outcome::Done) => {
+                let mut body = Body::with_capacity(16);
+                self.reply(unique, 0, &[&body.open(0, OPEN_FLAGS).0]);
+            }
+            (Shape::Attributes, Outcome::Attributes(a)) => {
+                let mut body = Body::with_capacity(104);
+                self.reply(unique, 0, &[&body.attr(&a).0]);
+            }
+            (Shape::Empty, Outcome::Done | Outcome::Attributes(_)) => self.reply(unique, 0, &[]),
+            (Shape::Bytes, Outcome::Data(data)) => self.reply(unique, 0, &[&data]),
+            (Shape::Xattr { size: 0 }, Outcome::Data(data)) => {
+                let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+                let mut body = Body::with_capacity(8);
+                self.reply(unique, 0, &[&body.u32(len).u32(0).0]);
+            }
+            (Shape::Xattr { size }, Outcome::Data(data)) => {
+                if data.len() > size as usize {
+                    self.reply(unique, ERANGE, &[]);
+                } else {
+                    self.reply(unique, 0, &[&data]);
+                }
+            }
+            (Shape::Written, Outcome::Written { len, .. }) => {
+                let mut body = Body::with_capacity(8);
+                self.reply(unique, 0, &[&body.u32(len).u32(0).0]);
+            }
+            (Shape::Directory(ask), Outcome::Entries(entries)) => {
+                self.list(unique, *ask, entries.into());
+            }
+            (Shape::Statistics, Outcome::FileSystem(s)) => {
+                self.reply(unique, 0, &[&statistics(&s).0]);
+            }
+            (Shape::Offset, Outcome::Offset(at)) => {
+                let mut body = Body::with_capacity(8);
+                self.reply(unique, 0, &[&body.u64(at).0]);
+            }
+            (shape, outcome) => {
+                tracing::error!(?shape, ?outcome, "the primary answered something else");
+                self.reply(unique, EIO, &[]);
+            }
+        }
+    }
+}

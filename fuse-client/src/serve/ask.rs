@@ -1,0 +1,363 @@
+//! From the kernel's requests to operations.
+
+use bytes::Bytes;
+use protocol::fs::{
+    Caller, IO_BYTES_MAX, NAME_BYTES_MAX, Operation, SetAttributes, SetTime,
+};
+
+use super::{EINVAL, ENOSYS, FileSystem, Shape};
+use crate::abi::{
+    Fields, InHeader, ShortRequest, WRITE_HEADER_BYTES, join, opcode, set, write,
+};
+use crate::session::Waiting;
+
+const ENAMETOOLONG: i32 = 36;
+const O_EXCL: u32 = 0o200;
+const O_APPEND: u32 = 0o2000;
+/// Above this a write's buffer is handed on as it is, and a new one taken; below, copying the
+/// data is cheaper than 1 MiB of fresh memory.
+const COPY_BYTES_MAX: usize = 64 << 10;
+
+/// What becomes of a request.
+enum Plan {
+    Ask(Operation, Bytes, Shape),
+    Refuse(i32),
+}
+
+fn plain(operation: Operation, shape: Shape) -> Plan {
+    Plan::Ask(operation, Bytes::new(), shape)
+}
+
+fn caller(header: &InHeader) -> Caller {
+    Caller {
+        uid: header.uid,
+        gid: header.gid,
+    }
+}
+
+/// A name, checked as the protocol wants it: what is wrong here would close the connection.
+fn name(fields: &mut Fields<'_>) -> Result<Result<Bytes, i32>, ShortRequest> {
+    let name = fields.name()?;
+    Ok(if name.len() > NAME_BYTES_MAX {
+        Err(ENAMETOOLONG)
+    } else if name.is_empty() || name == b"." || name == b".." || name.contains(&b'/') {
+        Err(EINVAL)
+    } else {
+        Ok(Bytes::copy_from_slice(name))
+    })
+}
+
+/// Takes a name or ends with the refusal.
+macro_rules! take_name {
+    ($fields:expr) => {
+        match name($fields)? {
+            Ok(name) => name,
+            Err(errno) => return Ok(Plan::Refuse(errno)),
+        }
+    };
+}
+
+fn attributes_to_set(fields: &mut Fields<'_>) -> Result<SetAttributes, ShortRequest> {
+    let valid = fields.u32()?;
+    fields.skip(4 + 8)?;
+    let size = fields.u64()?;
+    fields.skip(8)?;
+    let (atime, mtime, _ctime) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    let (atime_ns, mtime_ns, _ctime_ns) = (fields.u32()?, fields.u32()?, fields.u32()?);
+    let mode = fields.u32()?;
+    fields.skip(4)?;
+    let (uid, gid) = (fields.u32()?, fields.u32()?);
+    let has = |bit| valid & bit != 0;
+    let time = |bit, now, seconds, nanoseconds| match (has(now), has(bit)) {
+        (true, _) => Some(SetTime::Now),
+        (false, true) => Some(SetTime::At(join(seconds, nanoseconds))),
+        (false, false) => None,
+    };
+    Ok(SetAttributes {
+        mode: has(set::MODE).then_some(mode & 0o7777),
+        uid: has(set::UID).then_some(uid),
+        gid: has(set::GID).then_some(gid),
+        size: has(set::SIZE).then_some(size),
+        atime: time(set::ATIME, set::ATIME_NOW, atime, atime_ns),
+        mtime: time(set::MTIME, set::MTIME_NOW, mtime, mtime_ns),
+        kill_privileges: has(set::KILL_SUIDGID),
+    })
+}
+
+impl FileSystem {
+    pub(super) fn ask(
+        &self,
+        header: &InHeader,
+        mut fields: Fields<'_>,
+    ) -> Result<(), ShortRequest> {
+        let object = self.object(header.node);
+        if header.opcode == opcode::OPEN {
+            let waiting = Waiting {
+                unique: header.unique,
+                shape: Shape::Open,
+            };
+            self.session.open(waiting, caller(header), object);
+            return Ok(());
+        }
+        let plan = match self.plan_names(header, &mut fields)? {
+            Some(plan) => plan,
+            None => self.plan_object(header, &mut fields)?,
+        };
+        match plan {
+            Plan::Ask(operation, payload, shape) => {
+                let waiting = Waiting {
+                    unique: header.unique,
+                    shape,
+                };
+                self.session
+                    .submit(waiting, caller(header), operation, payload);
+            }
+            Plan::Refuse(errno) => self.refuse(header, errno),
+        }
+        Ok(())
+    }
+
+    /// Requests that make, move or take away names; `None` for the rest.
+    fn plan_names(
+        &self,
+        header: &InHeader,
+        fields: &mut Fields<'_>,
+    ) -> Result<Option<Plan>, ShortRequest> {
+        let plan = match header.opcode {
+            opcode::MKNOD | opcode::MKDIR | opcode::CREATE | opcode::SYMLINK => {
+                self.plan_create(header, fields)?
+            }
+            opcode::RENAME | opcode::RENAME2 | opcode::LINK => self.plan_move(header, fields)?,
+            opcode::LOOKUP | opcode::UNLINK | opcode::RMDIR => self.plan_name(header, fields)?,
+            _ => return Ok(None),
+        };
+        Ok(Some(plan))
+    }
+
+    fn plan_name(
+        &self,
+        header: &InHeader,
+        fields: &mut Fields<'_>,
+    ) -> Result<Plan, ShortRequest> {
+        let parent = self.object(header.node);
+        let name = take_name!(fields);
+        Ok(match header.opcode {
+            opcode::LOOKUP => plain(Operation::Lookup { parent, name }, Shape::Entry),
+            opcode::UNLINK => plain(Operation::Unlink { parent, name }, Shape::Empty),
+            _ => plain(Operation::RemoveDirectory { parent, name }, Shape::Empty),
+        })
+    }
+
+    fn plan_create(
+        &self,
+        header: &InHeader,
+        fields: &mut Fields<'_>,
+    ) -> Result<Plan, ShortRequest> {
+        let parent = self.object(header.node);
+        Ok(match header.opcode {
+            opcode::MKNOD => {
+                let (mode, rdev) = (fields.u32()?, fields.u32()?);
+                fields.skip(8)?;
+                let name = take_name!(fields);
+                let operation = Operation::MakeNode {
+                    parent,
+                    name,
+                    mode,
+                    rdev,
+                };
+                plain(operation, Shape::Entry)
+            }
+            opcode::MKDIR => {
+                let mode = fields.u32()?;
+                fields.skip(4)?;
+                let name = take_name!(fields);
+                plain(Operation::MakeDirectory { parent, name, mode }, Shape::Entry)
+            }
+            opcode::SYMLINK => {
+                let name = take_name!(fields);
+                let target = Bytes::copy_from_slice(fields.name()?);
+                let operation = Operation::Symlink {
+                    parent,
+                    name,
+                    target,
+                };
+                plain(operation, Shape::Entry)
+            }
+            _ => {
+                let (flags, mode) = (fields.u32()?, fields.u32()?);
+                fields.skip(8)?;
+                let name = take_name!(fields);
+                let operation = Operation::Create {
+                    parent,
+                    name,
+                    mode: mode & 0o7777,
+                    exclusive: flags & O_EXCL != 0,
+                };
+                plain(operation, Shape::Create)
+            }
+        })
+    }
+
+    fn plan_move(
+        &self,
+        header: &InHeader,
+        fields: &mut Fields<'_>,
+    ) -> Result<Plan, ShortRequest> {
+        let node = fields.u64()?;
+        let other = self.object(node);
+        if header.opcode == opcode::LINK {
+            let new_name = take_name!(fields);
+            let operation = Operation::Link {
+                object: other,
+                new_parent: self.object(header.node),
+                new_name,
+            };
+            return Ok(plain(operation, Shape::Entry));
+        }
+        let mut flags = 0;
+        if header.opcode == opcode::RENAME2 {
+            flags = fields.u32()?;
+            fields.skip(4)?;
+        }
+        let name = take_name!(fields);
+        let new_name = take_name!(fields);
+        let operation = Operation::Rename {
+            parent: self.object(header.node),
+            name,
+            new_parent: other,
+            new_name,
+            flags,
+        };
+        Ok(plain(operation, Shape::Empty))
+    }
+
+    /// Requests about one object.
+    fn plan_object(
+        &self,
+        header: &InHeader,
+        fields: &mut Fields<'_>,
+    ) -> Result<Plan, ShortRequest> {
+        let object = self.object(header.node);
+        Ok(match header.opcode {
+            opcode::GETATTR => plain(Operation::GetAttributes { object }, Shape::Attributes),
+            opcode::SETATTR => {
+                let set = attributes_to_set(fields)?;
+                plain(Operation::SetAttributes { object, set }, Shape::Attributes)
+            }
+            opcode::READLINK => plain(Operation::ReadLink { object }, Shape::Bytes),
+            opcode::READ => {
+                fields.skip(8)?;
+                let (offset, len) = (fields.u64()?, fields.u32()?.min(IO_BYTES_MAX));
+                let operation = Operation::Read {
+                    object,
+                    offset,
+                    len,
+                };
+                plain(operation, Shape::Bytes)
+            }
+            opcode::FSYNC | opcode::FSYNCDIR => {
+                fields.skip(8)?;
+                let data_only = fields.u32()? & 1 != 0;
+                plain(Operation::Sync { object, data_only }, Shape::Empty)
+            }
+            opcode::SYNCFS => plain(Operation::SyncAll, Shape::Empty),
+            opcode::STATFS => plain(Operation::StatFs, Shape::Statistics),
+            opcode::FALLOCATE => {
+                fields.skip(8)?;
+                let (offset, len, mode) = (fields.u64()?, fields.u64()?, fields.u32()?);
+                let operation = Operation::Allocate {
+                    object,
+                    mode,
+                    offset,
+                    len,
+                };
+                plain(operation, Shape::Empty)
+            }
+            opcode::LSEEK => {
+                fields.skip(8)?;
+                let (offset, whence) = (fields.u64()?, fields.u32()?);
+                let operation = Operation::Seek {
+                    object,
+                    offset,
+                    whence,
+                };
+                plain(operation, Shape::Offset)
+            }
+            _ => self.plan_xattr(header, fields)?,
+        })
+    }
+
+    fn plan_xattr(
+        &self,
+        header: &InHeader,
+        fields: &mut Fields<'_>,
+    ) -> Result<Plan, ShortRequest> {
+        let object = self.object(header.node);
+        let text = |name: &[u8]| Bytes::copy_from_slice(name);
+        Ok(match header.opcode {
+            opcode::SETXATTR => {
+                let (size, flags) = (fields.u32()?, fields.u32()?);
+                let name = text(fields.name()?);
+                let value = text(fields.bytes(size as usize)?);
+                let operation = Operation::SetXattr {
+                    object,
+                    name,
+                    flags,
+                };
+                Plan::Ask(operation, value, Shape::Empty)
+            }
+            opcode::GETXATTR => {
+                let size = fields.u32()?;
+                fields.skip(4)?;
+                let name = text(fields.name()?);
+                let shape = Shape::Xattr { size };
+                plain(Operation::GetXattr { object, name }, shape)
+            }
+            opcode::LISTXATTR => {
+                let size = fields.u32()?;
+                plain(Operation::ListXattrs { object }, Shape::Xattr { size })
+            }
+            opcode::REMOVEXATTR => {
+                let name = text(fields.name()?);
+                plain(Operation::RemoveXattr { object, name }, Shape::Empty)
+            }
+            // The kernel does without what it is told not to be there.
+            _ => Plan::Refuse(ENOSYS),
+        })
+    }
+
+    /// A write, whose data is handed on without a copy where it is large.
+    pub(super) fn write(
+        &self,
+        header: &InHeader,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), ShortRequest> {
+        let mut fields = Fields::new(&buffer[crate::abi::IN_HEADER_BYTES..]);
+        fields.skip(8)?;
+        let (offset, size, write_flags) = (fields.u64()?, fields.u32()?, fields.u32()?);
+        fields.skip(8)?;
+        let open_flags = fields.u32()?;
+        fields.skip(4)?;
+        let data = fields.bytes(size as usize)?;
+        let payload = if data.len() <= COPY_BYTES_MAX {
+            Bytes::copy_from_slice(data)
+        } else {
+            let whole = Bytes::from(std::mem::take(buffer));
+            whole.slice(WRITE_HEADER_BYTES..WRITE_HEADER_BYTES + size as usize)
+        };
+        let operation = Operation::Write {
+            object: self.object(header.node),
+            offset,
+            // Written back from a mapping: it has its place, whatever the file was opened with.
+            append: open_flags & O_APPEND != 0 && write_flags & write::CACHE == 0,
+            kill_privileges: write_flags & write::KILL_SUIDGID != 0,
+        };
+        let waiting = Waiting {
+            unique: header.unique,
+            shape: Shape::Written,
+        };
+        self.session
+            .submit(waiting, caller(header), operation, payload);
+        Ok(())
+    }
+}

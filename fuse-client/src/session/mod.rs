@@ -1,0 +1,712 @@
+//! A mount's session with a volume: one connection to the primary at a time, requests that
+//! survive it.
+//!
+//! Whoever has a request puts it into the [`table`] and sends it on the [`link`]; one thread
+//! receives answers and hands them to whoever waits. When the connection breaks, or the primary
+//! says so, that thread finds the primary again, says hello with the same session id and
+//! everything that is held open, and sends again what was not answered, under the same numbers,
+//! so that each operation takes effect once (FO-2). Applications wait meanwhile, and can be
+//! interrupted.
+
+mod dial;
+mod link;
+mod opens;
+mod places;
+mod table;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use parking_lot::{Condvar, Mutex};
+use protocol::frame::RawFrame;
+use protocol::fs::{Caller, Elsewhere, FS_VERSION, Hello, Operation, Outcome, Reply, kind};
+use protocol::ids::{SessionId, VolumeId};
+use protocol::units::ObjectId;
+use protocol::volume::VolumeKind;
+
+use crate::connection::{Connector, FrameReader};
+pub use dial::DialError;
+use dial::Welcomed;
+use link::Link;
+use opens::Opens;
+use places::Places;
+use table::{Interrupted, Submission, Submitted, Table};
+
+const EINTR: i32 = 4;
+const EIO: i32 = 5;
+const EAGAIN: i32 = 11;
+
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(100);
+/// A connection on which nothing came for so long is asked for a sign of life.
+const PING_AFTER_MS: u64 = 1_000;
+/// A connection that gave none for so long is left.
+const DEAD_AFTER_MS: u64 = 5_000;
+/// Pause between rounds of looking for the primary: grows from the first to the second.
+const RETRY_MIN: Duration = Duration::from_millis(10);
+const RETRY_MAX: Duration = Duration::from_millis(500);
+/// Pause after a refusal that only an operator can change.
+const REFUSED_PAUSE: Duration = Duration::from_secs(2);
+/// Objects that a hello can name: its frame's meta has 2 MiB.
+const OPENS_MAX: usize = 250_000;
+/// Longest wait for answers at the end of a session.
+const END_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a session is for.
+#[derive(Debug, Clone)]
+pub struct SessionConfig {
+    /// The volume's name.
+    pub volume: String,
+    /// `host:port` of nodes to begin with.
+    pub hosts: Vec<String>,
+    /// The local daemon's data socket, if there is one.
+    pub local_socket: Option<PathBuf>,
+    /// How the client is called in `volume status`.
+    pub client_name: String,
+    /// The mount cannot write.
+    pub read_only: bool,
+    /// Operations fail with EIO once there was no primary for so long; none: they wait.
+    pub no_primary_eio: Option<Duration>,
+    /// Longest wait for a node at the start.
+    pub mount_timeout: Duration,
+}
+
+/// Takes the answers to what the kernel asked.
+pub trait Replies: Send + Sync {
+    /// Answers a request.
+    fn answer(&self, waiting: Waiting, outcome: Outcome);
+}
+
+/// A request of the kernel that waits for its answer.
+#[derive(Debug)]
+pub struct Waiting {
+    /// The kernel's number of the request.
+    pub unique: u64,
+    /// How the answer looks.
+    pub(crate) shape: crate::serve::Shape,
+}
+
+#[derive(Debug)]
+enum Waiter {
+    Kernel(Waiting),
+    Caller(SyncSender<Outcome>),
+}
+
+struct State {
+    table: Table<Waiter>,
+    opens: Opens,
+    places: Places,
+    volume: VolumeId,
+    link: Option<Arc<Link>>,
+    disconnected_since: Instant,
+    /// When the last sign of life was asked for.
+    pinged: Instant,
+    /// A change was confirmed, so the primary must know the session from now on.
+    confirmed: bool,
+    /// The pool refuses this client until an operator changes that.
+    refused: bool,
+    ended: bool,
+}
+
+struct Shared {
+    config: SessionConfig,
+    connector: Arc<dyn Connector>,
+    id: SessionId,
+    mounted_at_ms: i64,
+    state: Mutex<State>,
+    changed: Condvar,
+    replies: OnceLock<Arc<dyn Replies>>,
+}
+
+/// A mount's session.
+pub struct Session {
+    shared: Arc<Shared>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+/// Why a session did not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// No node gave a session within the time.
+    #[error(transparent)]
+    Dial(#[from] DialError),
+    /// Nobody to ask.
+    #[error("no node was named")]
+    NoHosts,
+    /// It is a disk, which has no directories.
+    #[error("`{volume}` is a block volume")]
+    Block {
+        /// The volume.
+        volume: String,
+    },
+    /// The machine gave no thread.
+    #[error("no thread could be started")]
+    Thread(#[source] io::Error),
+}
+
+impl Session {
+    /// Finds the volume and begins a session, within the configured time.
+    pub fn start(
+        config: SessionConfig,
+        connector: Arc<dyn Connector>,
+    ) -> Result<Arc<Self>, StartError> {
+        let places = Places::new(config.local_socket.clone(), &config.hosts);
+        let now = Instant::now();
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        let shared = Arc::new(Shared {
+            connector,
+            id: SessionId(rand::random()),
+            mounted_at_ms: since_1970.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(0)),
+            state: Mutex::new(State {
+                table: Table::new(),
+                opens: Opens::default(),
+                places,
+                volume: VolumeId::NONE,
+                link: None,
+                disconnected_since: now,
+                pinged: now,
+                confirmed: false,
+                refused: false,
+                ended: false,
+            }),
+            changed: Condvar::new(),
+            replies: OnceLock::new(),
+            config,
+        });
+        let welcomed = shared.begin()?;
+        let (link, frames) = shared.take_into_use(welcomed).map_err(StartError::Thread)?;
+        let receiver = Arc::clone(&shared);
+        let ticker = Arc::clone(&shared);
+        let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(work)
+                .map_err(StartError::Thread)
+        };
+        let threads = vec![
+            spawn("cairn-receive", Box::new(move || receiver.run(link, frames)))?,
+            spawn("cairn-tick", Box::new(move || ticker.tick()))?,
+        ];
+        Ok(Arc::new(Self {
+            shared,
+            threads: Mutex::new(threads),
+        }))
+    }
+
+    /// Who takes answers from now on. Only the first call counts.
+    pub fn set_replies(&self, replies: Arc<dyn Replies>) {
+        let _ = self.shared.replies.set(replies);
+    }
+
+    /// Asks something for the kernel.
+    pub fn submit(&self, waiting: Waiting, caller: Caller, operation: Operation, payload: Bytes) {
+        self.shared.submit(Submission {
+            unique: Some(waiting.unique),
+            waiter: Some(Waiter::Kernel(waiting)),
+            caller,
+            operation,
+            payload,
+        });
+    }
+
+    /// Asks something and waits for the answer.
+    #[must_use]
+    pub fn call(&self, operation: Operation) -> Outcome {
+        let (sender, receiver) = sync_channel(1);
+        self.shared.submit(Submission {
+            waiter: Some(Waiter::Caller(sender)),
+            unique: None,
+            caller: Caller::default(),
+            operation,
+            payload: Bytes::new(),
+        });
+        receiver.recv().unwrap_or(Outcome::Error(EIO))
+    }
+
+    /// An application opens an object.
+    pub fn open(&self, waiting: Waiting, caller: Caller, object: ObjectId) {
+        let held = self.shared.state.lock().opens.again(object);
+        if held {
+            return self
+                .shared
+                .answer(Some(Waiter::Kernel(waiting)), Outcome::Done);
+        }
+        self.submit(waiting, caller, Operation::Open { object }, Bytes::new());
+    }
+
+    /// An application closed an object for good.
+    pub fn close(&self, object: ObjectId) {
+        let times = self.shared.state.lock().opens.closed(object);
+        for _ in 0..times {
+            self.shared.release(object);
+        }
+    }
+
+    /// A signal came for who waits for a request. False: the request is not known here.
+    #[must_use]
+    pub fn interrupt(&self, unique: u64) -> bool {
+        let mut state = self.shared.state.lock();
+        let connected = state.link.is_some();
+        let result = state.table.interrupt(unique, Instant::now(), connected);
+        let (link, frames) = state.refill();
+        drop(state);
+        send_all(link.as_ref(), &frames);
+        match result {
+            Interrupted::Answer(waiter) => {
+                self.shared.answer(Some(waiter), Outcome::Error(EINTR));
+                true
+            }
+            Interrupted::Noted => true,
+            Interrupted::Unknown => false,
+        }
+    }
+
+    /// What carries the session now, for people.
+    #[must_use]
+    pub fn carrier(&self) -> Option<&'static str> {
+        let state = self.shared.state.lock();
+        state.link.as_ref().map(|link| link.connection().carrier())
+    }
+
+    /// Ends the session: waits a little for what is under way, says goodbye.
+    pub fn end(&self) {
+        let deadline = Instant::now() + END_TIMEOUT;
+        let mut state = self.shared.state.lock();
+        while state.table.len() > 0 && state.link.is_some() {
+            if self
+                .shared
+                .changed
+                .wait_until(&mut state, deadline)
+                .timed_out()
+            {
+                break;
+            }
+        }
+        state.ended = true;
+        let left = state.table.older_than(Instant::now());
+        let link = state.link.take();
+        self.shared.changed.notify_all();
+        drop(state);
+        for waiter in left {
+            self.shared.answer(Some(waiter), Outcome::Error(EIO));
+        }
+        if let Some(link) = link {
+            link.send(&empty_frame(kind::GOODBYE));
+            link.close();
+        }
+        for thread in self.threads.lock().drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the session panicked");
+            }
+        }
+    }
+}
+
+fn empty_frame(kind: u8) -> RawFrame {
+    RawFrame {
+        kind,
+        meta: Bytes::new(),
+        payload: Bytes::new(),
+    }
+}
+
+fn send_all(link: Option<&Arc<Link>>, frames: &[RawFrame]) {
+    if let Some(link) = link {
+        for frame in frames {
+            link.send(frame);
+        }
+    }
+}
+
+impl State {
+    /// Slots may have become free: what may go now, and where.
+    fn refill(&mut self) -> (Option<Arc<Link>>, Vec<RawFrame>) {
+        let frames = self.table.refill(self.link.is_some());
+        (self.link.clone(), frames)
+    }
+
+    /// Whether requests fail instead of waiting.
+    fn fails(&self, limit: Option<Duration>) -> bool {
+        let late = limit.is_some_and(|limit| self.disconnected_since.elapsed() >= limit);
+        self.ended || (self.link.is_none() && (self.refused || late))
+    }
+}
+
+impl Shared {
+    fn answer(&self, waiter: Option<Waiter>, outcome: Outcome) {
+        match waiter {
+            Some(Waiter::Kernel(waiting)) => match self.replies.get() {
+                Some(replies) => replies.answer(waiting, outcome),
+                None => tracing::error!("an answer came before anybody could take it"),
+            },
+            // Who stopped waiting needs no answer.
+            Some(Waiter::Caller(sender)) => drop(sender.send(outcome)),
+            None => {}
+        }
+    }
+
+    fn submit(&self, submission: Submission<Waiter>) {
+        let mut state = self.state.lock();
+        if state.fails(self.config.no_primary_eio) {
+            drop(state);
+            return self.answer(submission.waiter, Outcome::Error(EIO));
+        }
+        let link = state.link.clone();
+        let submitted = state
+            .table
+            .submit(submission, Instant::now(), link.is_some());
+        drop(state);
+        match submitted {
+            Submitted::Send(frame) => send_all(link.as_ref(), &[frame]),
+            Submitted::Waits => {}
+            Submitted::Full(waiter) => self.answer(waiter, Outcome::Error(EAGAIN)),
+        }
+    }
+
+    fn release(&self, object: ObjectId) {
+        self.submit(Submission {
+            waiter: None,
+            unique: None,
+            caller: Caller::default(),
+            operation: Operation::Release { object },
+            payload: Bytes::new(),
+        });
+    }
+
+    /// The receiving thread.
+    fn run(&self, mut link: Arc<Link>, mut frames: FrameReader) {
+        loop {
+            match self.receive(&link, &mut frames) {
+                Ok(()) => tracing::info!("the node is primary no more"),
+                Err(error) => tracing::info!(%error, "the connection to the primary broke"),
+            }
+            self.disconnected(&link);
+            let Some(welcomed) = self.reconnect() else {
+                return;
+            };
+            match self.take_into_use(welcomed) {
+                Ok(next) => (link, frames) = next,
+                Err(error) => {
+                    tracing::error!(%error, "no thread could be started for the connection");
+                    std::thread::sleep(RETRY_MAX);
+                }
+            }
+        }
+    }
+
+    fn receive(&self, link: &Arc<Link>, frames: &mut FrameReader) -> io::Result<()> {
+        let invalid = |error| io::Error::new(io::ErrorKind::InvalidData, error);
+        loop {
+            let frame = frames.next(link.connection())?;
+            link.heard();
+            match frame.kind {
+                kind::REPLY => self.replied(link, Reply::decode(&frame).map_err(invalid)?),
+                kind::PING => link.send(&RawFrame {
+                    kind: kind::PONG,
+                    ..frame
+                }),
+                kind::PONG => {}
+                kind::ELSEWHERE => {
+                    let elsewhere = Elsewhere::decode(&frame).map_err(invalid)?;
+                    self.state.lock().places.set_primary(elsewhere.primary);
+                    return Ok(());
+                }
+                other => {
+                    return Err(invalid(protocol::codec::DecodeError::Invalid {
+                        what: "frame kind",
+                        value: u64::from(other),
+                    }));
+                }
+            }
+        }
+    }
+
+    fn replied(&self, link: &Arc<Link>, reply: Reply) {
+        let mut state = self.state.lock();
+        // An answer to what was given up meanwhile is nobody's.
+        let Some(answered) = state.table.answered(reply.slot, reply.number, true) else {
+            return;
+        };
+        state.confirmed |= reply.slot != protocol::fs::SLOT_NONE;
+        let opened = table::opened(&answered.operation, &reply.outcome);
+        if let (Some(object), true) = (opened, answered.waiter.is_some()) {
+            state.opens.opened(object);
+        }
+        if state.table.len() == 0 {
+            self.changed.notify_all();
+        }
+        drop(state);
+        // Who asked for the open has gone: give it back.
+        if let (Some(object), true) = (opened, answered.waiter.is_none()) {
+            self.release(object);
+        }
+        self.answer(answered.waiter, reply.outcome);
+        if let Some(frame) = answered.next {
+            link.send(&frame);
+        }
+    }
+
+    fn disconnected(&self, link: &Arc<Link>) {
+        link.close();
+        let mut state = self.state.lock();
+        state.link = None;
+        state.disconnected_since = Instant::now();
+        // Whoever was interrupted before does not wait for the next primary.
+        let gone = state.table.impatient(Instant::now(), false);
+        drop(state);
+        self.changed.notify_all();
+        for waiter in gone {
+            self.answer(Some(waiter), Outcome::Error(EINTR));
+        }
+    }
+
+    /// Makes a welcomed connection the one in use and sends what is unanswered.
+    fn take_into_use(&self, welcomed: Welcomed) -> io::Result<(Arc<Link>, FrameReader)> {
+        let link = Link::start(welcomed.connection)?;
+        tracing::info!(carrier = link.connection().carrier(), "connected to the primary");
+        let mut state = self.state.lock();
+        let lost = if !welcomed.known && state.confirmed {
+            state.confirmed = false;
+            state.table.forgotten()
+        } else {
+            Vec::new()
+        };
+        let mut frames = state.table.resend();
+        frames.extend(state.table.refill(true));
+        state.refused = false;
+        if !state.ended {
+            state.link = Some(Arc::clone(&link));
+        }
+        drop(state);
+        if !lost.is_empty() {
+            tracing::warn!(
+                operations = lost.len(),
+                "the session had ended: whether these operations took effect is not known"
+            );
+        }
+        for waiter in lost {
+            self.answer(Some(waiter), Outcome::Error(EIO));
+        }
+        for frame in &frames {
+            link.send(frame);
+        }
+        Ok((link, welcomed.frames))
+    }
+
+    /// The first connection.
+    fn begin(&self) -> Result<Welcomed, StartError> {
+        let deadline = Instant::now() + self.config.mount_timeout;
+        let mut pause = RETRY_MIN;
+        loop {
+            let error = match self.round() {
+                Ok(Some(welcomed)) if welcomed.block => {
+                    return Err(StartError::Block {
+                        volume: self.config.volume.clone(),
+                    });
+                }
+                Ok(Some(welcomed)) => return Ok(welcomed),
+                Ok(None) => return Err(StartError::NoHosts),
+                Err(error) => error,
+            };
+            let lasting = matches!(error, DialError::Refused { lasting: true, .. });
+            if lasting || Instant::now() + pause >= deadline {
+                return Err(error.into());
+            }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    /// Every later one: never gives up. `None`: the session ended.
+    fn reconnect(&self) -> Option<Welcomed> {
+        let mut pause = RETRY_MIN;
+        loop {
+            if self.state.lock().ended {
+                return None;
+            }
+            match self.round() {
+                Ok(Some(welcomed)) => return Some(welcomed),
+                Ok(None) => {}
+                Err(DialError::Refused {
+                    lasting: true,
+                    message,
+                    ..
+                }) => {
+                    tracing::error!(%message, "the pool refuses this client");
+                    pause = REFUSED_PAUSE;
+                    self.refuse();
+                }
+                Err(error) => tracing::debug!(%error, "no primary yet"),
+            }
+            let mut state = self.state.lock();
+            if !state.ended {
+                self.changed.wait_for(&mut state, pause);
+            }
+            drop(state);
+            pause = (pause * 2).min(RETRY_MAX);
+        }
+    }
+
+    fn refuse(&self) {
+        let mut state = self.state.lock();
+        state.refused = true;
+        let waiters = state.table.older_than(Instant::now());
+        drop(state);
+        for waiter in waiters {
+            self.answer(Some(waiter), Outcome::Error(EIO));
+        }
+    }
+
+    /// Looks for the primary once. `None`: there is nobody to ask.
+    fn round(&self) -> Result<Option<Welcomed>, DialError> {
+        let mut last = None;
+        for attempt in 0..2 {
+            if attempt > 0 || self.state.lock().places.to_try().is_empty() {
+                match self.locate() {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(None),
+                    Err(error) => return Err(last.unwrap_or(error)),
+                }
+            }
+            let before = self.state.lock().places.primary();
+            match self.dial_all() {
+                Ok(welcomed) => return Ok(Some(welcomed)),
+                Err(error @ DialError::Refused { lasting: true, .. }) => return Err(error),
+                Err(error) => last = Some(error),
+            }
+            // Somebody named another primary: that is worth another look at once.
+            if attempt == 1 && self.state.lock().places.primary() == before {
+                break;
+            }
+        }
+        last.map_or(Ok(None), Err)
+    }
+
+    /// Asks one node after the other where the volume is. False: nobody to ask.
+    fn locate(&self) -> Result<bool, DialError> {
+        let targets = self.state.lock().places.to_ask();
+        let mut last = None;
+        for target in targets {
+            match dial::locate(&*self.connector, &target, &self.config.volume) {
+                Ok(located) => {
+                    let mut state = self.state.lock();
+                    state.volume = located.volume_id;
+                    if located.kind == VolumeKind::Block {
+                        tracing::debug!("the volume is a disk");
+                    }
+                    state.places.located(located);
+                    return Ok(true);
+                }
+                Err(error) => last = Some(error),
+            }
+        }
+        last.map_or(Ok(false), Err)
+    }
+
+    /// Says hello to every node at once, so that a dead one costs no time, and takes the first
+    /// that welcomes. Only the primary does.
+    fn dial_all(&self) -> Result<Welcomed, DialError> {
+        let (nodes, volume, hello) = {
+            let state = self.state.lock();
+            let hello = Hello {
+                version: FS_VERSION,
+                session: self.id,
+                client_name: self.config.client_name.clone(),
+                mounted_at_ms: self.mounted_at_ms,
+                read_only: self.config.read_only,
+                opens: state.opens.list(OPENS_MAX),
+            };
+            (state.places.to_try(), state.volume, hello)
+        };
+        let (sender, receiver) = std::sync::mpsc::channel();
+        for (node, targets) in nodes {
+            let (sender, hello) = (sender.clone(), hello.clone());
+            let connector = Arc::clone(&self.connector);
+            std::thread::spawn(move || {
+                for target in targets {
+                    let result = dial::hello(&*connector, &target, volume, &hello);
+                    let welcomed = result.is_ok();
+                    // Nobody listens once another node welcomed.
+                    if sender.send((node, result)).is_err() || welcomed {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let mut last = None;
+        for (node, result) in receiver {
+            match result {
+                Ok(welcomed) => {
+                    self.state.lock().places.set_primary(Some(node));
+                    return Ok(welcomed);
+                }
+                Err(error) => {
+                    if let DialError::Elsewhere { elsewhere, .. } = &error {
+                        self.state.lock().places.set_primary(elsewhere.primary);
+                    }
+                    // What a node refused says more than that another one is not there.
+                    let weighs_less = matches!(last, Some(DialError::Refused { .. }));
+                    if !weighs_less {
+                        last = Some(error);
+                    }
+                }
+            }
+        }
+        Err(last.unwrap_or_else(|| DialError::Elsewhere {
+            target: self.config.volume.clone(),
+            elsewhere: Elsewhere::default(),
+        }))
+    }
+
+    /// The thread of deadlines.
+    fn tick(&self) {
+        loop {
+            let mut state = self.state.lock();
+            if state.ended {
+                return;
+            }
+            self.changed.wait_for(&mut state, TICK);
+            let now = Instant::now();
+            let connected = state.link.is_some();
+            let interrupted = state.table.impatient(now, connected);
+            let mut failed = Vec::new();
+            if let (None, Some(limit)) = (&state.link, self.config.no_primary_eio)
+                && state.disconnected_since.elapsed() >= limit
+            {
+                failed = state.table.older_than(now);
+            }
+            let (link, frames) = state.refill();
+            let link_check = link.clone().filter(|_| !state.ended);
+            let mut ping = None;
+            if let Some(link) = &link_check {
+                let silent_ms = link.silent_ms();
+                if silent_ms >= DEAD_AFTER_MS {
+                    tracing::warn!(silent_ms, "the primary gives no sign of life");
+                    link.close();
+                } else if silent_ms >= PING_AFTER_MS
+                    && now.duration_since(state.pinged).as_millis() >= u128::from(PING_AFTER_MS)
+                {
+                    state.pinged = now;
+                    ping = Some(empty_frame(kind::PING));
+                }
+            }
+            drop(state);
+            send_all(link.as_ref(), &frames);
+            send_all(link.as_ref(), ping.as_slice());
+            for waiter in interrupted {
+                self.answer(Some(waiter), Outcome::Error(EINTR));
+            }
+            for waiter in failed {
+                self.answer(Some(waiter), Outcome::Error(EIO));
+            }
+        }
+    }
+}

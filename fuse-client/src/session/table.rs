@@ -1,0 +1,369 @@
+//! Requests under way: their slots and numbers, who waits for them, what is sent again.
+//!
+//! Pure: the session tells it what happened and does what it returns.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use protocol::frame::RawFrame;
+use protocol::fs::{Caller, Operation, Outcome, Request, SLOT_NONE, SLOTS_MAX};
+
+/// Requests that wait for a slot. Each blocks a thread of an application, so there are few; more
+/// than this are refused with EAGAIN.
+const WAITING_MAX: usize = 16_384;
+/// A request that was interrupted is given up when its answer takes so long. Before, the answer
+/// is awaited: a signal must not make a healthy file system fail reads.
+pub(super) const INTERRUPT_PATIENCE: Duration = Duration::from_secs(1);
+
+/// A request before it has a number.
+#[derive(Debug)]
+pub(super) struct Submission<W> {
+    pub(super) waiter: Option<W>,
+    /// The kernel's number of the request, by which it interrupts.
+    pub(super) unique: Option<u64>,
+    pub(super) caller: Caller,
+    pub(super) operation: Operation,
+    pub(super) payload: Bytes,
+}
+
+/// A request under way.
+#[derive(Debug)]
+struct Pending<W> {
+    waiter: Option<W>,
+    unique: Option<u64>,
+    operation: Operation,
+    frame: RawFrame,
+    submitted: Instant,
+    interrupted: bool,
+    /// It may have reached a primary, on this connection or an earlier one.
+    sent: bool,
+}
+
+type Key = (u16, u64);
+
+/// What came of an answer.
+#[derive(Debug)]
+pub(super) struct Answered<W> {
+    /// Who waits, unless he gave up.
+    pub(super) waiter: Option<W>,
+    pub(super) operation: Operation,
+    /// The request that waited for the slot.
+    pub(super) next: Option<RawFrame>,
+}
+
+/// What came of a submission.
+#[derive(Debug)]
+pub(super) enum Submitted<W> {
+    /// Send this, if there is a connection.
+    Send(RawFrame),
+    /// It has to wait for a slot.
+    Waits,
+    /// Too many wait: refused.
+    Full(Option<W>),
+}
+
+/// What came of an interruption.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Interrupted<W> {
+    /// Answer EINTR now.
+    Answer(W),
+    /// Its answer is awaited for now.
+    Noted,
+    /// No such request: answered already, or not here yet.
+    Unknown,
+}
+
+#[derive(Debug)]
+pub(super) struct Table<W> {
+    /// The last one freed is used first, so that few slots are in use.
+    free: Vec<u16>,
+    /// Last number of each slot.
+    numbers: Vec<u64>,
+    next_plain: u64,
+    /// In the order of submission, which is the order of sending again.
+    pending: BTreeMap<u64, (Key, Pending<W>)>,
+    by_key: HashMap<Key, u64>,
+    by_unique: HashMap<u64, u64>,
+    waiting: VecDeque<(u64, Submission<W>, Instant, bool)>,
+    next_order: u64,
+}
+
+impl<W> Table<W> {
+    pub(super) fn new() -> Self {
+        Self {
+            free: (0..SLOTS_MAX).rev().collect(),
+            numbers: vec![0; usize::from(SLOTS_MAX)],
+            next_plain: 0,
+            pending: BTreeMap::new(),
+            by_key: HashMap::new(),
+            by_unique: HashMap::new(),
+            waiting: VecDeque::new(),
+            next_order: 0,
+        }
+    }
+
+    /// Requests under way or waiting.
+    pub(super) fn len(&self) -> usize {
+        self.pending.len() + self.waiting.len()
+    }
+
+    pub(super) fn submit(
+        &mut self,
+        submission: Submission<W>,
+        now: Instant,
+        connected: bool,
+    ) -> Submitted<W> {
+        let order = self.next_order;
+        self.next_order += 1;
+        let key = if submission.operation.changes() {
+            let Some(slot) = self.free.pop() else {
+                if self.waiting.len() >= WAITING_MAX {
+                    return Submitted::Full(submission.waiter);
+                }
+                self.waiting.push_back((order, submission, now, false));
+                return Submitted::Waits;
+            };
+            self.numbers[usize::from(slot)] += 1;
+            (slot, self.numbers[usize::from(slot)])
+        } else {
+            self.next_plain += 1;
+            (SLOT_NONE, self.next_plain)
+        };
+        Submitted::Send(self.start(order, key, submission, now, connected))
+    }
+
+    fn start(
+        &mut self,
+        order: u64,
+        key: Key,
+        submission: Submission<W>,
+        submitted: Instant,
+        sent: bool,
+    ) -> RawFrame {
+        let request = Request {
+            slot: key.0,
+            number: key.1,
+            caller: submission.caller,
+            operation: submission.operation,
+            payload: submission.payload,
+        };
+        let frame = request.encode();
+        if let Some(unique) = submission.unique {
+            self.by_unique.insert(unique, order);
+        }
+        self.by_key.insert(key, order);
+        let pending = Pending {
+            waiter: submission.waiter,
+            unique: submission.unique,
+            operation: request.operation,
+            frame: frame.clone(),
+            submitted,
+            interrupted: false,
+            sent,
+        };
+        self.pending.insert(order, (key, pending));
+        frame
+    }
+
+    /// The primary answered. `None`: nothing like that was asked.
+    pub(super) fn answered(
+        &mut self,
+        slot: u16,
+        number: u64,
+        connected: bool,
+    ) -> Option<Answered<W>> {
+        let order = self.by_key.remove(&(slot, number))?;
+        let (_, pending) = self.pending.remove(&order)?;
+        if let Some(unique) = pending.unique {
+            self.by_unique.remove(&unique);
+        }
+        let next = if slot == SLOT_NONE {
+            None
+        } else {
+            self.reuse(slot, connected)
+        };
+        Some(Answered {
+            waiter: pending.waiter,
+            operation: pending.operation,
+            next,
+        })
+    }
+
+    fn reuse(&mut self, slot: u16, connected: bool) -> Option<RawFrame> {
+        let Some((order, submission, submitted, _)) = self.waiting.pop_front() else {
+            self.free.push(slot);
+            return None;
+        };
+        let number = &mut self.numbers[usize::from(slot)];
+        *number += 1;
+        let key = (slot, *number);
+        Some(self.start(order, key, submission, submitted, connected))
+    }
+
+    /// A signal came for whoever waits for `unique`.
+    pub(super) fn interrupt(
+        &mut self,
+        unique: u64,
+        now: Instant,
+        connected: bool,
+    ) -> Interrupted<W> {
+        if let Some(at) = self
+            .waiting
+            .iter()
+            .position(|(_, s, ..)| s.unique == Some(unique))
+        {
+            // Not sent: it never happened.
+            let gone = self.waiting.remove(at);
+            return match gone.and_then(|(_, submission, ..)| submission.waiter) {
+                Some(waiter) => Interrupted::Answer(waiter),
+                None => Interrupted::Unknown,
+            };
+        }
+        let Some(order) = self.by_unique.get(&unique).copied() else {
+            return Interrupted::Unknown;
+        };
+        let Some((_, pending)) = self.pending.get_mut(&order) else {
+            return Interrupted::Unknown;
+        };
+        pending.interrupted = true;
+        let patient = connected && now.duration_since(pending.submitted) < INTERRUPT_PATIENCE;
+        if patient {
+            return Interrupted::Noted;
+        }
+        match self.give_up(order) {
+            Some(waiter) => Interrupted::Answer(waiter),
+            None => Interrupted::Unknown,
+        }
+    }
+
+    /// The waiters of interrupted requests whose answer takes too long.
+    pub(super) fn impatient(&mut self, now: Instant, connected: bool) -> Vec<W> {
+        let due = |pending: &Pending<W>| {
+            pending.interrupted
+                && (!connected || now.duration_since(pending.submitted) >= INTERRUPT_PATIENCE)
+        };
+        self.give_up_where(|pending| due(pending))
+    }
+
+    /// The waiters of everything that was submitted before `limit`.
+    pub(super) fn older_than(&mut self, limit: Instant) -> Vec<W> {
+        let mut waiters = self.give_up_where(|pending| pending.submitted <= limit);
+        let mut kept = VecDeque::new();
+        for entry in self.waiting.drain(..) {
+            if entry.2 <= limit {
+                waiters.extend(entry.1.waiter);
+            } else {
+                kept.push_back(entry);
+            }
+        }
+        self.waiting = kept;
+        waiters
+    }
+
+    fn give_up_where(&mut self, choose: impl Fn(&Pending<W>) -> bool) -> Vec<W> {
+        let orders: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, (_, p))| p.waiter.is_some() && choose(p))
+            .map(|(order, _)| *order)
+            .collect();
+        orders
+            .into_iter()
+            .filter_map(|order| self.give_up(order))
+            .collect()
+    }
+
+    /// Nobody waits for the request any more. What may have reached a primary and changes
+    /// something stays until it is answered, so that its slot goes on in order; the rest goes.
+    fn give_up(&mut self, order: u64) -> Option<W> {
+        let (key, pending) = self.pending.get_mut(&order)?;
+        let waiter = pending.waiter.take();
+        if let Some(unique) = pending.unique.take() {
+            self.by_unique.remove(&unique);
+        }
+        let key = *key;
+        // An Open stays as well: the primary counts it, so its answer must be undone.
+        let stays = pending.sent
+            && (key.0 != SLOT_NONE || matches!(pending.operation, Operation::Open { .. }));
+        if !stays {
+            self.pending.remove(&order);
+            self.by_key.remove(&key);
+            if key.0 != SLOT_NONE {
+                // The number was never seen by a primary; numbers may skip.
+                self.free.push(key.0);
+            }
+        }
+        waiter
+    }
+
+    /// A new connection: everything to send on it, in order. Releases are dropped: the hello
+    /// said what is open.
+    pub(super) fn resend(&mut self) -> Vec<RawFrame> {
+        let gone: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, (_, p))| {
+                let abandoned_open =
+                    p.waiter.is_none() && matches!(p.operation, Operation::Open { .. });
+                abandoned_open || matches!(p.operation, Operation::Release { .. })
+            })
+            .map(|(order, _)| *order)
+            .collect();
+        for order in gone {
+            if let Some((key, _)) = self.pending.remove(&order) {
+                self.by_key.remove(&key);
+            }
+        }
+        let mut frames = Vec::with_capacity(self.pending.len());
+        for (_, pending) in self.pending.values_mut() {
+            pending.sent = true;
+            frames.push(pending.frame.clone());
+        }
+        frames
+    }
+
+    /// The primary forgot the session: whether requests that were sent to it and change
+    /// something took effect cannot be known. Their waiters; they are not sent again.
+    pub(super) fn forgotten(&mut self) -> Vec<W> {
+        let orders: Vec<u64> = self
+            .pending
+            .iter()
+            .filter(|(_, (key, pending))| pending.sent && key.0 != SLOT_NONE)
+            .map(|(order, _)| *order)
+            .collect();
+        let mut waiters = Vec::new();
+        for order in orders {
+            if let Some((key, pending)) = self.pending.remove(&order) {
+                self.by_key.remove(&key);
+                if let Some(unique) = pending.unique {
+                    self.by_unique.remove(&unique);
+                }
+                self.free.push(key.0);
+                waiters.extend(pending.waiter);
+            }
+        }
+        waiters
+    }
+
+    /// After slots became free without an answer: requests that may go now.
+    pub(super) fn refill(&mut self, connected: bool) -> Vec<RawFrame> {
+        let mut frames = Vec::new();
+        while !self.waiting.is_empty() {
+            let Some(slot) = self.free.pop() else {
+                break;
+            };
+            frames.extend(self.reuse(slot, connected));
+        }
+        frames
+    }
+}
+
+/// The object that an outcome says was opened for the session.
+pub(super) fn opened(operation: &Operation, outcome: &Outcome) -> Option<protocol::units::ObjectId> {
+    match (operation, outcome) {
+        (Operation::Create { .. }, Outcome::Entry(a))
+        | (Operation::Open { .. }, Outcome::Attributes(a)) => Some(a.object),
+        _ => None,
+    }
+}
