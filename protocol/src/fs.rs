@@ -150,7 +150,10 @@ pub struct SetAttributes {
 /// A file system operation. Names are any bytes but `/` and NUL, not `.` or `..`, at most
 /// [`NAME_BYTES_MAX`]. Permission is checked by the client's kernel; the primary checks what the
 /// kernel cannot know to be still true (existence, type, emptiness, limits).
-#[allow(missing_docs, reason = "the fields carry POSIX's own names; each variant says the rest")]
+#[allow(
+    missing_docs,
+    reason = "the fields carry POSIX's own names; each variant says the rest"
+)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Operation {
     /// Attributes of a name. Replies [`Outcome::Entry`].

@@ -6,12 +6,17 @@
 #![forbid(unsafe_code)]
 
 pub mod codec;
+pub mod control;
 pub mod frame;
 pub mod fs;
+#[cfg(feature = "tls")]
+pub mod identity;
 pub mod ids;
+pub mod node_rpc;
+pub mod options;
 pub mod preamble;
 pub mod record;
 pub mod replica;
-pub mod rpc;
+pub mod report;
 pub mod units;
 pub mod volume;

@@ -1,1 +1,292 @@
-//! Whole-system tests.
+//! What the whole-system tests share: the executable, seeds, skipping loudly, and a writer that
+//! remembers what was confirmed to it.
+
+#![forbid(unsafe_code)]
+
+use std::fs::{self, File};
+use std::io::{self, Read as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+
+/// The executable under test: `CAIRN_BIN`, or the one that was built beside this test.
+///
+/// # Panics
+/// Where there is none: `cargo build -p cairn` comes first.
+#[must_use]
+pub fn binary() -> PathBuf {
+    if let Some(path) = std::env::var_os("CAIRN_BIN") {
+        return path.into();
+    }
+    let here = std::env::current_exe().expect("a test has an executable");
+    let target = here
+        .ancestors()
+        .nth(2)
+        .expect("target/<profile>/deps/<test>");
+    let binary = target.join("cairn");
+    assert!(
+        binary.exists(),
+        "{} is missing: cargo build -p cairn",
+        binary.display()
+    );
+    binary
+}
+
+/// Says that a test cannot run here. In CI that is a failure.
+///
+/// # Panics
+/// Where `CAIRN_SKIP_IS_FAILURE` is 1.
+pub fn skip(why: &str) {
+    eprintln!("SKIPPED: {why}");
+    let strict = std::env::var("CAIRN_SKIP_IS_FAILURE").is_ok_and(|value| value == "1");
+    assert!(!strict, "skipped where nothing may be: {why}");
+}
+
+/// A number from the environment, or `default`.
+#[must_use]
+pub fn setting(name: &str, default: u64) -> u64 {
+    std::env::var(name)
+        .ok()
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(default)
+}
+
+/// A seeded generator (SplitMix64; Steele, Lea, Flood 2014).
+#[derive(Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// From the variable `name`, else fresh; printed, so that a run can be repeated.
+    #[must_use]
+    pub fn from_env(name: &str) -> Self {
+        let mut bytes = [0; 8];
+        getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
+        let seed = setting(name, u64::from_le_bytes(bytes));
+        println!("{name}={seed}");
+        Self(seed)
+    }
+
+    /// The next number below `below`.
+    pub fn below(&mut self, below: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (z ^ (z >> 31)) % below.max(1)
+    }
+}
+
+/// The content of file `number`: its length and bytes follow from the number.
+#[must_use]
+pub fn content(number: u64) -> Vec<u8> {
+    let lengths = [0, 1, 100, 4096, 5000, 70_000, 300_000];
+    let mut bytes = vec![0; lengths[(number % lengths.len() as u64) as usize]];
+    blake3::Hasher::new()
+        .update(&number.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
+    bytes
+}
+
+/// What a writer was told to be done, and thus must be there for ever.
+#[derive(Debug, Default, Clone)]
+pub struct Confirmed {
+    /// Files that were made: number by number from 0.
+    pub made: u64,
+    /// Of these, fsynced with their directory's entry.
+    pub synced: u64,
+    /// Every third file was renamed afterwards; renamed up to here.
+    pub renamed: u64,
+    /// Every so manyth file and record is fsynced.
+    pub sync_every: u64,
+    /// Records appended to the log.
+    pub appended: u64,
+    /// Of these, fsynced.
+    pub appended_synced: u64,
+}
+
+/// Bytes of a record of the log.
+pub const RECORD_BYTES: usize = 512;
+
+/// Record `number` of the log.
+#[must_use]
+pub fn record(number: u64) -> [u8; RECORD_BYTES] {
+    let mut bytes = [0; RECORD_BYTES];
+    blake3::Hasher::new()
+        .update(b"log")
+        .update(&number.to_le_bytes())
+        .finalize_xof()
+        .fill(&mut bytes);
+    bytes
+}
+
+/// Name of file `number`, and the one that it gets.
+#[must_use]
+pub fn names(dir: &Path, number: u64) -> (PathBuf, PathBuf) {
+    (
+        dir.join(format!("f{number}")),
+        dir.join(format!("r{number}")),
+    )
+}
+
+/// A writer in a thread.
+#[derive(Debug)]
+pub struct Writer {
+    confirmed: Arc<Mutex<Confirmed>>,
+    stop: Arc<AtomicBool>,
+    threads: Vec<std::thread::JoinHandle<io::Result<()>>>,
+}
+
+impl Writer {
+    /// Makes files and appends to a log below `dir`; every `sync_every`th is fsynced.
+    pub fn start(dir: &Path, sync_every: u64) -> io::Result<Self> {
+        let work = dir.join("work");
+        fs::create_dir_all(&work)?;
+        File::open(dir)?.sync_all()?;
+        let confirmed = Confirmed {
+            sync_every,
+            ..Confirmed::default()
+        };
+        let confirmed = Arc::new(Mutex::new(confirmed));
+        let stop: Arc<AtomicBool> = Arc::default();
+        let (c, s, w) = (confirmed.clone(), stop.clone(), work.clone());
+        let files = std::thread::spawn(move || files(&w, sync_every, &c, &s));
+        let (c, s) = (confirmed.clone(), stop.clone());
+        let log = std::thread::spawn(move || log(&work.join("log"), sync_every, &c, &s));
+        Ok(Self {
+            confirmed,
+            stop,
+            threads: vec![files, log],
+        })
+    }
+
+    /// What is confirmed by now.
+    #[must_use]
+    pub fn confirmed(&self) -> Confirmed {
+        self.confirmed
+            .lock()
+            .expect("no thread panics with it")
+            .clone()
+    }
+
+    /// Stops; an error that the writer saw is returned.
+    pub fn finish(mut self) -> io::Result<Confirmed> {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            thread
+                .join()
+                .map_err(|_| io::Error::other("a writer panicked"))??;
+        }
+        Ok(self.confirmed())
+    }
+}
+
+fn note(confirmed: &Mutex<Confirmed>, f: impl FnOnce(&mut Confirmed)) {
+    f(&mut confirmed.lock().expect("no thread panics with it"));
+}
+
+fn files(
+    work: &Path,
+    sync_every: u64,
+    confirmed: &Mutex<Confirmed>,
+    stop: &AtomicBool,
+) -> io::Result<()> {
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        let (name, renamed) = names(work, number);
+        let mut file = File::create_new(&name)?;
+        file.write_all(&content(number))?;
+        let sync = number % sync_every == sync_every - 1;
+        if number % 3 == 0 {
+            fs::rename(&name, &renamed)?;
+        }
+        number += 1;
+        note(confirmed, |c| {
+            c.made = number;
+            c.renamed = number;
+        });
+        if sync {
+            file.sync_all()?;
+            note(confirmed, |c| c.synced = number);
+        }
+    }
+    Ok(())
+}
+
+fn log(
+    path: &Path,
+    sync_every: u64,
+    confirmed: &Mutex<Confirmed>,
+    stop: &AtomicBool,
+) -> io::Result<()> {
+    let mut file = File::options().append(true).create_new(true).open(path)?;
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        file.write_all(&record(number))?;
+        number += 1;
+        note(confirmed, |c| c.appended = number);
+        if number % sync_every == 0 {
+            file.sync_data()?;
+            note(confirmed, |c| c.appended_synced = number);
+        }
+    }
+    Ok(())
+}
+
+/// Looks below `dir` for what was confirmed. `last_synced` says to look for the fsynced part only.
+/// Returns what is wrong.
+pub fn missing(dir: &Path, confirmed: &Confirmed, synced_only: bool) -> io::Result<Vec<String>> {
+    let work = dir.join("work");
+    let mut wrong = Vec::new();
+    let made = if synced_only {
+        confirmed.synced
+    } else {
+        confirmed.made
+    };
+    for number in 0..made {
+        if synced_only && number % confirmed.sync_every != confirmed.sync_every - 1 {
+            continue;
+        }
+        let (name, renamed) = names(&work, number);
+        let (here, gone) = if number % 3 == 0 {
+            (renamed, name)
+        } else {
+            (name, renamed)
+        };
+        match fs::read(&here) {
+            Ok(found) if found == content(number) => {}
+            Ok(found) => wrong.push(format!(
+                "{} has {} other bytes",
+                here.display(),
+                found.len()
+            )),
+            Err(error) => wrong.push(format!("{}: {error}", here.display())),
+        }
+        if gone.exists() {
+            wrong.push(format!("{} should be gone", gone.display()));
+        }
+    }
+    let mut bytes = Vec::new();
+    match File::open(work.join("log")) {
+        Ok(mut file) => {
+            file.read_to_end(&mut bytes)?;
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(error),
+    }
+    let appended = if synced_only {
+        confirmed.appended_synced
+    } else {
+        confirmed.appended
+    };
+    for number in 0..appended {
+        let at = number as usize * RECORD_BYTES;
+        if bytes.get(at..at + RECORD_BYTES) != Some(&record(number)[..]) {
+            wrong.push(format!(
+                "record {number} of the log is not there, of {appended}"
+            ));
+            break;
+        }
+    }
+    Ok(wrong)
+}

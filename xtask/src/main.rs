@@ -1,2 +1,250 @@
-//! The one tool.
-fn main() {}
+//! The one tool: `cargo xtask COMMAND`. See `docs/testing.md`.
+
+#![forbid(unsafe_code)]
+
+mod packages;
+mod tidy;
+
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context, Result, bail, ensure};
+
+const HELP: &str = "\
+cargo xtask test [--full]      everything that must hold: packages, tidy, format, lints, documentation, tests, demo
+cargo xtask ci                 the same, as .ci/run calls it: a skipped test is a failure
+cargo xtask tidy               dependency edges, purity, file and function lengths, words
+cargo xtask sim --seeds N      N fresh seeds of the replica-set schedules; --seed S runs one
+cargo xtask crash --seeds N    N seeds of the crashing disk under the brick
+cargo xtask power-cut --moments N   cuts the power of real bricks at N random moments
+cargo xtask kill --rounds N    kills daemons under a writer, N rounds
+cargo xtask fuzz [--seconds S] random and mutated bytes into every decoder
+cargo xtask bench [ARGS…]      benches/compare: the same workloads on local, FUSE, GlusterFS and Cairn
+cargo xtask docs               builds the documentation, warnings are errors
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &[String]) -> Result<()> {
+    let root = root()?;
+    std::env::set_current_dir(&root).context("enter the workspace")?;
+    let words: Vec<&str> = args.iter().map(String::as_str).collect();
+    match words.as_slice() {
+        ["test", rest @ ..] => test(rest.contains(&"--full"), false),
+        ["ci"] => test(false, true),
+        ["tidy"] => tidy::check(&root),
+        ["docs"] => docs(),
+        ["sim", rest @ ..] => sim(rest),
+        ["crash", rest @ ..] => {
+            let seeds = number(rest, "--seeds")?.unwrap_or(1000);
+            let env = [("CAIRN_CRASH_SEEDS", seeds.to_string())];
+            let args = [
+                "test",
+                "--release",
+                "-p",
+                "cairn-storage",
+                "crash",
+                "--",
+                "--nocapture",
+            ];
+            cargo_env(&args, &env)
+        }
+        ["kill", rest @ ..] => {
+            let rounds = number(rest, "--rounds")?.unwrap_or(200);
+            let env = [("CAIRN_KILL_ROUNDS", rounds.to_string())];
+            cargo(&["build", "-p", "cairn"])?;
+            cargo_env(
+                &[
+                    "test",
+                    "-p",
+                    "cairn-tests",
+                    "--test",
+                    "kill",
+                    "--",
+                    "--nocapture",
+                ],
+                &env,
+            )
+        }
+        ["power-cut", rest @ ..] => {
+            let moments = number(rest, "--moments")?.unwrap_or(200);
+            let env = [("CAIRN_POWER_CUTS", moments.to_string())];
+            cargo(&["build", "-p", "cairn"])?;
+            let args = [
+                "test",
+                "-p",
+                "cairn-tests",
+                "--test",
+                "power_cut",
+                "--",
+                "--nocapture",
+            ];
+            cargo_env(&args, &env)
+        }
+        ["fuzz", rest @ ..] => {
+            let seconds = number(rest, "--seconds")?.unwrap_or(60);
+            let env = [("CAIRN_FUZZ_SECONDS", seconds.to_string())];
+            let args = [
+                "test",
+                "--release",
+                "-p",
+                "cairn-tests",
+                "--test",
+                "decoders",
+                "--",
+            ];
+            cargo_env(&[&args[..], &["--nocapture"]].concat(), &env)
+        }
+        ["bench", rest @ ..] => {
+            cargo(&["build", "--release", "-p", "cairn"])?;
+            let args = [
+                "run",
+                "--release",
+                "-p",
+                "cairn-benches",
+                "--bin",
+                "compare",
+                "--",
+            ];
+            cargo(&[&args[..], rest].concat())
+        }
+        [] | ["help" | "--help" | "-h"] => {
+            print!("{HELP}");
+            Ok(())
+        }
+        [other, ..] => bail!("there is no `{other}`\n{HELP}"),
+    }
+}
+
+/// The value after a flag.
+fn number(args: &[&str], flag: &str) -> Result<Option<u64>> {
+    let Some(at) = args.iter().position(|arg| *arg == flag) else {
+        ensure!(args.is_empty(), "unknown words: {}", args.join(" "));
+        return Ok(None);
+    };
+    let value = args
+        .get(at + 1)
+        .with_context(|| format!("{flag} needs a number"))?;
+    Ok(Some(value.parse().with_context(|| {
+        format!("{flag} needs a number, not `{value}`")
+    })?))
+}
+
+fn root() -> Result<PathBuf> {
+    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    Ok(here
+        .parent()
+        .context("xtask lies in the workspace")?
+        .to_owned())
+}
+
+fn cargo(args: &[&str]) -> Result<()> {
+    cargo_env(args, &[])
+}
+
+fn cargo_env(args: &[&str], env: &[(&str, String)]) -> Result<()> {
+    eprintln!("── cargo {}", args.join(" "));
+    let mut command = Command::new(std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned()));
+    command.args(args);
+    for (key, value) in env {
+        command.env(key, value);
+    }
+    let status = command.status().context("run cargo")?;
+    ensure!(status.success(), "cargo {} failed", args.join(" "));
+    Ok(())
+}
+
+fn docs() -> Result<()> {
+    let flags = "-D warnings -A rustdoc::private_intra_doc_links".to_owned();
+    cargo_env(
+        &[
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+            "--quiet",
+        ],
+        &[("RUSTDOCFLAGS", flags)],
+    )
+}
+
+fn sim(args: &[&str]) -> Result<()> {
+    let (key, value) = match (number_of(args, "--seed")?, number_of(args, "--seeds")?) {
+        (Some(seed), _) => ("CAIRN_SIM_SEED", seed),
+        (None, seeds) => ("CAIRN_SIM_SEEDS", seeds.unwrap_or(20_000)),
+    };
+    // A schedule is a proptest case; its count is what PROPTEST_CASES says.
+    let env = [
+        (key, value.to_string()),
+        ("PROPTEST_CASES", value.to_string()),
+    ];
+    cargo_env(
+        &[
+            "test",
+            "--release",
+            "-p",
+            "cairn-replication",
+            "machine::tests",
+        ],
+        &env,
+    )?;
+    println!("sim: {value} schedules a property, none failed");
+    Ok(())
+}
+
+fn number_of(args: &[&str], flag: &str) -> Result<Option<u64>> {
+    if args.contains(&flag) {
+        number(args, flag)
+    } else {
+        Ok(None)
+    }
+}
+
+/// Everything that must hold. Two builds: tests with assertions, the demo as it ships.
+fn test(full: bool, ci: bool) -> Result<()> {
+    packages::ensure()?;
+    let root = root()?;
+    tidy::check(&root)?;
+    if ci {
+        eprintln!("── a part that is missing makes a test say SKIPPED; here that is a failure");
+    }
+    let strict = [(
+        "CAIRN_SKIP_IS_FAILURE",
+        if ci { "1" } else { "0" }.to_owned(),
+    )];
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&[
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ])?;
+    docs()?;
+    cargo(&["build", "--workspace", "--bins"])?;
+    cargo_env(&["test", "--workspace", "--no-fail-fast"], &strict)?;
+    cargo(&["run", "--release", "--quiet", "-p", "cairn", "--", "demo"])?;
+    if full {
+        run(&["crash".to_owned(), "--seeds".to_owned(), "5000".to_owned()])?;
+        run(&["sim".to_owned(), "--seeds".to_owned(), "50000".to_owned()])?;
+        run(&[
+            "power-cut".to_owned(),
+            "--moments".to_owned(),
+            "200".to_owned(),
+        ])?;
+        run(&["kill".to_owned(), "--rounds".to_owned(), "200".to_owned()])?;
+        run(&["fuzz".to_owned(), "--seconds".to_owned(), "3600".to_owned()])?;
+    }
+    Ok(())
+}

@@ -241,6 +241,7 @@ fn decode_set(r: &mut Reader) -> Result<SetAttributes, DecodeError> {
     })
 }
 
+// A table: one row an operation.
 fn encode_operation(w: &mut Writer, operation: &Operation) {
     match operation {
         Operation::Lookup { parent, name } => {
@@ -437,6 +438,7 @@ fn encode_operation(w: &mut Writer, operation: &Operation) {
     }
 }
 
+// A table: one row an operation.
 fn decode_operation(r: &mut Reader) -> Result<Operation, DecodeError> {
     Ok(match r.u8("operation")? {
         1 => Operation::Lookup {

@@ -1,0 +1,79 @@
+//! One file a command.
+
+mod brick;
+mod brick_export;
+mod completions;
+mod create;
+mod daemon;
+mod demo;
+mod events;
+mod peer;
+mod status;
+mod volume;
+
+use serde_json::Value;
+
+use crate::args::{Cli, Command, Global};
+use crate::connection;
+use crate::failure::Failure;
+use crate::output::Output;
+use protocol::control::{ControlReply, ControlRequest, exit};
+use serde::de::DeserializeOwned;
+
+/// Runs a command; `Ok` is its exit status.
+pub(crate) fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
+    let global = &cli.global;
+    match cli.command {
+        Command::Daemon(args) => daemon::run(global, args),
+        Command::Peer(command) => peer::run(global, output, command),
+        Command::Volume(command) => volume::run(global, output, command),
+        Command::Brick(command) => brick::run(global, output, command),
+        Command::Status { watch } => status::pool(global, output, watch),
+        Command::Why { volume } => status::why(global, output, volume),
+        Command::Events { follow } => events::run(global, output, follow),
+        Command::Demo { keep } => demo::run(output, keep),
+        Command::Completions { shell } => {
+            completions::run(output, shell);
+            Ok(exit::DONE)
+        }
+    }
+}
+
+/// Asks, shows progress on standard error, and returns the answer.
+pub(crate) fn ask(
+    global: &Global,
+    output: &Output,
+    request: &ControlRequest,
+) -> Result<connection::Answer, Failure> {
+    connection::ask(global, request, |line| match line {
+        ControlReply::Progress { text } => output.note(&text),
+        ControlReply::Item(item) => output.value(&item),
+        ControlReply::Ok { .. } | ControlReply::Error { .. } => {}
+    })
+}
+
+/// Asks and prints what was done.
+pub(crate) fn act(
+    global: &Global,
+    output: &Output,
+    request: &ControlRequest,
+) -> Result<u8, Failure> {
+    let answer = ask(global, output, request)?;
+    if output.json {
+        output.value(&answer.data);
+    } else if let Some(message) = &answer.message {
+        output.done(message);
+    }
+    Ok(exit::DONE)
+}
+
+/// The facts as the type that they are.
+pub(crate) fn typed<T: DeserializeOwned>(data: &Value) -> Result<T, Failure> {
+    T::deserialize(data).map_err(|error| {
+        Failure::refused(
+            "version",
+            format!("the daemon's answer is not understood: {error}"),
+            "Use the `cairn` of the same version as the daemon.",
+        )
+    })
+}

@@ -1,0 +1,188 @@
+//! `cairn status`, `cairn why` and the text of `volume status`.
+
+use std::time::Duration;
+
+use protocol::control::{ControlRequest, exit};
+use protocol::report::{
+    ConnectionState, DiskState, Health, PeerStatus, PoolStatus, ReplicaRole, ReplicaStatus,
+    VolumeStatus,
+};
+use protocol::volume::VolumeState;
+use serde_json::Value;
+
+use super::{ask, peer, typed};
+use crate::args::Global;
+use crate::failure::Failure;
+use crate::output::{Output, bytes_text, table};
+
+/// How often `--watch` looks.
+const WATCH_EVERY: Duration = Duration::from_secs(1);
+
+fn exit_of(health: Health) -> u8 {
+    match health {
+        Health::Healthy => exit::DONE,
+        Health::Degraded => exit::DEGRADED,
+        Health::Unavailable => exit::UNAVAILABLE,
+    }
+}
+
+/// `cairn status`.
+pub(super) fn pool(global: &Global, output: &Output, watch: bool) -> Result<u8, Failure> {
+    let mut before = None;
+    loop {
+        let answer = ask(global, output, &ControlRequest::Status {})?;
+        let status: PoolStatus = typed(&answer.data)?;
+        let text = if output.json {
+            answer.data.to_string()
+        } else {
+            pool_text(output, &status)
+        };
+        if before.as_ref() != Some(&text) {
+            output.line(&text);
+        }
+        if !watch {
+            return Ok(exit_of(status.health));
+        }
+        before = Some(text);
+        std::thread::sleep(WATCH_EVERY);
+    }
+}
+
+fn pool_text(output: &Output, status: &PoolStatus) -> String {
+    let peers = PeerStatus {
+        nodes: status.nodes.clone(),
+        quorum: status.quorum,
+    };
+    let mut parts = vec![
+        format!("The pool is {}.", health_text(output, status.health)),
+        peer::nodes_text(&peers),
+    ];
+    parts.extend(status.volumes.iter().map(|v| volume_text(output, v)));
+    parts.join("\n\n")
+}
+
+/// `cairn why`.
+pub(super) fn why(global: &Global, output: &Output, volume: Option<String>) -> Result<u8, Failure> {
+    let answer = ask(global, output, &ControlRequest::Why { volume })?;
+    if output.json {
+        output.value(&answer.data);
+        return Ok(exit::DONE);
+    }
+    let reasons = answer.data["reasons"].as_array();
+    let reasons: &[Value] = reasons.map_or(&[], Vec::as_slice);
+    if reasons.is_empty() {
+        output.line("Everything is healthy.");
+    }
+    for reason in reasons {
+        let about = reason["volume"].as_str().unwrap_or("pool");
+        let why = reason["reason"]
+            .as_str()
+            .unwrap_or("the reason is not known");
+        output.line(&format!("{about}: {why}"));
+    }
+    Ok(exit::DONE)
+}
+
+fn health_text(output: &Output, health: Health) -> String {
+    match health {
+        Health::Healthy => output.paint("32", "healthy"),
+        Health::Degraded => output.paint("33", "degraded"),
+        Health::Unavailable => output.paint("31", "unavailable"),
+    }
+}
+
+fn state_text(state: VolumeState) -> &'static str {
+    match state {
+        VolumeState::Created => "created",
+        VolumeState::Started => "started",
+        VolumeState::Stopped => "stopped",
+    }
+}
+
+/// One volume.
+pub(super) fn volume_text(output: &Output, volume: &VolumeStatus) -> String {
+    let reason = volume
+        .reason
+        .as_ref()
+        .map_or_else(String::new, |reason| format!(": {reason}"));
+    let mut lines = vec![format!(
+        "Volume {} is {}, {}{reason}",
+        volume.name,
+        state_text(volume.state),
+        health_text(output, volume.health),
+    )];
+    let rows: Vec<Vec<String>> = volume.replicas.iter().map(replica_row).collect();
+    lines.push(table(
+        &["NODE", "BRICK", "ROLE", "DISK", "CONNECTION", "OUT OF SYNC"],
+        &rows,
+    ));
+    for replica in &volume.replicas {
+        if let Some(resync) = &replica.resync {
+            lines.push(format!(
+                "Resync of {}: {} of {}, {}",
+                replica.node,
+                bytes_text(resync.done_bytes),
+                bytes_text(resync.total_bytes),
+                resync
+                    .eta_seconds
+                    .map_or_else(|| "time left unknown".to_owned(), |s| format!("{s} s left")),
+            ));
+        }
+    }
+    if let (Some(used), Some(free)) = (volume.used_bytes, volume.free_bytes) {
+        lines.push(format!(
+            "{} used, {} free",
+            bytes_text(used),
+            bytes_text(free)
+        ));
+    }
+    if !volume.clients.is_empty() {
+        let names: Vec<&str> = volume.clients.iter().map(|c| c.name.as_str()).collect();
+        lines.push(format!("Clients: {}", names.join(", ")));
+    }
+    if let Some(split) = &volume.split_brain {
+        lines.push(output.paint(
+            "31",
+            &format!(
+                "Split brain since {} between {}",
+                split.since,
+                split.nodes.join(", ")
+            ),
+        ));
+    }
+    lines.extend(volume.notes.iter().map(|note| format!("Note: {note}")));
+    lines.join("\n")
+}
+
+fn replica_row(replica: &ReplicaStatus) -> Vec<String> {
+    let role = match replica.role {
+        Some(ReplicaRole::Primary) => "primary",
+        Some(ReplicaRole::Secondary) => "secondary",
+        None => "unknown",
+    };
+    let disk = match replica.disk {
+        DiskState::UpToDate => "up_to_date",
+        DiskState::Consistent => "consistent",
+        DiskState::Outdated => "outdated",
+        DiskState::Inconsistent => "inconsistent",
+        DiskState::Failed => "failed",
+        DiskState::Diskless => "diskless",
+        DiskState::Unknown => "unknown",
+    };
+    let connection = match replica.connection {
+        ConnectionState::Connected => "connected",
+        ConnectionState::Connecting => "connecting",
+        ConnectionState::Standalone => "standalone",
+        ConnectionState::Own => "self",
+    };
+    vec![
+        replica.node.clone(),
+        replica.brick.clone(),
+        role.to_owned(),
+        disk.to_owned(),
+        connection.to_owned(),
+        replica
+            .out_of_sync_bytes
+            .map_or_else(|| "unknown".to_owned(), bytes_text),
+    ]
+}

@@ -1,0 +1,328 @@
+//! Requests of other nodes and of mounts.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::ids::{NodeId, VolumeId};
+use protocol::node_rpc::{
+    self, LocatedNode, NodeReply, NodeRequest, Refusal, RpcCodecError, VolumeCommand, kind,
+};
+use protocol::report::ReplicaRole;
+use protocol::volume::{VolumeSpec, VolumeState};
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::Node;
+use super::manager::replica_on;
+use super::refusal::{refuse, refuse_loss};
+use crate::raft::GroupError;
+use crate::rpc::{FrameStream, ReadError};
+use crate::volume::{self, CommandError, PrepareError};
+
+/// A connection that says nothing for so long is closed; the other end opens a new one.
+const IDLE_MAX: Duration = Duration::from_secs(120);
+/// How long a node waits for a configuration that the asker has seen already.
+const CATCH_UP_WITHIN: Duration = Duration::from_secs(2);
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// Proven by TLS.
+    Key(NodeId),
+    /// Through this machine's data socket, whose mode says who may.
+    Local,
+}
+
+/// Why a connection with requests ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ServeError {
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    #[error(transparent)]
+    Codec(#[from] RpcCodecError),
+    #[error(transparent)]
+    Io(#[from] std::io::Error),
+}
+
+impl Node {
+    /// Answers requests until the connection ends.
+    pub(crate) async fn serve_requests<S: AsyncRead + AsyncWrite + Unpin>(
+        self: &Arc<Self>,
+        stream: S,
+        caller: Caller,
+    ) -> Result<(), ServeError> {
+        let mut stream = FrameStream::new(stream);
+        loop {
+            let Ok(frame) = tokio::time::timeout(IDLE_MAX, stream.read()).await else {
+                return Ok(());
+            };
+            let Some(frame) = frame? else {
+                return Ok(());
+            };
+            let request: NodeRequest = node_rpc::decode(kind::REQUEST, &frame)?;
+            let reply = self.answer(request, caller).await;
+            let frame = node_rpc::encode(kind::REPLY, &reply)?;
+            stream.write(&frame).await?;
+        }
+    }
+
+    /// Checks who asks, for each request anew: membership may have ended since the handshake.
+    async fn answer(self: &Arc<Self>, request: NodeRequest, caller: Caller) -> NodeReply {
+        match caller {
+            Caller::Key(node) if !self.pool.is_member(node) => {
+                tracing::debug!(%node, "a request of a key that is no member was refused");
+                return NodeReply::Error(not_member());
+            }
+            Caller::Local if !matches!(request, NodeRequest::Locate { .. }) => {
+                return NodeReply::Error(not_member());
+            }
+            Caller::Key(node) => self.clients.heard_of(node),
+            Caller::Local => {}
+        }
+        let done = match request {
+            NodeRequest::Locate { volume } => self.locate(&volume, caller).await,
+            NodeRequest::Ping {} => {
+                let state = self.pool.state();
+                Ok(NodeReply::Pong {
+                    pool: state.pool,
+                    epoch: state.epoch,
+                })
+            }
+            NodeRequest::Raft {
+                pool,
+                epoch,
+                message,
+            } => self.raft_message(pool, epoch, message).await,
+            NodeRequest::Expelled { pool, epoch } => self.expelled(pool, epoch).await,
+            NodeRequest::AdoptEpoch {
+                pool,
+                epoch,
+                members,
+            } => self.adopt_epoch(pool, epoch, members).await,
+            NodeRequest::PrepareBrick {
+                spec,
+                replica,
+                force,
+            } => self.prepare_brick(spec, replica, force).await,
+            NodeRequest::AbortBrick { spec, replica } => self.abort_brick(spec, replica).await,
+            NodeRequest::Reports { volume } => Ok(NodeReply::Reports {
+                reports: self.volumes.reports(volume).await,
+            }),
+            NodeRequest::RetryVolume { volume } => self.retry_volume(volume).await,
+            NodeRequest::VolumeCommand { volume, command } => {
+                self.volume_command(volume, command).await
+            }
+            NodeRequest::Propose { .. }
+            | NodeRequest::Admit { .. }
+            | NodeRequest::SetVoter { .. }
+            | NodeRequest::SetAddress { .. }
+            | NodeRequest::Expel { .. } => Ok(self.pool.lead(request).await),
+        };
+        done.unwrap_or_else(NodeReply::Error)
+    }
+
+    async fn raft_message(
+        &self,
+        pool: protocol::ids::PoolId,
+        epoch: u64,
+        message: serde_json::Value,
+    ) -> Result<NodeReply, Refusal> {
+        match self.pool.group().handle(pool, epoch, message).await {
+            Ok(message) => Ok(NodeReply::Raft { message }),
+            Err(error @ GroupError::OtherPool { .. }) => Err(refuse(
+                "other_pool",
+                error,
+                "End the old membership there: `cairn peer leave --force`, then probe it again.",
+            )),
+            Err(error) => Err(refuse("pool", error, "Look at that node's log.")),
+        }
+    }
+
+    /// Where a volume's replicas are, and which of them is primary as far as this node knows.
+    pub(crate) async fn locate(&self, name: &str, caller: Caller) -> Result<NodeReply, Refusal> {
+        let state = self.pool.state();
+        let spec = state.volume_named(name).ok_or_else(|| no_volume(name))?;
+        if spec.state != VolumeState::Started {
+            return Err(not_started(name));
+        }
+        let primary = match state.replica_sets.get(&spec.id) {
+            Some(set) => Some(usize::from(set.primary)),
+            None => self.known_primary(spec).await,
+        };
+        // A path on this machine is of use to this machine only.
+        let near = caller == Caller::Local || caller == Caller::Key(self.id);
+        let nodes = spec
+            .replicas
+            .iter()
+            .enumerate()
+            .filter_map(|(index, replica)| {
+                let member = state.members.get(&replica.node)?;
+                let socket = near && replica.node == self.id;
+                Some(LocatedNode {
+                    id: replica.node,
+                    name: member.name.clone(),
+                    address: member.address.clone(),
+                    unix_socket: socket
+                        .then(|| self.data_dir.join("data.sock").display().to_string()),
+                    primary: primary == Some(index),
+                })
+            })
+            .collect();
+        Ok(NodeReply::Located {
+            volume_id: spec.id,
+            kind: spec.kind,
+            nodes,
+        })
+    }
+
+    async fn known_primary(&self, spec: &VolumeSpec) -> Option<usize> {
+        let handle = self.volumes.handle(spec.id)?;
+        let report = handle.status().await;
+        (report.role == ReplicaRole::Primary).then_some(report.replica)
+    }
+
+    pub(crate) async fn prepare_brick(
+        &self,
+        spec: VolumeSpec,
+        replica: usize,
+        force: bool,
+    ) -> Result<NodeReply, Refusal> {
+        let path = self.brick_path(&spec, replica)?;
+        let told = path.clone();
+        let pool = self.pool.state().pool;
+        let prepared = tokio::task::spawn_blocking(move || {
+            volume::prepare_brick(&spec, replica, pool, &path, force)
+        })
+        .await;
+        match prepared {
+            Ok(Ok(())) => Ok(NodeReply::Done { index: 0 }),
+            Ok(Err(error)) => Err(prepare_refusal(&error)),
+            Err(_) => Err(refuse(
+                "brick",
+                format!("the work on {} was abandoned", told.display()),
+                "Look at the daemon's log.",
+            )),
+        }
+    }
+
+    pub(crate) async fn abort_brick(
+        &self,
+        spec: VolumeSpec,
+        replica: usize,
+    ) -> Result<NodeReply, Refusal> {
+        // What became a volume after all is not undone.
+        if self.pool.state().volumes.contains_key(&spec.id) {
+            return Err(refuse(
+                "volume_exists",
+                "the volume exists: its brick is not undone",
+                "Delete the volume instead.",
+            ));
+        }
+        let path = self.brick_path(&spec, replica)?;
+        let aborted =
+            tokio::task::spawn_blocking(move || volume::abort_brick(&spec, replica, &path)).await;
+        match aborted {
+            Ok(Err(error)) => Err(prepare_refusal(&error)),
+            _ => Ok(NodeReply::Done { index: 0 }),
+        }
+    }
+
+    fn brick_path(&self, spec: &VolumeSpec, replica: usize) -> Result<PathBuf, Refusal> {
+        match spec.replicas.get(replica) {
+            Some(place) if place.node == self.id => Ok(PathBuf::from(&place.path)),
+            _ => Err(refuse(
+                "brick",
+                "that brick is not on this node",
+                "Run the same version of cairn on all nodes.",
+            )),
+        }
+    }
+
+    pub(crate) async fn retry_volume(&self, volume: VolumeId) -> Result<NodeReply, Refusal> {
+        let mut state = self.pool.subscribe();
+        let started = state.wait_for(|state| {
+            state
+                .volumes
+                .get(&volume)
+                .is_some_and(|spec| spec.state == VolumeState::Started)
+        });
+        // The configuration may be on its way here; if it does not come, the answer says so.
+        let arrived = tokio::time::timeout(CATCH_UP_WITHIN, started)
+            .await
+            .is_ok_and(|seen| seen.is_ok());
+        if !arrived {
+            return Err(refuse(
+                "behind",
+                "this node does not have the pool's newest configuration yet",
+                "Look at `cairn peer status`.",
+            ));
+        }
+        match self.volumes.retry(volume).await {
+            Ok(()) => Ok(NodeReply::Done { index: 0 }),
+            Err(reason) => Err(refuse(
+                "brick_failed",
+                reason,
+                "Repair the directory, then run `cairn volume start` again.",
+            )),
+        }
+    }
+
+    pub(crate) async fn volume_command(
+        &self,
+        volume: VolumeId,
+        command: VolumeCommand,
+    ) -> Result<NodeReply, Refusal> {
+        let state = self.pool.state();
+        let held = state
+            .volumes
+            .get(&volume)
+            .and_then(|spec| replica_on(spec, self.id));
+        let Some(handle) = self.volumes.handle(volume).filter(|_| held.is_some()) else {
+            return Err(refuse(
+                "no_replica",
+                format!("{} runs no replica of the volume", self.name),
+                "Look at `cairn volume status`.",
+            ));
+        };
+        match handle.command(command).await {
+            Ok(value) => Ok(NodeReply::Outcome { value }),
+            Err(CommandError::Refused {
+                code,
+                reason,
+                hint,
+                data_loss: true,
+            }) => Err(refuse_loss(code, reason, &hint)),
+            Err(CommandError::Refused {
+                code, reason, hint, ..
+            }) => Err(refuse(code, reason, &hint)),
+        }
+    }
+}
+
+fn prepare_refusal(error: &PrepareError) -> Refusal {
+    refuse("brick", error, error.hint())
+}
+
+fn not_member() -> Refusal {
+    refuse(
+        "not_member",
+        "this key belongs to no member of the pool",
+        "Admit the node with `cairn peer probe`.",
+    )
+}
+
+pub(crate) fn no_volume(name: &str) -> Refusal {
+    refuse(
+        "no_volume",
+        format!("there is no volume `{name}`"),
+        "See `cairn volume list`.",
+    )
+}
+
+pub(crate) fn not_started(name: &str) -> Refusal {
+    refuse(
+        "not_started",
+        format!("volume `{name}` is not started"),
+        &format!("Start it: `cairn volume start {name}`."),
+    )
+}

@@ -1,0 +1,200 @@
+use protocol::ids::{BrickId, PoolId, VolumeId};
+use protocol::volume::{Protocol, ReplicaSpec, VolumeKind};
+
+use super::*;
+use crate::raft::MemberState;
+
+fn node(byte: u8) -> NodeId {
+    NodeId([byte; 16])
+}
+
+fn spec() -> VolumeSpec {
+    let replica = |byte: u8| ReplicaSpec {
+        node: node(byte),
+        node_name: format!("node{byte}"),
+        path: "/bricks/v1".to_owned(),
+        brick: BrickId([byte; 16]),
+    };
+    VolumeSpec {
+        id: VolumeId([7; 16]),
+        name: "v1".to_owned(),
+        kind: VolumeKind::Fs,
+        size_bytes: None,
+        protocol: Protocol::C,
+        quorum: Quorum::Off,
+        replicas: vec![replica(1), replica(2)],
+        state: VolumeState::Started,
+        options: BTreeMap::new(),
+        version: 1,
+    }
+}
+
+fn state() -> PoolState {
+    let mut state = PoolState {
+        pool: PoolId([1; 16]),
+        ..PoolState::default()
+    };
+    for byte in [1, 2] {
+        let member = MemberState {
+            name: format!("node{byte}"),
+            address: String::new(),
+            voter: true,
+        };
+        state.members.insert(node(byte), member);
+    }
+    state.volumes.insert(spec().id, spec());
+    state
+}
+
+fn report(replica: usize, role: ReplicaRole) -> ReplicaReport {
+    let primary = role == ReplicaRole::Primary;
+    ReplicaReport {
+        volume: spec().id,
+        node: spec().replicas[replica].node,
+        replica,
+        role,
+        role_reason: Some("first start".to_owned()),
+        disk: DiskState::UpToDate,
+        reason: None,
+        serving: primary,
+        term: 3,
+        generation: None,
+        in_sync: true,
+        peers: vec![PeerReport {
+            replica: 1 - replica,
+            connection: ConnectionState::Connected,
+            in_sync: true,
+            out_of_sync_bytes: Some(0),
+            lag_bytes: Some(0),
+            lag_seconds: Some(0.0),
+        }],
+        resync: None,
+        last_resync: None,
+        size_bytes: None,
+        used_bytes: Some(10),
+        free_bytes: Some(20),
+        clients: Vec::new(),
+        split_brain: None,
+    }
+}
+
+fn answers(reports: [Option<ReplicaReport>; 2]) -> Answers {
+    let [first, second] = reports;
+    BTreeMap::from([
+        (node(1), first.map(|report| vec![report])),
+        (node(2), second.map(|report| vec![report])),
+    ])
+}
+
+fn judged(reports: [Option<ReplicaReport>; 2]) -> VolumeStatus {
+    volume_status(&state(), &spec(), &answers(reports))
+}
+
+#[test]
+fn two_equal_connected_replicas_are_healthy() {
+    let status = judged([
+        Some(report(0, ReplicaRole::Primary)),
+        Some(report(1, ReplicaRole::Secondary)),
+    ]);
+    assert_eq!((status.health, status.reason), (Health::Healthy, None));
+    assert_eq!(status.primary.as_deref(), Some("node1"));
+    assert_eq!(status.replicas[0].connection, ConnectionState::Own);
+    assert_eq!(status.replicas[1].connection, ConnectionState::Connected);
+    assert_eq!(status.term, Some(3));
+}
+
+#[test]
+fn a_replica_whose_node_is_silent_is_unknown_and_not_what_it_was() {
+    let mut primary = report(0, ReplicaRole::Primary);
+    primary.peers[0].connection = ConnectionState::Connecting;
+    primary.peers[0].in_sync = false;
+    primary.peers[0].out_of_sync_bytes = Some(8192);
+    let status = judged([Some(primary), None]);
+    assert_eq!(status.health, Health::Degraded);
+    assert_eq!(status.reason.as_deref(), Some("node2 does not answer"));
+    let silent = &status.replicas[1];
+    assert_eq!((silent.role, silent.disk), (None, DiskState::Unknown));
+    assert_eq!(silent.connection, ConnectionState::Connecting);
+    assert_eq!(silent.in_sync, Some(false));
+    // What the primary knows about it is known.
+    assert_eq!(silent.out_of_sync_bytes, Some(8192));
+}
+
+#[test]
+fn without_an_answering_primary_a_volume_is_unavailable() {
+    let status = judged([None, Some(report(1, ReplicaRole::Secondary))]);
+    assert_eq!(status.health, Health::Unavailable);
+    assert_eq!(status.primary, None);
+    assert_eq!(status.replicas[1].in_sync, None);
+    assert_eq!(status.replicas[1].out_of_sync_bytes, None);
+}
+
+#[test]
+fn a_suspended_primary_is_unavailable_for_its_own_reason() {
+    let mut primary = report(0, ReplicaRole::Primary);
+    primary.serving = false;
+    primary.reason = Some("no quorum".to_owned());
+    let status = judged([Some(primary), None]);
+    assert_eq!(status.health, Health::Unavailable);
+    assert_eq!(status.reason.as_deref(), Some("no quorum"));
+}
+
+#[test]
+fn of_two_claims_to_be_primary_the_higher_term_counts() {
+    let mut late = report(1, ReplicaRole::Primary);
+    late.term = 4;
+    let status = judged([Some(report(0, ReplicaRole::Primary)), Some(late)]);
+    assert_eq!(status.primary.as_deref(), Some("node2"));
+    assert_eq!(status.term, Some(4));
+}
+
+#[test]
+fn each_other_state_of_a_replica_is_degraded_with_its_reason() {
+    for (disk, words) in [
+        (DiskState::Inconsistent, "node2 is inconsistent (resync)"),
+        (DiskState::Outdated, "node2 is outdated (resync)"),
+        (DiskState::Failed, "node2 is failed (resync)"),
+    ] {
+        let mut second = report(1, ReplicaRole::Secondary);
+        second.disk = disk;
+        second.reason = Some("resync".to_owned());
+        let status = judged([Some(report(0, ReplicaRole::Primary)), Some(second)]);
+        assert_eq!(status.health, Health::Degraded);
+        assert_eq!(status.reason.as_deref(), Some(words));
+    }
+    let mut primary = report(0, ReplicaRole::Primary);
+    primary.peers[0].in_sync = false;
+    let status = judged([Some(primary), Some(report(1, ReplicaRole::Secondary))]);
+    assert_eq!(status.reason.as_deref(), Some("node2 is not in sync"));
+}
+
+#[test]
+fn a_volume_that_may_have_a_majority_says_so() {
+    let mut state = state();
+    let note = |state: &PoolState| notes(state, &spec()).join("\n");
+    assert!(note(&state).contains("third voting node"));
+    let third = MemberState {
+        voter: true,
+        ..MemberState::default()
+    };
+    state.members.insert(node(3), third);
+    assert!(note(&state).contains("cairn volume set v1 quorum majority"));
+}
+
+#[test]
+fn a_stopped_volume_does_not_make_the_pool_unavailable() {
+    let mut stopped = judged([None, None]);
+    stopped.state = VolumeState::Stopped;
+    let peers = PeerStatus {
+        nodes: Vec::new(),
+        quorum: true,
+    };
+    assert_eq!(overall(&peers, &[stopped.clone()]), Health::Healthy);
+    stopped.state = VolumeState::Started;
+    assert_eq!(overall(&peers, &[stopped]), Health::Unavailable);
+    let alone = PeerStatus {
+        nodes: Vec::new(),
+        quorum: false,
+    };
+    assert_eq!(overall(&alone, &[]), Health::Degraded);
+}

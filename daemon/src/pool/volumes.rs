@@ -1,0 +1,262 @@
+//! Volumes: changed by version, commands sent to the node that they concern.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use protocol::ids::NodeId;
+use protocol::node_rpc::{NodeReply, NodeRequest, Refusal, VolumeCommand};
+use protocol::options::nearest;
+use protocol::volume::{VolumeSpec, VolumeState};
+
+use super::Node;
+use super::refusal::refuse;
+use super::serve::{no_volume, not_started};
+use crate::raft::{PoolCommand, PoolOutcome, PoolState};
+use crate::rpc::CALL_WITHIN;
+
+/// A switch-over hands a primary over; it may have to wait for a resync's last blocks.
+const PROMOTE_WITHIN: Duration = Duration::from_secs(60);
+/// Comparing replicas reads all of them. A dead node ends the connection long before.
+const VERIFY_WITHIN: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The volume of this name, or a refusal that names the nearest.
+pub(crate) fn volume_of(state: &PoolState, name: &str) -> Result<VolumeSpec, Refusal> {
+    if let Some(spec) = state.volume_named(name) {
+        return Ok(spec.clone());
+    }
+    let names = state.volumes.values().map(|spec| spec.name.as_str());
+    let mut refusal = no_volume(name);
+    if let Some(near) = nearest(name, names) {
+        refusal.hint = format!("Did you mean `{near}`?");
+    }
+    Err(refusal)
+}
+
+impl Node {
+    pub(super) async fn brick_request(
+        self: &Arc<Self>,
+        spec: &VolumeSpec,
+        index: usize,
+        request: NodeRequest,
+        within: Duration,
+    ) -> Result<NodeReply, Refusal> {
+        let node = spec.replicas[index].node;
+        self.ask_node(node, &request, within).await
+    }
+
+    /// Asks a node, this one included, at most once.
+    async fn ask_node(
+        self: &Arc<Self>,
+        node: NodeId,
+        request: &NodeRequest,
+        within: Duration,
+    ) -> Result<NodeReply, Refusal> {
+        if node == self.id {
+            return match request.clone() {
+                NodeRequest::PrepareBrick {
+                    spec,
+                    replica,
+                    force,
+                } => self.prepare_brick(spec, replica, force).await,
+                NodeRequest::AbortBrick { spec, replica } => self.abort_brick(spec, replica).await,
+                NodeRequest::RetryVolume { volume } => self.retry_volume(volume).await,
+                NodeRequest::VolumeCommand { volume, command } => {
+                    self.volume_command(volume, command).await
+                }
+                _ => Err(refuse(
+                    "internal",
+                    "that is not asked of oneself",
+                    "Report this.",
+                )),
+            };
+        }
+        let Some(member) = self.pool.member(node) else {
+            return Err(refuse(
+                "not_member",
+                format!("node {} is not a member of the pool any more", node.short()),
+                "See `cairn peer status`.",
+            ));
+        };
+        match self
+            .clients
+            .call_once(node, &member.address, request, within)
+            .await
+        {
+            Ok(NodeReply::Error(refusal)) => Err(Refusal {
+                message: format!("{}: {}", member.name, refusal.message),
+                ..refusal
+            }),
+            Ok(reply) => Ok(reply),
+            Err(error) => Err(refuse(
+                "unreachable",
+                format!("{} cannot be asked: {error}", member.name),
+                "Start the daemon there, or look at `cairn peer status`.",
+            )),
+        }
+    }
+
+    pub(super) async fn update(&self, spec: VolumeSpec) -> Result<(), Refusal> {
+        let expected_version = spec.version;
+        let command = PoolCommand::UpdateVolume {
+            spec,
+            expected_version,
+        };
+        self.settle(command).await
+    }
+
+    pub(super) async fn settle(&self, command: PoolCommand) -> Result<(), Refusal> {
+        match self.pool.propose(command).await? {
+            PoolOutcome::Applied { .. } => Ok(()),
+            PoolOutcome::Refused(reason) => Err(refuse("conflict", reason, "Try again.")),
+        }
+    }
+
+    /// Starts a volume; where it is started already, replicas that failed are tried again.
+    pub(crate) async fn start_volume(self: &Arc<Self>, name: &str) -> Result<String, Refusal> {
+        let mut spec = volume_of(&self.pool.state(), name)?;
+        let was_started = spec.state == VolumeState::Started;
+        if !was_started {
+            spec.state = VolumeState::Started;
+            self.update(spec.clone()).await?;
+        }
+        let request = NodeRequest::RetryVolume { volume: spec.id };
+        let mut failed = Vec::new();
+        for replica in &spec.replicas {
+            if let Err(refusal) = self.ask_node(replica.node, &request, CALL_WITHIN).await {
+                failed.push(refusal);
+            }
+        }
+        if failed.len() == spec.replicas.len() {
+            let mut refusal = failed.swap_remove(0);
+            refusal.message = format!(
+                "volume `{name}` is started, but none of its replicas runs: {}",
+                refusal.message
+            );
+            return Err(refusal);
+        }
+        let mut text = if was_started {
+            format!("volume `{name}` is started already")
+        } else {
+            format!("volume `{name}` is started")
+        };
+        for refusal in failed {
+            text = format!("{text}; not running: {}", refusal.message);
+        }
+        Ok(text)
+    }
+
+    /// Stops a volume.
+    pub(crate) async fn stop_volume(&self, name: &str) -> Result<String, Refusal> {
+        let mut spec = volume_of(&self.pool.state(), name)?;
+        match spec.state {
+            VolumeState::Stopped => Ok(format!("volume `{name}` is stopped already")),
+            VolumeState::Created => Err(not_started(name)),
+            VolumeState::Started => {
+                spec.state = VolumeState::Stopped;
+                self.update(spec).await?;
+                Ok(format!("volume `{name}` is stopped"))
+            }
+        }
+    }
+
+    /// Deletes a volume; its bricks keep their data, marked as deleted.
+    pub(crate) async fn delete_volume(&self, name: &str) -> Result<String, Refusal> {
+        let spec = volume_of(&self.pool.state(), name)?;
+        if spec.state == VolumeState::Started {
+            return Err(refuse(
+                "started",
+                format!("volume `{name}` is started"),
+                &format!("Stop it first: `cairn volume stop {name}`."),
+            ));
+        }
+        self.settle(PoolCommand::DeleteVolume {
+            volume: spec.id,
+            expected_version: spec.version,
+        })
+        .await?;
+        let bricks: Vec<String> = spec
+            .replicas
+            .iter()
+            .map(|replica| format!("{}:{}", replica.node_name, replica.path))
+            .collect();
+        Ok(format!(
+            "volume `{name}` is deleted; its data stays on {} until `cairn brick wipe`",
+            bricks.join(", ")
+        ))
+    }
+
+    /// Sends a command to the node of one replica, or of the primary.
+    pub(crate) async fn command_volume(
+        self: &Arc<Self>,
+        name: &str,
+        command: VolumeCommand,
+    ) -> Result<serde_json::Value, Refusal> {
+        let spec = volume_of(&self.pool.state(), name)?;
+        if spec.state != VolumeState::Started {
+            return Err(not_started(name));
+        }
+        let node = match &command {
+            VolumeCommand::Promote { to, .. } => spec.replicas[*to].node,
+            _ => self.primary_node(&spec).await?,
+        };
+        let within = match &command {
+            VolumeCommand::Promote { .. } => PROMOTE_WITHIN,
+            VolumeCommand::Verify { .. } => VERIFY_WITHIN,
+            _ => CALL_WITHIN,
+        };
+        let request = NodeRequest::VolumeCommand {
+            volume: spec.id,
+            command,
+        };
+        match self.ask_node(node, &request, within).await? {
+            NodeReply::Outcome { value } => Ok(value),
+            _ => Err(refuse(
+                "internal",
+                "the node's answer is of another kind",
+                "Run the same version of cairn on all nodes.",
+            )),
+        }
+    }
+
+    async fn primary_node(self: &Arc<Self>, spec: &VolumeSpec) -> Result<NodeId, Refusal> {
+        let status = self.volumes_status(Some(&spec.name)).await;
+        status
+            .first()
+            .and_then(|status| {
+                status
+                    .replicas
+                    .iter()
+                    .position(|replica| Some(&replica.node) == status.primary.as_ref())
+            })
+            .map(|index| spec.replicas[index].node)
+            .ok_or_else(|| {
+                refuse(
+                    "no_primary",
+                    format!("volume `{}` has no primary that answers", spec.name),
+                    &format!("Look at `cairn why {}`.", spec.name),
+                )
+            })
+    }
+
+    /// Index of the replica on the node of this name.
+    pub(crate) fn replica_named(&self, volume: &str, node: &str) -> Result<usize, Refusal> {
+        let state = self.pool.state();
+        let spec = volume_of(&state, volume)?;
+        let by_member = state.member_named(node).map(|(id, _)| id);
+        spec.replicas
+            .iter()
+            .position(|replica| Some(replica.node) == by_member || replica.node_name == node)
+            .ok_or_else(|| {
+                let holders: Vec<_> = spec
+                    .replicas
+                    .iter()
+                    .map(|replica| replica.node_name.as_str())
+                    .collect();
+                refuse(
+                    "no_replica",
+                    format!("{node} holds no replica of volume `{volume}`"),
+                    &format!("Its replicas are on {}.", holders.join(", ")),
+                )
+            })
+    }
+}

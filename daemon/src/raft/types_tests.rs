@@ -1,0 +1,133 @@
+use protocol::ids::BrickId;
+use protocol::volume::{Protocol, ReplicaSpec, VolumeKind, VolumeState};
+
+use super::*;
+
+fn node(byte: u8) -> NodeId {
+    NodeId([byte; 16])
+}
+
+fn spec(id: u8, name: &str, quorum: Quorum) -> VolumeSpec {
+    let replica = |byte: u8| ReplicaSpec {
+        node: node(byte),
+        node_name: format!("node{byte}"),
+        path: format!("/bricks/{name}"),
+        brick: BrickId([byte; 16]),
+    };
+    VolumeSpec {
+        id: VolumeId([id; 16]),
+        name: name.to_owned(),
+        kind: VolumeKind::Fs,
+        size_bytes: None,
+        protocol: Protocol::C,
+        quorum,
+        replicas: vec![replica(1), replica(2)],
+        state: VolumeState::Created,
+        options: BTreeMap::new(),
+        version: 0,
+    }
+}
+
+fn pool() -> PoolState {
+    let mut state = PoolState::default();
+    for byte in [1, 2] {
+        state.members.insert(node(byte), MemberState::default());
+    }
+    state
+}
+
+fn applied(outcome: &PoolOutcome) -> bool {
+    matches!(outcome, PoolOutcome::Applied { .. })
+}
+
+#[test]
+fn a_second_volume_of_the_same_name_or_on_the_same_brick_is_refused() {
+    let mut state = pool();
+    let first = spec(1, "v1", Quorum::Off);
+    assert!(applied(&state.apply(PoolCommand::CreateVolume {
+        spec: first.clone()
+    })));
+    let again = state.apply(PoolCommand::CreateVolume {
+        spec: spec(2, "v1", Quorum::Off),
+    });
+    assert!(matches!(
+        again,
+        PoolOutcome::Refused(PoolRefusal::NameTaken { .. })
+    ));
+    let mut other = spec(3, "v3", Quorum::Off);
+    other.replicas[1].path.clone_from(&first.replicas[1].path);
+    assert!(matches!(
+        state.apply(PoolCommand::CreateVolume { spec: other }),
+        PoolOutcome::Refused(PoolRefusal::BrickTaken { .. })
+    ));
+    assert_eq!(state.volumes.len(), 1);
+}
+
+#[test]
+fn of_two_updates_decided_on_one_version_only_the_first_is_applied() {
+    let mut state = pool();
+    state.apply(PoolCommand::CreateVolume {
+        spec: spec(1, "v1", Quorum::Off),
+    });
+    let mut started = state.volumes[&VolumeId([1; 16])].clone();
+    started.state = VolumeState::Started;
+    let update = PoolCommand::UpdateVolume {
+        spec: started,
+        expected_version: 1,
+    };
+    assert!(applied(&state.apply(update.clone())));
+    assert_eq!(
+        state.apply(update),
+        PoolOutcome::Refused(PoolRefusal::VersionChanged {
+            expected: 1,
+            current: 2
+        })
+    );
+}
+
+/// ONE-1: the replica set changes by compare-and-set, and only a member of the last in-sync set
+/// becomes primary, under a higher term.
+#[test]
+fn only_an_in_sync_replica_becomes_primary_and_only_once_per_version() {
+    let mut state = pool();
+    let volume = VolumeId([1; 16]);
+    state.apply(PoolCommand::CreateVolume {
+        spec: spec(1, "v1", Quorum::Majority),
+    });
+    let set = |expected_version, term, primary, in_sync| PoolCommand::SetReplicaSet {
+        volume,
+        expected_version,
+        term,
+        primary,
+        in_sync,
+    };
+    // The primary drops the secondary; the secondary's claim on the same version comes second.
+    assert!(applied(&state.apply(set(1, 1, 0, 0b01))));
+    assert!(!applied(&state.apply(set(1, 2, 1, 0b10))));
+    // It is not in sync, so it cannot become primary on the new version either.
+    assert!(!applied(&state.apply(set(2, 2, 1, 0b10))));
+    assert!(applied(&state.apply(set(2, 1, 0, 0b11))));
+    // Without a higher term it cannot; with one it can.
+    assert!(!applied(&state.apply(set(3, 1, 1, 0b10))));
+    assert!(applied(&state.apply(set(3, 2, 1, 0b10))));
+    // A primary outside its own in-sync set, and a replica that does not exist.
+    assert!(!applied(&state.apply(set(4, 3, 1, 0b01))));
+    assert!(!applied(&state.apply(set(4, 3, 1, 0b110))));
+}
+
+#[test]
+fn a_volume_without_majority_has_no_replica_set_in_the_pool() {
+    let mut state = pool();
+    state.apply(PoolCommand::CreateVolume {
+        spec: spec(1, "v1", Quorum::Majority),
+    });
+    let mut off = state.volumes[&VolumeId([1; 16])].clone();
+    assert_eq!(state.replica_sets[&off.id].in_sync, 0b11);
+    off.quorum = Quorum::Off;
+    let id = off.id;
+    state.apply(PoolCommand::UpdateVolume {
+        spec: off,
+        expected_version: 1,
+    });
+    assert!(!state.replica_sets.contains_key(&id));
+}

@@ -1,0 +1,909 @@
+//! Connections of mounts and the execution of their requests.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use namespace::{Admission, Context, Executed, Store};
+use protocol::frame::{RawFrame, take_frame};
+use protocol::fs::{
+    Elsewhere, FS_VERSION, FileSystemStatistics, Hello, HelloReply, Operation, Outcome, Reply,
+    Request, SLOT_NONE, SLOTS_MAX, kind, refusal,
+};
+use protocol::ids::SessionId;
+use protocol::record::Change;
+use protocol::units::{EXTENT_BYTES, ObjectId};
+use protocol::volume::VolumeKind;
+use storage::{DirBrick, ReadError, ReadOutcome, SeekFor};
+use tokio::io::AsyncReadExt;
+use tokio::sync::oneshot;
+
+use super::driver::{Driver, FlushWaiter, OrderError, PendingReply, Shared, Token, Waiting};
+use super::outbox::Outbox;
+use super::sessions::{Session, Slot};
+use super::stream::{ReadHalf, Stream};
+
+/// How long a client may take to greet.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes read at once.
+const READ_BYTES: usize = 256 << 10;
+/// Room that is kept for what is on the way to a replica besides what is counted.
+const SPACE_MARGIN_BYTES: u64 = 4 << 20;
+
+const EIO: i32 = 5;
+const EINVAL: i32 = 22;
+const ENFILE: i32 = 23;
+const ENOSPC: i32 = 28;
+const EROFS: i32 = 30;
+
+/// The brick as the namespace sees it.
+pub(super) struct Keys<'a>(pub(super) &'a DirBrick);
+
+impl Store for Keys<'_> {
+    type Error = ReadError;
+
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
+        self.0.get(key)
+    }
+
+    fn scan(
+        &self,
+        from: &[u8],
+        to: &[u8],
+        f: &mut dyn FnMut(&[u8], &[u8]) -> bool,
+    ) -> Result<(), ReadError> {
+        self.0.scan(from, to, f)
+    }
+}
+
+/// What became of a request.
+enum Taken {
+    /// It is under way or answered.
+    Yes,
+    /// It must be tried again when something changed.
+    Later(Box<Request>),
+}
+
+/// Serves one connection of a mount to its end.
+pub(super) async fn serve_client(driver: Shared, stream: Stream) {
+    let allowed = {
+        let d = driver.borrow();
+        stream
+            .peer()
+            .is_none_or(|node| d.pool.may_use(node, &d.spec.name))
+    };
+    let address = stream.address();
+    let (mut reader, writer) = stream.split();
+    let outbox = Outbox::new();
+    let writing = tokio::task::spawn_local(outbox.clone().run(writer));
+    let mut buffer = BytesMut::with_capacity(READ_BYTES);
+    let greeted =
+        tokio::time::timeout(GREETING_TIMEOUT, next_frame(&mut reader, &mut buffer)).await;
+    let opened = match greeted {
+        Ok(Some(frame)) => open(&driver, &frame, allowed, address, &outbox),
+        _ => None,
+    };
+    if let Some((session, connection)) = opened {
+        read_requests(&driver, session, connection, &mut reader, &mut buffer).await;
+        let mut d = driver.borrow_mut();
+        let now = d.now();
+        d.sessions.disconnected(session, connection, now);
+    } else {
+        // A refusal is on its way: let the client read it.
+        let _ = tokio::time::timeout(GREETING_TIMEOUT, reader.read_buf(&mut buffer)).await;
+    }
+    outbox.close();
+    let _ = tokio::time::timeout(GREETING_TIMEOUT, writing).await;
+}
+
+async fn next_frame(reader: &mut ReadHalf, buffer: &mut BytesMut) -> Option<RawFrame> {
+    loop {
+        match take_frame(buffer) {
+            Ok(Some(frame)) => return Some(frame),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::info!(%error, "closing a client's connection");
+                return None;
+            }
+        }
+        if reader.read_buf(buffer).await.ok()? == 0 {
+            return None;
+        }
+    }
+}
+
+fn open(
+    driver: &Shared,
+    frame: &RawFrame,
+    allowed: bool,
+    address: Option<String>,
+    outbox: &Rc<Outbox>,
+) -> Option<(SessionId, u64)> {
+    let hello = (frame.kind == kind::HELLO).then(|| Hello::decode(frame));
+    let Some(Ok(hello)) = hello else {
+        tracing::info!("closing a client's connection: it does not greet");
+        return None;
+    };
+    let mut d = driver.borrow_mut();
+    let refuse = |code, message: &str| {
+        outbox.send(
+            HelloReply::Refused {
+                code,
+                message: message.to_owned(),
+            }
+            .encode(),
+        );
+        None
+    };
+    if !allowed {
+        return refuse(
+            refusal::FORBIDDEN,
+            "this identity has no right to the volume",
+        );
+    }
+    if hello.version != FS_VERSION {
+        let message = format!(
+            "version {} is not spoken here, {FS_VERSION} is",
+            hello.version
+        );
+        return refuse(refusal::VERSION, &message);
+    }
+    if !d.machine.serves() || d.failed.is_some() {
+        let elsewhere = Elsewhere {
+            primary: d.primary_node(),
+            retry_ms: 50,
+        };
+        outbox.send(HelloReply::Elsewhere(elsewhere).encode());
+        return None;
+    }
+    let connection = d.open_session(&hello, address, outbox)?;
+    Some((hello.session, connection))
+}
+
+async fn read_requests(
+    driver: &Shared,
+    session: SessionId,
+    connection: u64,
+    reader: &mut ReadHalf,
+    buffer: &mut BytesMut,
+) {
+    let mut again: Option<Box<Request>> = None;
+    loop {
+        let wait = {
+            let mut d = driver.borrow_mut();
+            let current = d
+                .sessions
+                .by_id
+                .get(&session)
+                .and_then(|s| s.connection.as_ref());
+            if current.is_none_or(|(id, outbox)| *id != connection || outbox.is_closed()) {
+                return;
+            }
+            let wait = d.take_requests(driver, session, buffer, &mut again);
+            d.finish_turn();
+            wait
+        };
+        match wait {
+            Err(()) => return,
+            Ok(true) => {
+                let changed = driver.borrow().changed.clone();
+                // The notification may have come between the turn and here: look again soon.
+                let _ = tokio::time::timeout(Duration::from_millis(5), changed.notified()).await;
+            }
+            Ok(false) => {
+                buffer.reserve(READ_BYTES);
+                match reader.read_buf(buffer).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(_) => {}
+                }
+            }
+        }
+    }
+}
+
+impl Driver {
+    fn open_session(
+        &mut self,
+        hello: &Hello,
+        address: Option<String>,
+        outbox: &Rc<Outbox>,
+    ) -> Option<u64> {
+        let now = self.now();
+        let id = hello.session;
+        let known = self.sessions.by_id.contains_key(&id);
+        let described = namespace::Session {
+            client_name: hello.client_name.clone(),
+            mounted_at_ms: hello.mounted_at_ms,
+            read_only: hello.read_only,
+        };
+        if !known {
+            let change = namespace::open_session(id, &described);
+            if let Err(error) = self.order(vec![change], Bytes::new()) {
+                tracing::warn!(%error, "a session cannot be opened");
+                return None;
+            }
+            self.sessions.by_id.insert(id, Session::default());
+        }
+        let connection = self.sessions.next_id();
+        if let Some(state) = self.sessions.by_id.get_mut(&id) {
+            if let Some((_, old)) = state.connection.replace((connection, outbox.clone())) {
+                old.close();
+            }
+            state.client_name = described.client_name;
+            state.mounted_at_ms = described.mounted_at_ms;
+            state.read_only = described.read_only;
+            state.address = address;
+            state.heard = now;
+        }
+        self.sessions.present(id, &hello.opens);
+        let timeout = self.settings.session_timeout.as_millis();
+        outbox.send(
+            HelloReply::Welcome {
+                version: FS_VERSION,
+                term: self.machine.durable().term,
+                known,
+                session_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
+                block: self.spec.kind == VolumeKind::Block,
+            }
+            .encode(),
+        );
+        self.finish_turn();
+        Some(connection)
+    }
+
+    /// Takes requests from the buffer. `Ok(true)`: wait for a change first; `Err`: close.
+    fn take_requests(
+        &mut self,
+        shared: &Shared,
+        session: SessionId,
+        buffer: &mut BytesMut,
+        again: &mut Option<Box<Request>>,
+    ) -> Result<bool, ()> {
+        let now = self.now();
+        if let Some(state) = self.sessions.by_id.get_mut(&session) {
+            state.heard = now;
+        }
+        loop {
+            if self.is_full() || self.is_handing_over() {
+                return Ok(true);
+            }
+            if self.failed.is_some() || !self.machine.serves() {
+                return Err(());
+            }
+            let request = if let Some(request) = again.take() {
+                request
+            } else {
+                match self.next_request(session, buffer) {
+                    Ok(Some(request)) => request,
+                    Ok(None) => return Ok(false),
+                    Err(reason) => {
+                        tracing::info!(%reason, "closing a client's connection");
+                        return Err(());
+                    }
+                }
+            };
+            match self.take(shared, session, request) {
+                Ok(Taken::Yes) => {}
+                Ok(Taken::Later(request)) => {
+                    *again = Some(request);
+                    return Ok(true);
+                }
+                Err(reason) => {
+                    tracing::warn!(%reason, "closing a client's connection");
+                    return Err(());
+                }
+            }
+        }
+    }
+
+    /// The next request of the buffer; answers pings and ends the session on the way.
+    fn next_request(
+        &mut self,
+        session: SessionId,
+        buffer: &mut BytesMut,
+    ) -> Result<Option<Box<Request>>, String> {
+        while let Some(frame) = take_frame(buffer).map_err(|e| e.to_string())? {
+            match frame.kind {
+                kind::REQUEST => {
+                    let request = Request::decode(&frame).map_err(|e| e.to_string())?;
+                    return Ok(Some(Box::new(request)));
+                }
+                kind::PING => {
+                    if let Some((_, outbox)) = self
+                        .sessions
+                        .by_id
+                        .get(&session)
+                        .and_then(|s| s.connection.as_ref())
+                    {
+                        outbox.send(RawFrame {
+                            kind: kind::PONG,
+                            ..frame
+                        });
+                    }
+                }
+                kind::PONG => {}
+                kind::GOODBYE => {
+                    self.end_session(session);
+                    return Err("the client said goodbye".to_owned());
+                }
+                other => return Err(format!("frame kind {other} is not a client's")),
+            }
+        }
+        Ok(None)
+    }
+
+    fn take(
+        &mut self,
+        shared: &Shared,
+        session: SessionId,
+        request: Box<Request>,
+    ) -> Result<Taken, String> {
+        let changes = request.operation.changes();
+        if changes {
+            if request.slot >= SLOTS_MAX {
+                return Err(format!("a change came in slot {}", request.slot));
+            }
+            if let Some(taken) = self.answer_again(session, &request)? {
+                return Ok(taken);
+            }
+        } else if request.slot != SLOT_NONE {
+            return Err(format!("a question came in slot {}", request.slot));
+        }
+        if changes && let Some(errno) = self.refuse_change(session, &request) {
+            return self.refuse_slot(session, &request, errno);
+        }
+        if let Operation::Write {
+            object,
+            offset,
+            append: false,
+            ..
+        } = request.operation
+        {
+            // The blocks at the edges may have to be read first, without holding everyone up.
+            let token = self.token(Token::Prepared);
+            let len = request.payload.len() as u64;
+            match self.brick.prepare(object, offset, len, token) {
+                Ok(true) => {
+                    self.tokens.remove(&token);
+                }
+                Ok(false) => return Ok(Taken::Later(request)),
+                // The write itself decides what a damaged neighbour means.
+                Err(error) => {
+                    self.tokens.remove(&token);
+                    tracing::warn!(%error, "a block that a write builds on cannot be read");
+                }
+            }
+        }
+        self.execute(shared, session, &request)?;
+        Ok(Taken::Yes)
+    }
+
+    /// A request that was sent before is answered as it was, or is still under way.
+    fn answer_again(
+        &mut self,
+        session: SessionId,
+        request: &Request,
+    ) -> Result<Option<Taken>, String> {
+        let state = self
+            .sessions
+            .by_id
+            .get(&session)
+            .ok_or("the session is gone")?;
+        if let Some(slot) = state.slots.get(&request.slot) {
+            if request.number < slot.number {
+                return Err(format!(
+                    "slot {} went back to {}",
+                    request.slot, request.number
+                ));
+            }
+            if request.number > slot.number {
+                if slot.done.is_none() {
+                    return Err(format!("slot {} was used before its answer", request.slot));
+                }
+                return Ok(None);
+            }
+            if let Some((sequence, outcome)) = slot.done.clone() {
+                self.answer(session, request.slot, request.number, sequence, outcome);
+            }
+            return Ok(Some(Taken::Yes));
+        }
+        let kept = namespace::kept_reply(&Keys(&self.brick), session, request.slot)
+            .map_err(|e| e.to_string())?;
+        match namespace::admit(kept, request.number) {
+            Admission::Execute => Ok(None),
+            Admission::Past { last } => Err(format!(
+                "slot {} is at {last}, not {}",
+                request.slot, request.number
+            )),
+            Admission::Kept(outcome) => {
+                // It is applied here; what it rests on may still wait for the other replicas.
+                if let Some(object) = namespace::opened(&request.operation, &outcome) {
+                    self.sessions.open(session, object);
+                }
+                self.note_slot(session, request);
+                let sequence = self.machine.last();
+                let (slot, number) = (request.slot, request.number);
+                self.reply_when_confirmed(PendingReply {
+                    session,
+                    slot,
+                    number,
+                    sequence,
+                    outcome,
+                });
+                Ok(Some(Taken::Yes))
+            }
+        }
+    }
+
+    fn note_slot(&mut self, session: SessionId, request: &Request) {
+        if let Some(state) = self.sessions.by_id.get_mut(&session) {
+            state.slots.insert(
+                request.slot,
+                Slot {
+                    number: request.number,
+                    done: None,
+                },
+            );
+        }
+    }
+
+    /// An errno for a change that is refused whatever it is.
+    fn refuse_change(&mut self, session: SessionId, request: &Request) -> Option<i32> {
+        let read_only = self
+            .sessions
+            .by_id
+            .get(&session)
+            .is_some_and(|s| s.read_only);
+        if self.settings.read_only || read_only {
+            return Some(EROFS);
+        }
+        let frees = matches!(
+            request.operation,
+            Operation::Unlink { .. }
+                | Operation::RemoveDirectory { .. }
+                | Operation::SetAttributes { .. }
+                | Operation::RemoveXattr { .. }
+        );
+        if frees {
+            return None; // a full volume can be emptied: the reserve carries it
+        }
+        let bytes = 4096 + request.payload.len() as u64;
+        (!self.has_room(bytes)).then_some(ENOSPC)
+    }
+
+    /// Whether every replica that gets records can take this: nothing is ordered that one of
+    /// them could not store (BAD-3).
+    fn has_room(&mut self, bytes: u64) -> bool {
+        let here = self.brick.admit(bytes).is_ok();
+        let queued = |link: &super::links::LinkIo| link.outbox.queued_bytes() as u64;
+        let there = self
+            .links
+            .iter()
+            .flatten()
+            .filter(|link| link.feed_live)
+            .all(|link| {
+                let margin = SPACE_MARGIN_BYTES + queued(link);
+                link.free_bytes.is_none_or(|free| free >= bytes + margin)
+            });
+        here && there
+    }
+
+    fn refuse_slot(
+        &mut self,
+        session: SessionId,
+        request: &Request,
+        errno: i32,
+    ) -> Result<Taken, String> {
+        self.note_slot(session, request);
+        let sequence = self.machine.confirmed();
+        let outcome = Outcome::Error(errno);
+        let (slot, number) = (request.slot, request.number);
+        self.reply(PendingReply {
+            session,
+            slot,
+            number,
+            sequence,
+            outcome,
+        });
+        Ok(Taken::Yes)
+    }
+
+    fn execute(
+        &mut self,
+        shared: &Shared,
+        session: SessionId,
+        request: &Request,
+    ) -> Result<(), String> {
+        let now = self.timestamp();
+        let term = self.machine.durable().term;
+        let next = self.machine.last().next();
+        let new_object = ObjectId::allocate(term, next).ok_or("the volume is out of object ids")?;
+        let executed = {
+            let context = Context {
+                now,
+                new_object,
+                session,
+                is_open: &|object| self.sessions.holds(object),
+                allocated_bytes: &|object| self.brick.allocated_bytes(object).unwrap_or(0),
+                object_bytes_max: self.object_bytes_max,
+            };
+            namespace::execute(&Keys(&self.brick), &context, request)
+        };
+        if request.operation.changes() {
+            self.note_slot(session, request);
+        }
+        let (slot, number) = (request.slot, request.number);
+        let sequence = self.machine.last();
+        let pending = |outcome| PendingReply {
+            session,
+            slot,
+            number,
+            sequence,
+            outcome,
+        };
+        match executed {
+            Ok(Executed::Answer(outcome)) => {
+                let outcome = self.count_open(session, &request.operation, outcome);
+                self.reply_when_confirmed(pending(outcome));
+            }
+            Ok(Executed::Change(set)) => {
+                let outcome = self.count_open(session, &request.operation, set.outcome);
+                match self.order(set.changes, set.payload) {
+                    Ok(sequence) => {
+                        let reply = PendingReply {
+                            sequence,
+                            ..pending(outcome)
+                        };
+                        self.waiting.push_back(Waiting {
+                            until: sequence,
+                            reply,
+                        });
+                    }
+                    Err(OrderError::Brick(error)) => self.fail(&error),
+                    Err(OrderError::Refused(refusal)) => return Err(refusal.to_string()),
+                }
+            }
+            Ok(Executed::Read {
+                object,
+                offset,
+                len,
+            }) => {
+                self.read_for(shared, pending(Outcome::Done), object, offset, len);
+            }
+            Ok(Executed::Sync { object, .. }) => {
+                match object {
+                    Some(object) => self.sync_objects.push(object),
+                    None => self.sync_all = true,
+                }
+                self.sync_waiters.push(FlushWaiter::Client {
+                    session,
+                    number,
+                    slot,
+                });
+            }
+            Ok(Executed::Seek {
+                object,
+                offset,
+                hole,
+                size,
+            }) => {
+                let what = if hole { SeekFor::Hole } else { SeekFor::Data };
+                let outcome = match self.brick.seek(object, offset, what, size) {
+                    Ok(found) => namespace::seek_outcome(hole, size, found),
+                    Err(error) => self.read_failed(&error),
+                };
+                self.reply_when_confirmed(pending(outcome));
+            }
+            Ok(Executed::Statistics { objects }) => {
+                let outcome = Outcome::FileSystem(self.statistics(objects));
+                self.reply_when_confirmed(pending(outcome));
+            }
+            Err(error) => {
+                tracing::error!(volume = %self.spec.name, %error, "an operation could not be decided");
+                self.pool
+                    .event("metadata_damaged", &self.spec.name, &error.to_string());
+                self.reply_when_confirmed(pending(Outcome::Error(EIO)));
+            }
+        }
+        Ok(())
+    }
+
+    fn count_open(
+        &mut self,
+        session: SessionId,
+        operation: &Operation,
+        outcome: Outcome,
+    ) -> Outcome {
+        if let Some(object) = namespace::opened(operation, &outcome)
+            && !self.sessions.open(session, object)
+        {
+            return Outcome::Error(ENFILE);
+        }
+        if let (Operation::Release { object }, Outcome::Done) = (operation, &outcome) {
+            self.sessions.release(session, *object);
+            self.release_orphans();
+        }
+        outcome
+    }
+
+    /// What statfs tells: of the smallest and fullest replica.
+    fn statistics(&self, objects: u64) -> FileSystemStatistics {
+        let (mut total, mut free) = self
+            .brick
+            .space()
+            .map_or((0, 0), |space| (space.total_bytes, space.free_bytes));
+        for link in self.links.iter().flatten().filter(|link| link.feed_live) {
+            total = total.min(link.total_bytes.unwrap_or(total));
+            free = free.min(link.free_bytes.unwrap_or(free));
+        }
+        FileSystemStatistics {
+            bytes_total: total,
+            bytes_free: free,
+            objects,
+            // Objects cost space only: as many as the smallest ones that fit.
+            objects_free: free / 1024,
+        }
+    }
+
+    // ---- reads ---------------------------------------------------------------------------------
+
+    fn read_failed(&mut self, error: &ReadError) -> Outcome {
+        tracing::error!(volume = %self.spec.name, %error, "a read failed");
+        self.pool
+            .event("read_failed", &self.spec.name, &error.to_string());
+        Outcome::Error(EIO)
+    }
+
+    fn read_for(
+        &mut self,
+        shared: &Shared,
+        reply: PendingReply,
+        object: ObjectId,
+        offset: u64,
+        len: u32,
+    ) {
+        let (done, wait) = oneshot::channel();
+        let token = self.token(Token::Read(done));
+        match self.brick.read(object, offset, len, token) {
+            Ok(ReadOutcome::Ready(data)) => {
+                self.tokens.remove(&token);
+                self.reply_when_confirmed(PendingReply {
+                    outcome: Outcome::Data(data),
+                    ..reply
+                });
+            }
+            Ok(ReadOutcome::Pending) => {
+                let shared = shared.clone();
+                tokio::task::spawn_local(async move {
+                    let result = wait.await;
+                    finish_read(&shared, reply, object, offset, len, result.ok()).await;
+                });
+            }
+            Err(error) => {
+                self.tokens.remove(&token);
+                let shared = shared.clone();
+                tokio::task::spawn_local(async move {
+                    finish_read(&shared, reply, object, offset, len, Some(Err(error))).await;
+                });
+            }
+        }
+    }
+
+    // ---- replies -------------------------------------------------------------------------------
+
+    /// Replies once everything that was ordered so far is confirmed: what the reply tells must
+    /// not be lost by a failure of the primary.
+    pub(super) fn reply_when_confirmed(&mut self, reply: PendingReply) {
+        let until = reply.sequence;
+        if until <= self.machine.confirmed() {
+            self.reply(reply);
+        } else {
+            self.waiting.push_back(Waiting { until, reply });
+        }
+    }
+
+    /// Replies now.
+    pub(super) fn reply(&mut self, reply: PendingReply) {
+        let PendingReply {
+            session,
+            slot,
+            number,
+            sequence,
+            outcome,
+        } = reply;
+        if slot != SLOT_NONE
+            && let Some(state) = self.sessions.by_id.get_mut(&session)
+            && let Some(kept) = state.slots.get_mut(&slot)
+            && kept.number == number
+        {
+            kept.done = Some((sequence, outcome.clone()));
+        }
+        self.answer(session, slot, number, sequence, outcome);
+    }
+
+    fn answer(
+        &self,
+        session: SessionId,
+        slot: u16,
+        number: u64,
+        sequence: protocol::units::Sequence,
+        outcome: Outcome,
+    ) {
+        let state = self.sessions.by_id.get(&session);
+        if let Some((_, outbox)) = state.and_then(|s| s.connection.as_ref()) {
+            let stable = self.machine.stable_everywhere();
+            outbox.send(
+                Reply {
+                    slot,
+                    number,
+                    sequence,
+                    stable,
+                    outcome,
+                }
+                .encode(),
+            );
+        }
+    }
+
+    // ---- sessions and orphans --------------------------------------------------------------------
+
+    /// A primary takes up the volume: makes the root where there is none, and gives the sessions
+    /// of before time to come back.
+    pub(super) fn take_up_namespace(&mut self) {
+        let now = self.now();
+        if self.machine.last().0 == 0 && self.spec.kind == VolumeKind::Fs {
+            let changes = namespace::mkfs(self.timestamp());
+            if let Err(error) = self.order(changes, Bytes::new()) {
+                tracing::error!(%error, "the root directory cannot be made");
+                return;
+            }
+        }
+        self.sessions.grace_until = None;
+        match namespace::sessions(&Keys(&self.brick)) {
+            Ok(known) => {
+                for (id, session) in known {
+                    self.sessions.by_id.entry(id).or_insert_with(|| Session {
+                        client_name: session.client_name,
+                        mounted_at_ms: session.mounted_at_ms,
+                        read_only: session.read_only,
+                        heard: now,
+                        ..Session::default()
+                    });
+                }
+            }
+            Err(error) => tracing::error!(%error, "the sessions cannot be read"),
+        }
+        if !self.sessions.by_id.is_empty() {
+            self.sessions.grace_until = Some(now + self.settings.session_timeout);
+        }
+        match namespace::orphans(&Keys(&self.brick)) {
+            Ok(orphans) => self.sessions.to_release.extend(orphans),
+            Err(error) => tracing::error!(%error, "the unlinked objects cannot be read"),
+        }
+    }
+
+    /// Ends sessions of which nothing was heard, and releases what they held.
+    pub(super) fn expire_sessions(&mut self) {
+        if !self.machine.serves() {
+            return;
+        }
+        let now = self.now();
+        let timeout = self.settings.session_timeout;
+        let expired: Vec<_> = self
+            .sessions
+            .by_id
+            .iter()
+            .filter(|(_, s)| now.saturating_sub(s.heard) > timeout)
+            .map(|(id, _)| *id)
+            .collect();
+        for session in expired {
+            tracing::info!(volume = %self.spec.name, session = %session.short(), "a session ended");
+            self.end_session(session);
+        }
+        if self.sessions.grace_until.is_some_and(|until| now >= until) {
+            self.sessions.grace_until = None;
+            // What was unlinked meanwhile counted as held.
+            match namespace::orphans(&Keys(&self.brick)) {
+                Ok(orphans) => self.sessions.to_release.extend(orphans),
+                Err(error) => tracing::error!(%error, "the unlinked objects cannot be read"),
+            }
+        }
+        self.release_orphans();
+    }
+
+    fn end_session(&mut self, session: SessionId) {
+        self.sessions.remove(session);
+        match namespace::end_session(&Keys(&self.brick), session) {
+            Ok(changes) => {
+                if let Err(error) = self.order(changes, Bytes::new()) {
+                    tracing::warn!(%error, "a session's end could not be ordered");
+                }
+            }
+            Err(error) => tracing::error!(%error, "a session's replies cannot be read"),
+        }
+        self.release_orphans();
+    }
+
+    fn release_orphans(&mut self) {
+        if self.sessions.grace_until.is_some() || self.sessions.to_release.is_empty() {
+            return;
+        }
+        for object in std::mem::take(&mut self.sessions.to_release) {
+            if self.sessions.holds(object) {
+                continue;
+            }
+            let changes: Vec<Change> = match namespace::release_orphan(&Keys(&self.brick), object) {
+                Ok(changes) => changes,
+                Err(error) => {
+                    tracing::error!(%error, "an unlinked object cannot be released");
+                    continue;
+                }
+            };
+            if !changes.is_empty()
+                && let Err(error) = self.order(changes, Bytes::new())
+            {
+                tracing::warn!(%error, "an unlinked object is released later");
+                self.sessions.to_release.insert(object);
+                return;
+            }
+        }
+    }
+}
+
+/// Completes a read that had to wait, or whose bytes are damaged here: then another replica is
+/// asked, and its bytes replace the damaged ones (DUR-4).
+async fn finish_read(
+    shared: &Shared,
+    reply: PendingReply,
+    object: ObjectId,
+    offset: u64,
+    len: u32,
+    result: Option<Result<Bytes, ReadError>>,
+) {
+    let mut result = result;
+    // Each round repairs one damaged block at least.
+    for _ in 0..=EXTENT_BYTES / protocol::units::BLOCK_BYTES {
+        match result {
+            Some(Err(ReadError::Corrupt { object: bad, block }))
+                if super::verify::repair_block(shared, bad, block).await =>
+            {
+                result = read_again(shared, object, offset, len).await;
+            }
+            _ => break,
+        }
+    }
+    let mut d = shared.borrow_mut();
+    let outcome = match result {
+        Some(Ok(data)) => Outcome::Data(data),
+        Some(Err(error)) => d.read_failed(&error),
+        None => Outcome::Error(EINVAL), // the brick is closing; the connection ends too
+    };
+    d.reply_when_confirmed(PendingReply { outcome, ..reply });
+    d.finish_turn();
+}
+
+/// Reads, waiting for the medium where needed.
+pub(super) async fn read_again(
+    shared: &Shared,
+    object: ObjectId,
+    offset: u64,
+    len: u32,
+) -> Option<Result<Bytes, ReadError>> {
+    let wait = {
+        let mut d = shared.borrow_mut();
+        let (done, wait) = oneshot::channel();
+        let token = d.token(Token::Read(done));
+        match d.brick.read(object, offset, len, token) {
+            Ok(ReadOutcome::Ready(data)) => {
+                d.tokens.remove(&token);
+                return Some(Ok(data));
+            }
+            Ok(ReadOutcome::Pending) => wait,
+            Err(error) => {
+                d.tokens.remove(&token);
+                return Some(Err(error));
+            }
+        }
+    };
+    wait.await.ok()
+}

@@ -1,0 +1,731 @@
+//! The owner of one replica: joins the machine, the namespace and the brick.
+//!
+//! Everything of a volume runs on one thread. Tasks of that thread (a reader a connection, the
+//! brick's completions, a ticker) call into the driver with what happened, one at a time, and end
+//! each round with [`Driver::finish_turn`]: what was appended goes to the kernel in one write,
+//! decisions are made durable, and replies, records and acknowledgements leave together.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::rc::{Rc, Weak};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use protocol::frame::RawFrame;
+use protocol::fs::{Elsewhere, Outcome};
+use protocol::ids::{NodeId, SessionId};
+use protocol::record::{Change, Record};
+use protocol::replica::{Message, live_record_frame};
+use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
+use protocol::volume::VolumeSpec;
+use replication::machine::{Config, DropReason, FlushId, Machine, Output, Phase, Standing};
+use replication::state::{DurableState, Mask};
+use storage::{BrickError, BrickEvent, DirBrick, DirtyItem, FlushWhat, Pace, RecoveryReport};
+use tokio::sync::{Notify, oneshot};
+
+use super::links::LinkIo;
+use super::sessions::Sessions;
+use super::settings::Settings;
+use super::{CommandError, PoolView};
+
+/// The driver as its thread's tasks share it.
+pub(super) type Shared = Rc<RefCell<Driver>>;
+
+/// Requests that may wait for their confirmation before clients are not read any more.
+const UNCONFIRMED_MAX: usize = 16 << 10;
+/// Bytes of records that may wait for a replica's acknowledgement before clients are not read.
+const REPLICA_QUEUE_BYTES_MAX: usize = 64 << 20;
+
+/// A reply that waits until everything up to a sequence is confirmed.
+pub(super) struct Waiting {
+    pub(super) until: Sequence,
+    pub(super) reply: PendingReply,
+}
+
+/// A reply on its way.
+pub(super) struct PendingReply {
+    pub(super) session: SessionId,
+    pub(super) slot: u16,
+    pub(super) number: u64,
+    pub(super) sequence: Sequence,
+    pub(super) outcome: Outcome,
+}
+
+/// Who waits for a flush.
+pub(super) enum FlushWaiter {
+    Client {
+        session: SessionId,
+        number: u64,
+        slot: u16,
+    },
+    Task(oneshot::Sender<()>),
+}
+
+/// What a flush of the brick was started for.
+pub(super) enum BrickFlush {
+    /// The machine's flush.
+    Volume(FlushId),
+    /// The primary asked for it.
+    ForPrimary { id: u64 },
+    /// Resync batches received until then.
+    Batches(Vec<u64>),
+    /// Nobody waits: housekeeping.
+    Background,
+}
+
+/// See the module.
+pub(super) struct Driver {
+    pub(super) spec: VolumeSpec,
+    pub(super) me: usize,
+    pub(super) settings: Settings,
+    pub(super) pool: Arc<dyn PoolView>,
+    pub(super) machine: Machine,
+    pub(super) brick: DirBrick,
+    pub(super) recovery: RecoveryReport,
+    pub(super) incarnation: u64,
+    started: Instant,
+    last_time: Timestamp,
+    pub(super) links: Vec<Option<LinkIo>>,
+    pub(super) sessions: Sessions,
+    pub(super) waiting: VecDeque<Waiting>,
+    pub(super) sync_objects: Vec<ObjectId>,
+    pub(super) sync_all: bool,
+    pub(super) sync_waiters: Vec<FlushWaiter>,
+    pub(super) flush_waiters: BTreeMap<FlushId, Vec<FlushWaiter>>,
+    pub(super) brick_flushes: HashMap<storage::FlushId, BrickFlush>,
+    pub(super) tokens: HashMap<u64, Token>,
+    next_token: u64,
+    appended: bool,
+    acked: (Sequence, Sequence),
+    pub(super) failed: Option<String>,
+    pub(super) throttled: bool,
+    /// Wakes whoever waits for room, for a prepared extent, or for a change of role.
+    pub(super) changed: Rc<Notify>,
+    pub(super) stopping: bool,
+    pub(super) handover_waiters: Vec<oneshot::Sender<bool>>,
+    pub(super) paused: bool,
+    pub(super) full_wanted: Mask,
+    pub(super) resyncs: Vec<super::source::Resyncs>,
+    pub(super) object_bytes_max: u64,
+    own: Weak<RefCell<Driver>>,
+}
+
+/// What a completion of the brick belongs to.
+pub(super) enum Token {
+    /// Bytes for whoever waits.
+    Read(oneshot::Sender<Result<Bytes, storage::ReadError>>),
+    /// An extent may be overwritten now.
+    Prepared,
+}
+
+impl Driver {
+    pub(super) fn new(
+        spec: VolumeSpec,
+        me: usize,
+        pool: Arc<dyn PoolView>,
+        brick: DirBrick,
+        recovery: RecoveryReport,
+        state: DurableState,
+        entropy: [u8; 16],
+    ) -> Self {
+        let settings = Settings::of(&spec);
+        let count = spec.replicas.len();
+        let config = Config {
+            me,
+            count,
+            activation_wait: settings.activation_wait,
+            replica_deadline: settings.replica_deadline,
+            entropy,
+        };
+        let suspects = recovery.suspect.len() as u64;
+        let machine = Machine::new(config, state, brick.applied(), suspects);
+        let mut incarnation = [0; 8];
+        incarnation.copy_from_slice(&entropy[..8]);
+        Self {
+            me,
+            settings,
+            pool,
+            machine,
+            recovery,
+            incarnation: u64::from_le_bytes(incarnation),
+            started: Instant::now(),
+            last_time: Timestamp(0),
+            links: (0..count).map(|_| None).collect(),
+            sessions: Sessions::default(),
+            waiting: VecDeque::new(),
+            sync_objects: Vec::new(),
+            sync_all: false,
+            sync_waiters: Vec::new(),
+            flush_waiters: BTreeMap::new(),
+            brick_flushes: HashMap::new(),
+            tokens: HashMap::new(),
+            next_token: 1,
+            appended: false,
+            acked: (Sequence::ZERO, Sequence::ZERO),
+            failed: None,
+            throttled: false,
+            changed: Rc::default(),
+            stopping: false,
+            handover_waiters: Vec::new(),
+            paused: false,
+            full_wanted: Mask::default(),
+            resyncs: (0..count)
+                .map(|_| super::source::Resyncs::default())
+                .collect(),
+            object_bytes_max: brick.object_bytes_max(),
+            own: Weak::new(),
+            brick,
+            spec,
+        }
+    }
+
+    /// Lets the driver start tasks that come back to it.
+    pub(super) fn set_self(&mut self, shared: &Shared) {
+        self.own = Rc::downgrade(shared);
+    }
+
+    /// The driver as tasks hold it.
+    pub(super) fn shared(&self) -> Option<Shared> {
+        self.own.upgrade()
+    }
+
+    /// The machine's clock.
+    pub(super) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// The time that the next operation gets: never before one that was given (COH-4).
+    pub(super) fn timestamp(&mut self) -> Timestamp {
+        let clock = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let clock = Timestamp(i64::try_from(clock.as_nanos()).unwrap_or(i64::MAX));
+        self.last_time = self.last_time.max(clock);
+        self.last_time
+    }
+
+    pub(super) fn token(&mut self, token: Token) -> u64 {
+        let id = self.next_token;
+        self.next_token += 1;
+        self.tokens.insert(id, token);
+        id
+    }
+
+    /// The primary's node, if one is known to serve.
+    pub(super) fn primary_node(&self) -> Option<NodeId> {
+        if self.machine.serves() {
+            return Some(self.spec.replicas[self.me].node);
+        }
+        let following =
+            (0..self.links.len()).find(|r| self.machine.standing(*r) == Some(Standing::MyPrimary));
+        let serving = (0..self.links.len()).find(|r| {
+            self.machine
+                .report_of(*r)
+                .is_some_and(|report| report.serving)
+        });
+        following.or(serving).map(|r| self.spec.replicas[r].node)
+    }
+
+    /// Whether clients must not be read for now: too much is under way.
+    pub(super) fn is_full(&self) -> bool {
+        self.throttled
+            || self.waiting.len() >= UNCONFIRMED_MAX
+            || self
+                .links
+                .iter()
+                .flatten()
+                .any(|link| link.feed_live && link.outbox.queued_bytes() >= REPLICA_QUEUE_BYTES_MAX)
+    }
+
+    // ---- ordering ----------------------------------------------------------------------------
+
+    /// Orders a change set and sends it on its way. The caller replies once the returned sequence
+    /// is confirmed.
+    pub(super) fn order(
+        &mut self,
+        changes: Vec<Change>,
+        payload: Bytes,
+    ) -> Result<Sequence, OrderError> {
+        let now = self.now();
+        let (sequence, term, generation) = self.machine.order(now)?;
+        let record = Record {
+            sequence,
+            term,
+            generation,
+            changes,
+            payload,
+        };
+        let mask = self.machine.dirty_mask();
+        let pace = self.brick.append(&record, mask.0)?;
+        self.appended = true;
+        self.throttled |= pace == Pace::Throttle;
+        let mut frame = None;
+        for link in self.links.iter().flatten().filter(|link| link.feed_live) {
+            let frame = frame.get_or_insert_with(|| {
+                live_record_frame(record.encode_meta(), record.payload.clone())
+            });
+            link.outbox.send(frame.clone());
+        }
+        Ok(sequence)
+    }
+
+    /// Applies a record that came from the primary, or from a member while pulling.
+    pub(super) fn follow(&mut self, record: &Record) -> Result<(), BrickError> {
+        let mask = self.machine.dirty_mask();
+        let pace = self.brick.append(record, mask.0)?;
+        self.appended = true;
+        self.throttled |= pace == Pace::Throttle;
+        Ok(())
+    }
+
+    /// Ends a round: see the module.
+    pub(super) fn finish_turn(&mut self) {
+        loop {
+            if self.appended {
+                self.appended = false;
+                if let Err(error) = self.brick.push() {
+                    self.fail(&error);
+                    return;
+                }
+                self.machine.local_applied(self.machine.last());
+            }
+            self.start_flush();
+            let mut quiet = true;
+            while let Some(output) = self.machine.poll() {
+                quiet = false;
+                self.carry_out(output);
+                if self.failed.is_some() {
+                    return;
+                }
+            }
+            if quiet && !self.appended {
+                break;
+            }
+        }
+        self.acknowledge();
+        if !self.is_full() {
+            self.changed.notify_waiters();
+        }
+        #[cfg(debug_assertions)]
+        self.machine.check_invariants();
+    }
+
+    /// As a follower: tells the primary how far this replica is.
+    fn acknowledge(&mut self) {
+        let position = (self.machine.last(), self.brick.stable());
+        if position == self.acked {
+            return;
+        }
+        for (replica, link) in self.links.iter().enumerate() {
+            let Some(link) = link else { continue };
+            if self.machine.standing(replica) == Some(Standing::MyPrimary) {
+                let (applied, stable) = (position.0, position.1.min(position.0));
+                link.outbox.send(Message::Ack { applied, stable }.encode());
+                self.acked = position;
+            }
+        }
+    }
+
+    /// Something about the primary changed: the next acknowledgement is sent in any case.
+    pub(super) fn forget_acknowledged(&mut self) {
+        self.acked = (Sequence::ZERO, Sequence::ZERO);
+    }
+
+    fn start_flush(&mut self) {
+        if let Some(id) = self.machine.handover_flush() {
+            self.flush_everywhere(id, None);
+        }
+        if self.sync_waiters.is_empty() {
+            return;
+        }
+        let waiters = std::mem::take(&mut self.sync_waiters);
+        let objects = std::mem::take(&mut self.sync_objects);
+        let all = std::mem::take(&mut self.sync_all);
+        match self.machine.begin_flush() {
+            Ok(id) => {
+                self.flush_waiters.insert(id, waiters);
+                self.flush_everywhere(id, (!all).then_some(objects));
+            }
+            // The role is gone: clients ask the next primary.
+            Err(_) => drop(waiters),
+        }
+    }
+
+    fn flush_everywhere(&mut self, id: FlushId, objects: Option<Vec<ObjectId>>) {
+        let request = Message::Flush {
+            id: id.0,
+            objects: objects.clone(),
+        }
+        .encode();
+        for replica in 0..self.links.len() {
+            if let (Some(Standing::InSync), Some(link)) =
+                (self.machine.standing(replica), &self.links[replica])
+            {
+                link.outbox.send(request.clone());
+            }
+        }
+        self.flush_brick(objects, BrickFlush::Volume(id));
+    }
+
+    /// Makes this brick's part stable; the purpose is met when the brick says so.
+    pub(super) fn flush_brick(&mut self, objects: Option<Vec<ObjectId>>, purpose: BrickFlush) {
+        let what = objects.map_or(FlushWhat::All, FlushWhat::Objects);
+        match self.brick.flush(what) {
+            Ok(id) => {
+                self.brick_flushes.insert(id, purpose);
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    /// The brick can be written no more. The replica steps aside: it closes every connection, so
+    /// that peers and clients go on without it, and says why in status (BAD-3).
+    pub(super) fn fail(&mut self, error: &BrickError) {
+        if self.failed.is_some() {
+            return;
+        }
+        tracing::error!(volume = %self.spec.name, %error, "the brick failed, the replica steps aside");
+        self.pool
+            .event("brick_failed", &self.spec.name, &error.to_string());
+        self.failed = Some(error.to_string());
+        for link in self.links.iter().flatten() {
+            link.outbox.close();
+        }
+        self.sessions.close_connections();
+        self.changed.notify_waiters();
+    }
+
+    // ---- the machine's outputs ---------------------------------------------------------------
+
+    fn carry_out(&mut self, output: Output) {
+        match output {
+            Output::Decide(state) => self.make_durable(*state),
+            Output::Confirmed(sequence) => self.confirmed(sequence),
+            Output::Flushed(id) => self.flush_complete(id),
+            Output::MarkDirtySince { replica, since } => {
+                if let Err(error) = self.mark_dirty_since(replica, since) {
+                    self.fail(&error);
+                }
+            }
+            Output::ClearDirty { replica } => {
+                if let Err(error) = self.brick.clear_all_dirty(index(replica)) {
+                    self.fail(&error);
+                }
+            }
+            Output::Assess { replica, common } => self.assess(replica, common),
+            Output::AskDoubts { replica, common } => self.send(replica, &Message::Ask { common }),
+            Output::Source {
+                replica,
+                decision,
+                welcome,
+            } => {
+                self.begin_source(replica, decision, &welcome);
+            }
+            Output::Joined {
+                replica,
+                membership,
+            } => {
+                self.joined(replica, &membership);
+            }
+            Output::Membership {
+                replica,
+                membership,
+            } => {
+                let json = super::links::to_json(&*membership);
+                self.send(replica, &Message::Membership(json));
+            }
+            Output::Pull { from, after } => self.send(from, &Message::Pull { after }),
+            Output::Refused { replica, rule } => self.refused(replica, rule),
+            Output::Disconnect { replica, reason } => self.disconnect(replica, reason),
+            Output::Serving { term, reason } => self.began_serving(term, reason),
+            Output::StoppedServing { reason } => self.stopped_serving(reason),
+            Output::BeginResync { at } => {
+                let (term, generation) = {
+                    let state = self.machine.durable();
+                    (state.term, state.line.at(at))
+                };
+                if let Err(error) = self.brick.set_applied(at, term, generation) {
+                    self.fail(&error);
+                }
+            }
+            Output::HandOver { to, term } => self.send(to, &Message::HandOver { term }),
+            Output::HandedOver { done } => {
+                for waiter in self.handover_waiters.drain(..) {
+                    let _ = waiter.send(done);
+                }
+            }
+        }
+    }
+
+    fn mark_dirty_since(&mut self, replica: usize, since: Sequence) -> Result<(), BrickError> {
+        self.brick.push()?;
+        // Older marks than the journal's stand in the map already.
+        let oldest = Sequence(self.brick.oldest_kept().0.saturating_sub(1));
+        self.brick
+            .mark_dirty_since(index(replica), since.max(oldest))?;
+        if self.machine.phase() != Phase::Activating || self.recovery.suspect.is_empty() {
+            return Ok(());
+        }
+        // What a crash left in doubt here, every other replica takes from here (RS-2).
+        let items: Vec<_> = self
+            .recovery
+            .suspect
+            .iter()
+            .map(|(object, range)| DirtyItem::Blocks {
+                object: *object,
+                start: range.start / BLOCK_BYTES,
+                end: range.end.div_ceil(BLOCK_BYTES),
+            })
+            .collect();
+        self.brick.mark_dirty(index(replica), &items)
+    }
+
+    fn make_durable(&mut self, state: DurableState) {
+        let bytes = super::links::to_json(&state);
+        // The brick makes durable before it whatever the decision rests on (records, marks).
+        match self.brick.set_state(bytes) {
+            Ok(()) => {
+                let now = self.now();
+                self.machine.decided(now, state);
+            }
+            Err(error) => self.fail(&error),
+        }
+    }
+
+    fn confirmed(&mut self, sequence: Sequence) {
+        while let Some(waiting) = self.waiting.front() {
+            if waiting.until > sequence {
+                break;
+            }
+            if let Some(waiting) = self.waiting.pop_front() {
+                self.reply(waiting.reply);
+            }
+        }
+    }
+
+    fn flush_complete(&mut self, id: FlushId) {
+        for waiter in self.flush_waiters.remove(&id).unwrap_or_default() {
+            match waiter {
+                FlushWaiter::Client {
+                    session,
+                    number,
+                    slot,
+                } => {
+                    let sequence = self.machine.confirmed();
+                    let outcome = Outcome::Done;
+                    self.reply(PendingReply {
+                        session,
+                        slot,
+                        number,
+                        sequence,
+                        outcome,
+                    });
+                }
+                FlushWaiter::Task(done) => {
+                    let _ = done.send(());
+                }
+            }
+        }
+    }
+
+    fn disconnect(&mut self, replica: usize, reason: DropReason) {
+        let node = self.spec.replicas[replica].node_name.clone();
+        tracing::warn!(volume = %self.spec.name, %node, ?reason, "closing the link to a replica");
+        self.pool.event(
+            "replica_dropped",
+            &self.spec.name,
+            &format!("{node}: {reason:?}"),
+        );
+        if let Some(link) = &self.links[replica] {
+            link.outbox.close();
+        }
+        self.link_lost(replica, None);
+    }
+
+    fn began_serving(
+        &mut self,
+        term: protocol::units::Term,
+        reason: replication::state::RoleReason,
+    ) {
+        tracing::info!(volume = %self.spec.name, %term, ?reason, "serving as primary");
+        self.pool.event(
+            "primary",
+            &self.spec.name,
+            &format!("term {term}: {reason:?}"),
+        );
+        self.take_up_namespace();
+        self.changed.notify_waiters();
+    }
+
+    fn stopped_serving(&mut self, reason: replication::state::RoleReason) {
+        tracing::info!(volume = %self.spec.name, ?reason, "serving no more");
+        self.pool
+            .event("secondary", &self.spec.name, &format!("{reason:?}"));
+        let elsewhere = Elsewhere {
+            primary: self.primary_node(),
+            retry_ms: 20,
+        };
+        self.sessions.send_elsewhere(&elsewhere.encode());
+        self.waiting.clear();
+        self.flush_waiters.clear();
+        self.sync_waiters.clear();
+        self.sync_objects.clear();
+        for (replica, link) in self.links.iter_mut().enumerate() {
+            if let Some(link) = link {
+                link.stop_source();
+            }
+            self.resyncs[replica].abandon();
+        }
+        self.forget_acknowledged();
+        self.changed.notify_waiters();
+    }
+
+    // ---- the brick's completions ---------------------------------------------------------------
+
+    /// Takes what the brick completed.
+    pub(super) fn brick_events(&mut self) {
+        let mut events = Vec::new();
+        self.brick.poll(&mut events);
+        for event in events {
+            match event {
+                BrickEvent::Flushed(id) => self.brick_flushed(id),
+                BrickEvent::ReadDone { token, result } => {
+                    if let Some(Token::Read(waiter)) = self.tokens.remove(&token) {
+                        let _ = waiter.send(result);
+                    }
+                }
+                BrickEvent::Prepared { token } => {
+                    self.tokens.remove(&token);
+                    self.changed.notify_waiters();
+                }
+                BrickEvent::Corrupt { object, block } => {
+                    let what = format!("block {block} of object {object}");
+                    tracing::error!(volume = %self.spec.name, %what, "a block is damaged");
+                    self.pool.event("block_damaged", &self.spec.name, &what);
+                }
+                BrickEvent::Unthrottled => {
+                    self.throttled = false;
+                    self.changed.notify_waiters();
+                }
+                BrickEvent::Checkpointed(_) => {}
+                BrickEvent::Failed(error) => self.fail(&error),
+            }
+        }
+        self.machine.local_stable(self.brick.stable());
+    }
+
+    fn brick_flushed(&mut self, id: storage::FlushId) {
+        self.machine.local_stable(self.brick.stable());
+        match self.brick_flushes.remove(&id) {
+            Some(BrickFlush::Volume(flush)) => self.machine.flushed(self.me, flush),
+            Some(BrickFlush::ForPrimary { id }) => {
+                self.acknowledge();
+                self.send_to_primary(&Message::Flushed { id });
+            }
+            Some(BrickFlush::Batches(batches)) => {
+                for batch in batches {
+                    self.send_to_primary(&Message::Resynced { batch });
+                }
+                self.flush_batches();
+            }
+            Some(BrickFlush::Background) | None => {}
+        }
+    }
+
+    // ---- time ----------------------------------------------------------------------------------
+
+    /// Called some twenty times a second.
+    pub(super) fn tick(&mut self) {
+        let now = self.now();
+        self.machine.tick(now);
+        self.brick.retain_from(self.machine.retain_from());
+        self.machine.set_journal_from(self.brick.oldest_kept());
+        self.finish_turn();
+    }
+
+    /// Called once a second.
+    pub(super) fn every_second(&mut self) {
+        if self.failed.is_some() {
+            return;
+        }
+        if self.brick.stable() < self.brick.applied() || self.brick.has_unsynced_data() {
+            if self.machine.serves() {
+                self.sync_all = true;
+                let (done, _) = oneshot::channel();
+                self.sync_waiters.push(FlushWaiter::Task(done));
+            } else {
+                self.flush_brick(None, BrickFlush::Background);
+            }
+        }
+        self.expire_sessions();
+        self.finish_turn();
+    }
+
+    /// Called every few seconds.
+    pub(super) fn note_positions(&mut self) {
+        if self.failed.is_none() {
+            self.machine.note_positions();
+            self.finish_turn();
+        }
+    }
+
+    // ---- commands ------------------------------------------------------------------------------
+
+    /// Hands the role to another replica; the receiver learns how it ended.
+    pub(super) fn promote(&mut self, to: usize) -> Result<oneshot::Receiver<bool>, CommandError> {
+        self.machine.hand_over(to).map_err(|refusal| {
+            CommandError::refused(
+                "hand_over_refused",
+                format!("the role cannot be handed over: {refusal}"),
+                "look at `cairn volume status` for the replica's state",
+            )
+        })?;
+        let (done, wait) = oneshot::channel();
+        self.handover_waiters.push(done);
+        self.finish_turn();
+        Ok(wait)
+    }
+
+    /// Whether an operation must wait for the end of a hand-over.
+    pub(super) fn is_handing_over(&self) -> bool {
+        matches!(self.machine.phase(), Phase::HandingOver { .. })
+    }
+}
+
+/// A replica's index as the brick counts it.
+pub(super) fn index(replica: usize) -> u8 {
+    u8::try_from(replica).expect("REPLICAS_MAX")
+}
+
+/// Why a change set was not ordered.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OrderError {
+    /// This replica does not order.
+    #[error(transparent)]
+    Refused(#[from] replication::machine::Refusal),
+    /// The brick failed.
+    #[error(transparent)]
+    Brick(#[from] BrickError),
+}
+
+/// Frames are queued by replica index.
+impl Driver {
+    pub(super) fn send(&self, replica: usize, message: &Message) {
+        self.send_frame(replica, message.encode());
+    }
+
+    pub(super) fn send_frame(&self, replica: usize, frame: RawFrame) {
+        if let Some(link) = &self.links[replica] {
+            link.outbox.send(frame);
+        }
+    }
+
+    pub(super) fn send_to_primary(&self, message: &Message) {
+        let primary =
+            (0..self.links.len()).find(|r| self.machine.standing(*r) == Some(Standing::MyPrimary));
+        if let Some(primary) = primary {
+            self.send(primary, message);
+        }
+    }
+}

@@ -1,0 +1,533 @@
+//! The connection to another replica: dialling, greeting, reading, and who handles what arrives.
+//!
+//! Of two replicas the one with the lower index dials. Both say [`Message::Hello`] first; the
+//! identity behind the connection must be the node that the volume names for that replica.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use protocol::frame::{FrameError, take_frame};
+use protocol::ids::NodeId;
+use protocol::preamble::Purpose;
+use protocol::replica::{Message, REPLICA_VERSION};
+use replication::decision::Rule;
+use replication::machine::{Refusal, Standing};
+use replication::state::{Membership, Report, Welcome};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+use super::driver::{BrickFlush, Driver, Shared};
+use super::outbox::Outbox;
+use super::stream::Stream;
+
+/// How long a connection may take to greet.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two attempts to dial.
+const REDIAL_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause, after many failures.
+const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How often a sign of life is sent.
+pub(super) const HEARTBEAT: Duration = Duration::from_millis(300);
+/// Bytes read at once.
+const READ_BYTES: usize = 256 << 10;
+
+/// A connected replica.
+pub(super) struct LinkIo {
+    /// Which connection: a task of an older one must not touch a newer.
+    pub(super) epoch: u64,
+    pub(super) outbox: Rc<Outbox>,
+    /// Records go to it as they are ordered.
+    pub(super) feed_live: bool,
+    /// A resync runs towards it: dropped to stop it.
+    pub(super) source: Option<Rc<super::source::Source>>,
+    pub(super) target: super::target::Target,
+    pub(super) free_bytes: Option<u64>,
+    pub(super) total_bytes: Option<u64>,
+    pub(super) questions: super::verify::Questions,
+}
+
+impl LinkIo {
+    pub(super) fn stop_source(&mut self) {
+        self.feed_live = false;
+        if let Some(source) = self.source.take() {
+            source.stop();
+        }
+    }
+}
+
+/// Why a link ended.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum LinkError {
+    /// The socket or TLS failed.
+    #[error("the connection failed: {0}")]
+    Io(#[from] std::io::Error),
+    /// Bytes that are no frame.
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+    /// A frame that is no message.
+    #[error(transparent)]
+    Decode(#[from] protocol::codec::DecodeError),
+    /// A message that does not fit.
+    #[error(transparent)]
+    OutOfPlace(#[from] Refusal),
+    /// JSON that does not parse.
+    #[error("a message does not parse: {0}")]
+    Json(#[from] serde_json::Error),
+    /// The brick cannot be read.
+    #[error(transparent)]
+    Read(#[from] storage::ReadError),
+    /// The brick failed.
+    #[error(transparent)]
+    Brick(#[from] storage::BrickError),
+    /// Not who it should be.
+    #[error("the other end is {found}, not {expected}")]
+    Identity {
+        /// The node that the volume names.
+        expected: NodeId,
+        /// The node that is there.
+        found: NodeId,
+    },
+    /// It greets for something else.
+    #[error("the other end speaks of another volume, replica or brick")]
+    Foreign,
+    /// Versions.
+    #[error("the other end speaks version {theirs} between replicas, this one {ours}")]
+    Version {
+        /// Theirs.
+        theirs: u16,
+        /// Ours.
+        ours: u16,
+    },
+    /// The other end closed.
+    #[error("the other end closed the connection")]
+    Closed,
+    /// It took too long.
+    #[error("the other end did not greet in time")]
+    Timeout,
+}
+
+/// A value as JSON bytes.
+pub(super) fn to_json<T: Serialize>(value: &T) -> Bytes {
+    // These types have string keys and plain values only.
+    Bytes::from(serde_json::to_vec(value).expect("plain data is always JSON"))
+}
+
+fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, LinkError> {
+    Ok(serde_json::from_slice(bytes)?)
+}
+
+/// Dials a replica for as long as the volume runs.
+pub(super) async fn keep_dialling(driver: Shared, replica: usize) {
+    let mut pause = REDIAL_PAUSE;
+    loop {
+        let (node, volume, pool, name) = {
+            let d = driver.borrow();
+            if d.stopping || d.failed.is_some() {
+                return;
+            }
+            let spec = &d.spec.replicas[replica];
+            (spec.node, d.spec.id, d.pool.clone(), d.spec.name.clone())
+        };
+        if driver.borrow().links[replica].is_none() {
+            let dialled = tokio::time::timeout(
+                GREETING_TIMEOUT,
+                super::stream::dial(&*pool, node, Purpose::Replica(volume)),
+            )
+            .await;
+            match dialled {
+                Ok(Ok(stream)) => {
+                    pause = REDIAL_PAUSE;
+                    let ended = serve_link(driver.clone(), stream, Some(replica)).await;
+                    tracing::debug!(volume = %name, replica, ?ended, "a link to a replica ended");
+                }
+                Ok(Err(error)) => {
+                    tracing::trace!(volume = %name, replica, %error, "a replica cannot be reached");
+                    pause = (pause * 2).min(REDIAL_PAUSE_MAX);
+                }
+                Err(_) => pause = (pause * 2).min(REDIAL_PAUSE_MAX),
+            }
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Runs one connection between replicas to its end. `dialled`: whom it was made to.
+pub(super) async fn serve_link(
+    driver: Shared,
+    stream: Stream,
+    dialled: Option<usize>,
+) -> Result<(), LinkError> {
+    let peer = stream.peer();
+    let (mut reader, writer) = stream.split();
+    let outbox = Outbox::new();
+    let writing = tokio::task::spawn_local(outbox.clone().run(writer));
+    let mut buffer = BytesMut::with_capacity(READ_BYTES);
+    let result = async {
+        if dialled.is_some() {
+            outbox.send(hello(&driver.borrow()));
+        }
+        let greeted = tokio::time::timeout(GREETING_TIMEOUT, next_frame(&mut reader, &mut buffer));
+        let frame = greeted.await.map_err(|_| LinkError::Timeout)??;
+        let (replica, report) = check_hello(&driver.borrow(), Message::decode(&frame)?, peer)?;
+        if dialled.is_some_and(|expected| expected != replica) {
+            return Err(LinkError::Foreign);
+        }
+        if dialled.is_none() {
+            outbox.send(hello(&driver.borrow()));
+        }
+        let epoch = {
+            let mut d = driver.borrow_mut();
+            if d.stopping || d.failed.is_some() {
+                return Err(LinkError::Closed);
+            }
+            let epoch = d.link_up(replica, outbox.clone(), report);
+            d.finish_turn();
+            epoch
+        };
+        let ended = read_link(&driver, replica, epoch, &mut reader, &mut buffer).await;
+        driver.borrow_mut().link_lost(replica, Some(epoch));
+        ended
+    }
+    .await;
+    outbox.close();
+    writing.abort();
+    if let Err(error) = &result {
+        let name = driver.borrow().spec.name.clone();
+        tracing::info!(volume = %name, %error, "a link between replicas ended");
+    }
+    result
+}
+
+async fn next_frame<R: AsyncRead + Unpin>(
+    reader: &mut R,
+    buffer: &mut BytesMut,
+) -> Result<protocol::frame::RawFrame, LinkError> {
+    loop {
+        if let Some(frame) = take_frame(buffer)? {
+            return Ok(frame);
+        }
+        if reader.read_buf(buffer).await? == 0 {
+            return Err(LinkError::Closed);
+        }
+    }
+}
+
+async fn read_link<R: AsyncRead + Unpin>(
+    driver: &Shared,
+    replica: usize,
+    epoch: u64,
+    reader: &mut R,
+    buffer: &mut BytesMut,
+) -> Result<(), LinkError> {
+    loop {
+        let stalled = {
+            let mut d = driver.borrow_mut();
+            let current = d.links[replica]
+                .as_ref()
+                .is_some_and(|link| link.epoch == epoch);
+            if !current || d.stopping || d.failed.is_some() {
+                return Err(LinkError::Closed);
+            }
+            let now = d.now();
+            d.machine.heard(now, replica);
+            let mut handled = d.handle_stalled(replica);
+            while matches!(handled, Ok(false)) {
+                let Some(frame) = take_frame(buffer)? else {
+                    break;
+                };
+                handled = d.handle(driver, replica, Message::decode(&frame)?);
+            }
+            let stalled = handled?;
+            d.finish_turn();
+            stalled
+        };
+        if stalled {
+            // An extent is being listed in the activity log, or the disk is behind.
+            let changed = driver.borrow().changed.clone();
+            let _ = tokio::time::timeout(Duration::from_millis(20), changed.notified()).await;
+            continue;
+        }
+        buffer.reserve(READ_BYTES);
+        if reader.read_buf(buffer).await? == 0 {
+            return Err(LinkError::Closed);
+        }
+    }
+}
+
+fn hello(driver: &Driver) -> protocol::frame::RawFrame {
+    let replica = &driver.spec.replicas[driver.me];
+    Message::Hello {
+        version: REPLICA_VERSION,
+        volume: driver.spec.id,
+        replica: u8::try_from(driver.me).expect("REPLICAS_MAX"),
+        brick: replica.brick,
+        incarnation: driver.incarnation,
+        report: to_json(&driver.machine.report()),
+    }
+    .encode()
+}
+
+fn check_hello(
+    driver: &Driver,
+    message: Message,
+    peer: Option<NodeId>,
+) -> Result<(usize, Report), LinkError> {
+    let Message::Hello {
+        version,
+        volume,
+        replica,
+        brick,
+        report,
+        ..
+    } = message
+    else {
+        return Err(LinkError::Foreign);
+    };
+    if version != REPLICA_VERSION {
+        return Err(LinkError::Version {
+            theirs: version,
+            ours: REPLICA_VERSION,
+        });
+    }
+    let replica = usize::from(replica);
+    let Some(spec) = driver
+        .spec
+        .replicas
+        .get(replica)
+        .filter(|_| replica != driver.me)
+    else {
+        return Err(LinkError::Foreign);
+    };
+    if volume != driver.spec.id || brick != spec.brick {
+        return Err(LinkError::Foreign);
+    }
+    let found = peer.unwrap_or(NodeId::NONE);
+    if found != spec.node {
+        return Err(LinkError::Identity {
+            expected: spec.node,
+            found,
+        });
+    }
+    Ok((replica, from_json(&report)?))
+}
+
+impl Driver {
+    fn link_up(&mut self, replica: usize, outbox: Rc<Outbox>, report: Report) -> u64 {
+        if self.links[replica].is_some() {
+            self.link_lost(replica, None);
+        }
+        let epoch = self.sessions.next_id();
+        self.links[replica] = Some(LinkIo {
+            epoch,
+            outbox,
+            feed_live: false,
+            source: None,
+            target: super::target::Target::default(),
+            free_bytes: None,
+            total_bytes: None,
+            questions: super::verify::Questions::default(),
+        });
+        let now = self.now();
+        self.machine.met(now, replica, report);
+        self.heartbeat(replica);
+        epoch
+    }
+
+    /// A link is gone. With an epoch: only if it still is that one.
+    pub(super) fn link_lost(&mut self, replica: usize, epoch: Option<u64>) {
+        let same = |link: &LinkIo| epoch.is_none_or(|epoch| epoch == link.epoch);
+        if !self.links[replica].as_ref().is_some_and(same) {
+            return;
+        }
+        if let Some(mut link) = self.links[replica].take() {
+            link.outbox.close();
+            link.stop_source();
+        }
+        self.resyncs[replica].abandon();
+        if self.failed.is_some() {
+            return;
+        }
+        let was_primary = self.machine.standing(replica) == Some(Standing::MyPrimary);
+        let now = self.now();
+        self.machine.lost(now, replica);
+        self.forget_acknowledged();
+        if was_primary {
+            let node = self.spec.replicas[replica].node_name.clone();
+            self.pool.event("primary_lost", &self.spec.name, &node);
+        }
+        self.finish_turn();
+    }
+
+    /// Signs of life to everyone.
+    pub(super) fn heartbeats(&mut self) {
+        for replica in 0..self.links.len() {
+            self.heartbeat(replica);
+        }
+    }
+
+    fn heartbeat(&mut self, replica: usize) {
+        let Ok(space) = self.brick.space() else {
+            return;
+        };
+        let message = Message::Heartbeat {
+            term: self.machine.durable().term,
+            free_bytes: space.free_bytes,
+            total_bytes: space.total_bytes,
+            confirmed: self.machine.confirmed(),
+        };
+        self.send(replica, &message);
+    }
+
+    /// Handles what arrived. `Ok(true)`: the link must wait (see [`Driver::handle_stalled`]).
+    fn handle(
+        &mut self,
+        shared: &Shared,
+        replica: usize,
+        message: Message,
+    ) -> Result<bool, LinkError> {
+        let now = self.now();
+        match message {
+            Message::Hello { .. } => return Err(LinkError::Foreign),
+            Message::Record(record) => return self.take_record(replica, record),
+            Message::Ack { applied, stable } => {
+                self.machine.acknowledged(now, replica, applied, stable);
+            }
+            Message::Flush { id, objects } => {
+                self.flush_brick(objects, BrickFlush::ForPrimary { id });
+            }
+            Message::Flushed { id } => {
+                self.machine
+                    .flushed(replica, replication::machine::FlushId(id));
+            }
+            Message::Heartbeat {
+                free_bytes,
+                total_bytes,
+                ..
+            } => {
+                if let Some(link) = &mut self.links[replica] {
+                    link.free_bytes = Some(free_bytes);
+                    link.total_bytes = Some(total_bytes);
+                }
+            }
+            Message::Welcome(json) => {
+                let welcome: Welcome = from_json(&json)?;
+                self.welcomed(replica, &welcome)?;
+            }
+            Message::Joined(json) | Message::Membership(json)
+                if self.machine.standing(replica) != Some(Standing::MyPrimary) =>
+            {
+                drop(json); // crossed a change of roles
+            }
+            Message::Joined(json) => {
+                let membership: Membership = from_json(&json)?;
+                self.machine
+                    .membership_changed(replica, &membership, true)?;
+                self.recovery.suspect.clear();
+                self.resyncs[self.me].finished();
+            }
+            Message::Membership(json) => {
+                let membership: Membership = from_json(&json)?;
+                self.machine
+                    .membership_changed(replica, &membership, false)?;
+            }
+            Message::HandOver { term } => {
+                self.machine.handed_over(replica, term)?;
+            }
+            Message::Pull { after } => self.serve_pull(shared, replica, after),
+            Message::Pulled => {
+                self.machine.pulled(now);
+            }
+            Message::Resync(record) => self.take_resync(replica, &record)?,
+            Message::Resynced { batch } => self.batch_done(replica, batch),
+            Message::Ask { common } => self.tell_doubts(replica, common)?,
+            Message::Doubts {
+                items,
+                last,
+                unknown,
+            } => {
+                self.take_doubts(replica, items, last, unknown)?;
+            }
+            Message::Offer {
+                id,
+                object,
+                first_block,
+                hashes,
+            } => {
+                super::target::answer_offer(shared, replica, id, object, first_block, hashes);
+            }
+            Message::Want { id, bits } => self.take_want(replica, id, bits),
+            Message::ExactKeys { from, to, pairs } => {
+                self.take_exact_keys(replica, &from, &to, &pairs)?;
+            }
+            Message::ExactObjects { from, to, objects } => {
+                self.take_exact_objects(from, to, &objects)?;
+            }
+            Message::Compare { id, scope } => super::verify::answer(shared, replica, id, scope),
+            Message::Compared {
+                id,
+                names,
+                hashes,
+                unreadable,
+            } => {
+                let answer = super::verify::Answer {
+                    names,
+                    hashes,
+                    unreadable,
+                };
+                self.take_compared(replica, id, answer);
+            }
+            Message::Fetch {
+                id,
+                object,
+                offset,
+                len,
+            } => {
+                super::verify::answer_fetch(shared, replica, id, object, offset, len);
+            }
+            Message::Fetched { id, data } => self.take_fetched(replica, id, data),
+        }
+        Ok(false)
+    }
+
+    fn welcomed(&mut self, replica: usize, welcome: &Welcome) -> Result<(), LinkError> {
+        let now = self.now();
+        self.machine.welcomed(now, replica, welcome)?;
+        self.forget_acknowledged();
+        let node = &self.spec.replicas[replica].node_name;
+        tracing::info!(
+            volume = %self.spec.name, primary = %node, rule = welcome.rule.name(),
+            "following a primary"
+        );
+        self.resyncs[self.me].target_began(welcome);
+        // The decision must be durable before an item or a record of it is applied.
+        self.finish_turn();
+        Ok(())
+    }
+
+    pub(super) fn refused(&mut self, replica: usize, rule: Rule) {
+        let node = self.spec.replicas[replica].node_name.clone();
+        tracing::warn!(volume = %self.spec.name, %node, rule = rule.name(), "a replica is refused");
+        self.pool.event(
+            "replica_refused",
+            &self.spec.name,
+            &format!("{node}: {}", rule.name()),
+        );
+    }
+}
+
+/// What a link's reader shares with the tasks that it starts.
+pub(super) fn borrow_link<T>(
+    driver: &RefCell<Driver>,
+    replica: usize,
+    epoch: u64,
+    f: impl FnOnce(&mut Driver) -> T,
+) -> Option<T> {
+    let mut d = driver.borrow_mut();
+    let current = d.links[replica]
+        .as_ref()
+        .is_some_and(|link| link.epoch == epoch);
+    current.then(|| f(&mut d))
+}

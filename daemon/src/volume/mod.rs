@@ -1,0 +1,334 @@
+//! The data plane: this node's replica of one volume, on a thread of its own.
+//!
+//! | module | what |
+//! | --- | --- |
+//! | [`driver`] | the owner: machine, namespace and brick joined, one event at a time |
+//! | [`clients`], [`sessions`] | mounts: connections, requests, what they hold open |
+//! | [`links`] | connections between replicas |
+//! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
+//! | [`verify`] | replicas compared, single blocks repaired |
+//! | [`bricks`] | making, refusing and marking brick directories |
+//! | [`thread`] | the thread, its tasks, its end |
+
+mod bricks;
+mod clients;
+mod driver;
+mod links;
+mod outbox;
+mod report;
+mod sessions;
+mod settings;
+mod source;
+mod stream;
+mod target;
+mod thread;
+mod verify;
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use protocol::identity::Identity;
+use protocol::ids::NodeId;
+use protocol::node_rpc::VolumeCommand;
+use protocol::preamble::Purpose;
+use protocol::report::{ConnectionState, DiskState, PeerReport, ReplicaReport, ReplicaRole};
+use protocol::volume::VolumeSpec;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::events::{EventLog, Severity};
+use crate::pool::PoolClient;
+
+pub use bricks::{PrepareError, abort_brick, mark_brick_deleted, prepare_brick};
+
+/// How long a replica's thread may take to answer a question of status before it counts as busy.
+const STATUS_TIMEOUT: Duration = Duration::from_millis(800);
+/// Messages to the thread that may wait.
+const INBOX_MAX: usize = 1024;
+
+/// What a replica needs of its node.
+#[derive(Clone)]
+pub struct VolumeContext {
+    /// This node.
+    pub node: NodeId,
+    /// Its name.
+    pub node_name: String,
+    /// The daemon's directory.
+    pub data_dir: PathBuf,
+    /// TLS configurations come from here.
+    pub identity: Arc<Identity>,
+    /// Members with addresses, volumes, replica sets (all watched), and the way to change them.
+    pub pool: PoolClient,
+    /// What operators should know.
+    pub events: EventLog,
+}
+
+/// What the volume's thread asks of its node; a trait, so that tests need no pool.
+pub(crate) trait PoolView: Send + Sync {
+    /// HOST:PORT of a member.
+    fn address_of(&self, node: NodeId) -> Option<String>;
+    /// Whether the identity may mount the volume.
+    fn may_use(&self, identity: NodeId, volume: &str) -> bool;
+    /// TLS for dialling exactly this node.
+    fn client_tls(&self, node: NodeId) -> io::Result<Arc<rustls::ClientConfig>>;
+    /// TLS for accepting.
+    fn server_tls(&self) -> Arc<rustls::ServerConfig>;
+    /// Something that operators should know.
+    fn event(&self, kind: &str, volume: &str, message: &str);
+}
+
+struct ContextView {
+    context: VolumeContext,
+    server: Arc<rustls::ServerConfig>,
+}
+
+impl PoolView for ContextView {
+    fn address_of(&self, node: NodeId) -> Option<String> {
+        self.context.pool.member(node).map(|member| member.address)
+    }
+
+    fn may_use(&self, identity: NodeId, _volume: &str) -> bool {
+        self.context.pool.is_member(identity)
+    }
+
+    fn client_tls(&self, node: NodeId) -> io::Result<Arc<rustls::ClientConfig>> {
+        self.context
+            .identity
+            .client_config_for(node)
+            .map_err(io::Error::other)
+    }
+
+    fn server_tls(&self) -> Arc<rustls::ServerConfig> {
+        self.server.clone()
+    }
+
+    fn event(&self, kind: &str, volume: &str, message: &str) {
+        let severity = match kind {
+            "brick_failed" | "metadata_damaged" | "read_failed" | "resync_stopped" => {
+                Severity::Error
+            }
+            "replica_dropped" | "replica_refused" | "primary_lost" | "block_repaired" => {
+                Severity::Warning
+            }
+            _ => Severity::Info,
+        };
+        self.context
+            .events
+            .record(severity, kind, Some(volume), message);
+    }
+}
+
+/// A connection whose preamble was read.
+#[derive(Debug)]
+pub enum AcceptedStream {
+    /// From the network: TLS comes next.
+    Tcp(std::net::TcpStream),
+    /// From this machine: no TLS.
+    Unix(std::os::unix::net::UnixStream),
+}
+
+/// Why a replica does not start. The directory was not touched.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The brick cannot be opened.
+    #[error("the brick {} cannot be opened: {source}", path.display())]
+    Open {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        source: storage::OpenError,
+    },
+    /// What the replica remembers of its role does not parse.
+    #[error("the brick {} remembers a role that cannot be read: {reason}", path.display())]
+    State {
+        /// Its directory.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The thread or its runtime could not be made.
+    #[error("the volume's thread cannot be started: {0}")]
+    Thread(#[source] io::Error),
+    /// TLS could not be set up.
+    #[error("TLS cannot be set up: {0}")]
+    Tls(String),
+    /// Something else stopped the thread before it was ready.
+    #[error("the volume's thread ended before it was ready")]
+    Ended,
+}
+
+/// Why a command was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    /// It does not fit the replica's state.
+    #[error("{reason}")]
+    Refused {
+        /// One word for programs.
+        code: &'static str,
+        /// One sentence.
+        reason: String,
+        /// What to do next.
+        hint: String,
+        /// Whether it was refused because data could be lost.
+        data_loss: bool,
+    },
+}
+
+impl CommandError {
+    pub(crate) fn refused(code: &'static str, reason: impl Into<String>, hint: &str) -> Self {
+        Self::Refused {
+            code,
+            reason: reason.into(),
+            hint: hint.to_owned(),
+            data_loss: false,
+        }
+    }
+}
+
+/// What is said to the volume's thread.
+enum Said {
+    Accept(AcceptedStream, Purpose),
+    Spec(Box<VolumeSpec>),
+    Status(oneshot::Sender<ReplicaReport>),
+    Command(
+        VolumeCommand,
+        oneshot::Sender<Result<serde_json::Value, CommandError>>,
+    ),
+    Stop(oneshot::Sender<()>),
+}
+
+/// Runs this node's replica of one volume on its own thread. Cheap to clone.
+#[derive(Clone)]
+pub struct VolumeHandle {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    inbox: mpsc::Sender<Said>,
+    spec: Mutex<VolumeSpec>,
+    me: usize,
+    node: NodeId,
+}
+
+impl VolumeHandle {
+    /// Opens the brick, recovers it, and starts. Blocks until that is done or refused.
+    pub fn start(
+        spec: VolumeSpec,
+        my_replica: usize,
+        ctx: VolumeContext,
+    ) -> Result<Self, StartError> {
+        let node = ctx.node;
+        let server = ctx
+            .identity
+            .server_config()
+            .map_err(|e| StartError::Tls(e.to_string()))?;
+        let pool_id = ctx.pool.state().pool;
+        let view: Arc<dyn PoolView> = Arc::new(ContextView {
+            context: ctx,
+            server,
+        });
+        let (inbox, messages) = mpsc::channel(INBOX_MAX);
+        thread::start(spec.clone(), my_replica, pool_id, view, messages)?;
+        let inner = Inner {
+            inbox,
+            spec: Mutex::new(spec),
+            me: my_replica,
+            node,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The volume's configuration changed.
+    pub fn update_spec(&self, spec: VolumeSpec) {
+        *self.inner.spec.lock() = spec.clone();
+        self.say(Said::Spec(Box::new(spec)));
+    }
+
+    /// A connection for this volume. Closed where the thread is overwhelmed.
+    pub fn accept(&self, stream: AcceptedStream, purpose: Purpose) {
+        self.say(Said::Accept(stream, purpose));
+    }
+
+    fn say(&self, said: Said) {
+        if self.inner.inbox.try_send(said).is_err() {
+            tracing::warn!("a volume's thread takes no more messages for now");
+        }
+    }
+
+    /// This replica's view. A thread that does not answer in time is reported as such.
+    pub async fn status(&self) -> ReplicaReport {
+        let (answer, wait) = oneshot::channel();
+        let asked = self.inner.inbox.try_send(Said::Status(answer)).is_ok();
+        if asked && let Ok(Ok(report)) = tokio::time::timeout(STATUS_TIMEOUT, wait).await {
+            return report;
+        }
+        self.unknown()
+    }
+
+    fn unknown(&self) -> ReplicaReport {
+        let spec = self.inner.spec.lock();
+        let peers = (0..spec.replicas.len()).filter(|replica| *replica != self.inner.me);
+        ReplicaReport {
+            volume: spec.id,
+            node: self.inner.node,
+            replica: self.inner.me,
+            role: ReplicaRole::Secondary,
+            role_reason: None,
+            disk: DiskState::Unknown,
+            reason: Some("the volume's thread does not answer".to_owned()),
+            serving: false,
+            term: 0,
+            generation: None,
+            in_sync: false,
+            peers: peers
+                .map(|replica| PeerReport {
+                    replica,
+                    connection: ConnectionState::Connecting,
+                    in_sync: false,
+                    out_of_sync_bytes: None,
+                    lag_bytes: None,
+                    lag_seconds: None,
+                    resync: None,
+                    last_resync: None,
+                })
+                .collect(),
+            resync: None,
+            last_resync: None,
+            size_bytes: spec.size_bytes,
+            used_bytes: None,
+            free_bytes: None,
+            clients: Vec::new(),
+            split_brain: None,
+        }
+    }
+
+    /// Does what an operator asks; returns when it is done.
+    pub async fn command(&self, command: VolumeCommand) -> Result<serde_json::Value, CommandError> {
+        let gone = || {
+            CommandError::refused(
+                "stopping",
+                "the volume is stopping on this node",
+                "look at `cairn volume status` and try again",
+            )
+        };
+        let (answer, wait) = oneshot::channel();
+        self.inner
+            .inbox
+            .send(Said::Command(command, answer))
+            .await
+            .map_err(|_| gone())?;
+        wait.await.map_err(|_| gone())?
+    }
+
+    /// Hands the role over where another replica can take it, checkpoints and closes.
+    pub async fn stop(&self) {
+        let (answer, wait) = oneshot::channel();
+        if self.inner.inbox.send(Said::Stop(answer)).await.is_ok() {
+            let _ = wait.await;
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! What this replica says about itself.
+
+use std::time::{Duration, SystemTime};
+
+use protocol::report::{
+    ClientReport, ConnectionState, DiskState, LastResyncReport, PeerReport, ReplicaReport,
+    ReplicaRole, ResyncKind, ResyncReport, ResyncRole,
+};
+use replication::machine::{Phase, Standing};
+use replication::state::{Disk, Role, RoleReason};
+use time::OffsetDateTime;
+
+use super::driver::Driver;
+use super::source::{Last, Running};
+use crate::events::time_text;
+
+fn text(at: SystemTime) -> String {
+    time_text(OffsetDateTime::from(at))
+}
+
+impl Driver {
+    /// The report.
+    pub(super) fn report(&self) -> ReplicaReport {
+        let state = self.machine.durable();
+        let space = self.brick.space().ok();
+        let serving = self.machine.serves();
+        ReplicaReport {
+            volume: self.spec.id,
+            node: self.spec.replicas[self.me].node,
+            replica: self.me,
+            role: match state.role {
+                Role::Primary => ReplicaRole::Primary,
+                Role::Secondary => ReplicaRole::Secondary,
+            },
+            role_reason: Some(reason_text(state.role_reason).to_owned()),
+            disk: self.disk_state(),
+            reason: self.failed.clone().or_else(|| self.waiting_reason()),
+            serving: serving && self.failed.is_none(),
+            term: state.term.0,
+            generation: Some(state.line.current()),
+            in_sync: state.in_sync.has(self.me),
+            peers: (0..self.links.len())
+                .filter(|r| *r != self.me)
+                .map(|r| self.peer_report(r))
+                .collect(),
+            resync: self.resyncs[self.me]
+                .running
+                .as_ref()
+                .map(|r| resync_report(r, ResyncRole::Target, self.now())),
+            last_resync: None,
+            size_bytes: self.spec.size_bytes,
+            used_bytes: Some(self.brick.used_bytes()),
+            free_bytes: space.map(|s| s.free_bytes),
+            clients: self.client_reports(),
+            split_brain: None,
+        }
+    }
+
+    fn disk_state(&self) -> DiskState {
+        if self.failed.is_some() {
+            return DiskState::Failed;
+        }
+        let following =
+            (0..self.links.len()).any(|r| self.machine.standing(r) == Some(Standing::MyPrimary));
+        match self.machine.durable().disk {
+            Disk::UpToDate if self.machine.serves() || following => DiskState::UpToDate,
+            // Without a primary nobody can say that nothing newer exists.
+            Disk::UpToDate | Disk::Consistent => DiskState::Consistent,
+            Disk::Inconsistent | Disk::Empty => DiskState::Inconsistent,
+        }
+    }
+
+    fn waiting_reason(&self) -> Option<String> {
+        match self.machine.phase() {
+            Phase::Waiting { .. } => {
+                Some("waits for the other replicas of its last in-sync set".to_owned())
+            }
+            Phase::Pulling { from } => Some(format!(
+                "fetches the newest records from {}",
+                self.spec.replicas[from].node_name
+            )),
+            Phase::Activating => Some("is becoming primary".to_owned()),
+            Phase::HandingOver { to } => Some(format!(
+                "hands its role to {}",
+                self.spec.replicas[to].node_name
+            )),
+            Phase::Serving => None,
+            Phase::Following => {
+                let primary = self.primary_node().is_some();
+                (!primary).then(|| "no primary is known".to_owned())
+            }
+        }
+    }
+
+    fn peer_report(&self, replica: usize) -> PeerReport {
+        let standing = self.machine.standing(replica);
+        let serving = self.machine.serves();
+        let in_sync = serving && standing == Some(Standing::InSync);
+        let dirty = self.brick.dirty_summary(super::driver::index(replica));
+        let lag = self
+            .machine
+            .last()
+            .0
+            .saturating_sub(self.machine.position(replica).0.0);
+        PeerReport {
+            replica,
+            connection: match standing {
+                None => ConnectionState::Connecting,
+                Some(Standing::Refused(_)) => ConnectionState::Standalone,
+                Some(_) => ConnectionState::Connected,
+            },
+            in_sync,
+            out_of_sync_bytes: if !serving {
+                None
+            } else if in_sync {
+                Some(0)
+            } else {
+                Some(dirty.bytes + dirty.keys * 64)
+            },
+            lag_bytes: (serving && in_sync && lag == 0).then_some(0),
+            lag_seconds: (serving && in_sync && lag == 0).then_some(0.0),
+            resync: self.resyncs[replica]
+                .running
+                .as_ref()
+                .filter(|_| serving)
+                .map(|r| resync_report(r, ResyncRole::Target, self.now())),
+            last_resync: self.resyncs[replica]
+                .last
+                .as_ref()
+                .filter(|_| serving)
+                .map(last_report),
+        }
+    }
+
+    fn client_reports(&self) -> Vec<ClientReport> {
+        let mut clients: Vec<_> = self
+            .sessions
+            .by_id
+            .iter()
+            .filter(|(_, session)| session.connection.is_some())
+            .map(|(id, session)| {
+                let since = Duration::from_millis(session.mounted_at_ms.max(0).unsigned_abs());
+                ClientReport {
+                    id: *id,
+                    name: session.client_name.clone(),
+                    address: session.address.clone(),
+                    mounted_at: text(SystemTime::UNIX_EPOCH + since),
+                    read_only: session.read_only,
+                }
+            })
+            .collect();
+        clients.sort_by(|a, b| a.mounted_at.cmp(&b.mounted_at));
+        clients
+    }
+}
+
+fn reason_text(reason: RoleReason) -> &'static str {
+    match reason {
+        RoleReason::Created => "the volume was made so",
+        RoleReason::Resumed => "it was the last primary and came back",
+        RoleReason::Promoted => "promoted by an operator or by the last primary's shutdown",
+        RoleReason::HandedOver => "handed its role over",
+        RoleReason::Followed => "met a primary of a later term",
+    }
+}
+
+fn kind(full: bool) -> ResyncKind {
+    if full {
+        ResyncKind::Full
+    } else {
+        ResyncKind::Partial
+    }
+}
+
+fn resync_report(running: &Running, role: ResyncRole, now: Duration) -> ResyncReport {
+    let progress = running.progress.as_ref();
+    ResyncReport {
+        kind: kind(running.full),
+        rule: running.rule.name().to_owned(),
+        role,
+        done_bytes: progress.map_or(0, |p| p.done_bytes()),
+        total_bytes: progress.map_or(0, |p| p.total_bytes()),
+        sent_bytes: progress.map_or(0, |p| p.sent_bytes()),
+        rate_bytes_per_second: progress.and_then(|p| p.rate()).map(|rate| rate as u64),
+        eta_seconds: progress
+            .and_then(|p| p.time_left(now))
+            .map(|left| left.as_secs()),
+        started_at: text(running.began),
+    }
+}
+
+fn last_report(last: &Last) -> LastResyncReport {
+    LastResyncReport {
+        kind: kind(last.full),
+        rule: last.rule.name().to_owned(),
+        total_bytes: last.total_bytes,
+        sent_bytes: last.sent_bytes,
+        duration_seconds: last.lasted.as_secs_f64(),
+        finished_at: text(last.finished),
+    }
+}

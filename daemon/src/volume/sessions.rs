@@ -1,0 +1,203 @@
+//! Sessions of mounts: their connections, their slots, and what they hold open.
+
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::time::Duration;
+
+use protocol::frame::RawFrame;
+use protocol::fs::Outcome;
+use protocol::ids::SessionId;
+use protocol::units::{ObjectId, Sequence};
+
+use super::outbox::Outbox;
+
+/// Opens that one session may hold.
+pub(super) const OPENS_MAX: usize = 1 << 20;
+
+/// The last request of a slot, as this primary knows it. The replicated state holds the same for
+/// requests that changed something; this also knows what is still under way.
+pub(super) struct Slot {
+    pub(super) number: u64,
+    /// The reply, once there is one.
+    pub(super) done: Option<(Sequence, Outcome)>,
+}
+
+/// One mount.
+#[derive(Default)]
+pub(super) struct Session {
+    pub(super) client_name: String,
+    pub(super) mounted_at_ms: i64,
+    pub(super) read_only: bool,
+    pub(super) address: Option<String>,
+    /// Its connection now, with a number that tells it from older ones.
+    pub(super) connection: Option<(u64, Rc<Outbox>)>,
+    pub(super) slots: HashMap<u16, Slot>,
+    /// How often each object is held open.
+    pub(super) opens: HashMap<ObjectId, u32>,
+    /// When something was last heard of it.
+    pub(super) heard: Duration,
+}
+
+/// All of them.
+#[derive(Default)]
+pub(super) struct Sessions {
+    pub(super) by_id: HashMap<SessionId, Session>,
+    /// How many sessions hold an object open.
+    held: HashMap<ObjectId, u32>,
+    /// Until then a session of before a restart may still present what it holds open, so every
+    /// unlinked object counts as open.
+    pub(super) grace_until: Option<Duration>,
+    /// Unlinked while the grace lasted, or closed for the last time: to be looked at.
+    pub(super) to_release: HashSet<ObjectId>,
+    last_id: u64,
+}
+
+impl Sessions {
+    /// A number for a connection.
+    pub(super) fn next_id(&mut self) -> u64 {
+        self.last_id += 1;
+        self.last_id
+    }
+
+    /// Whether anybody holds the object open, or may.
+    pub(super) fn holds(&self, object: ObjectId) -> bool {
+        self.grace_until.is_some() || self.held.contains_key(&object)
+    }
+
+    /// The session holds the object once more. False: it holds too many.
+    pub(super) fn open(&mut self, session: SessionId, object: ObjectId) -> bool {
+        let Some(state) = self.by_id.get_mut(&session) else {
+            return false;
+        };
+        if state.opens.len() >= OPENS_MAX && !state.opens.contains_key(&object) {
+            return false;
+        }
+        let count = state.opens.entry(object).or_insert(0);
+        *count += 1;
+        if *count == 1 {
+            *self.held.entry(object).or_insert(0) += 1;
+        }
+        true
+    }
+
+    /// The session holds the object once less.
+    pub(super) fn release(&mut self, session: SessionId, object: ObjectId) {
+        let Some(state) = self.by_id.get_mut(&session) else {
+            return;
+        };
+        let Some(count) = state.opens.get_mut(&object) else {
+            return;
+        };
+        *count -= 1;
+        if *count == 0 {
+            state.opens.remove(&object);
+            self.drop_hold(object);
+        }
+    }
+
+    fn drop_hold(&mut self, object: ObjectId) {
+        if let Some(count) = self.held.get_mut(&object) {
+            *count -= 1;
+            if *count == 0 {
+                self.held.remove(&object);
+                self.to_release.insert(object);
+            }
+        }
+    }
+
+    /// What the session says that it holds, after a reconnect; replaces what was known.
+    pub(super) fn present(&mut self, session: SessionId, opens: &[ObjectId]) {
+        let Some(state) = self.by_id.get_mut(&session) else {
+            return;
+        };
+        let before: Vec<_> = std::mem::take(&mut state.opens).into_keys().collect();
+        for object in opens.iter().take(OPENS_MAX) {
+            self.open(session, *object);
+        }
+        for object in before {
+            self.drop_hold(object);
+        }
+    }
+
+    /// The session is over.
+    pub(super) fn remove(&mut self, session: SessionId) {
+        if let Some(state) = self.by_id.remove(&session) {
+            if let Some((_, outbox)) = state.connection {
+                outbox.close();
+            }
+            for object in state.opens.into_keys() {
+                self.drop_hold(object);
+            }
+        }
+    }
+
+    /// Tells every connected client to go elsewhere, and closes.
+    pub(super) fn send_elsewhere(&mut self, frame: &RawFrame) {
+        for session in self.by_id.values_mut() {
+            if let Some((_, outbox)) = session.connection.take() {
+                outbox.send(frame.clone());
+                // The client closes when it has read this.
+            }
+        }
+        self.by_id.clear();
+        self.held.clear();
+        self.to_release.clear();
+    }
+
+    /// Closes every connection.
+    pub(super) fn close_connections(&mut self) {
+        for session in self.by_id.values_mut() {
+            if let Some((_, outbox)) = session.connection.take() {
+                outbox.close();
+            }
+        }
+    }
+
+    /// The connection of a session ended, if it is still that one.
+    pub(super) fn disconnected(&mut self, session: SessionId, connection: u64, now: Duration) {
+        if let Some(state) = self.by_id.get_mut(&session)
+            && state
+                .connection
+                .as_ref()
+                .is_some_and(|(id, _)| *id == connection)
+        {
+            state.connection = None;
+            state.heard = now;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_is_released_only_when_the_last_session_lets_go() {
+        let (a, b) = (SessionId([1; 16]), SessionId([2; 16]));
+        let object = ObjectId(5);
+        let mut sessions = Sessions::default();
+        for id in [a, b] {
+            sessions.by_id.insert(id, Session::default());
+            assert!(sessions.open(id, object));
+        }
+        assert!(sessions.open(a, object));
+        sessions.release(a, object);
+        sessions.remove(b);
+        assert!(sessions.holds(object) && sessions.to_release.is_empty());
+        sessions.release(a, object);
+        assert!(!sessions.holds(object) && sessions.to_release.contains(&object));
+    }
+
+    #[test]
+    fn presenting_opens_again_does_not_let_them_go() {
+        let a = SessionId([1; 16]);
+        let (kept, gone) = (ObjectId(5), ObjectId(6));
+        let mut sessions = Sessions::default();
+        sessions.by_id.insert(a, Session::default());
+        sessions.open(a, kept);
+        sessions.open(a, gone);
+        sessions.present(a, &[kept]);
+        assert!(sessions.holds(kept) && !sessions.holds(gone));
+        assert!(!sessions.to_release.contains(&kept));
+    }
+}

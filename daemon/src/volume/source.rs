@@ -1,0 +1,842 @@
+//! The source side of catching up: the journal's tail, or dirty keys and blocks, or everything
+//! compared by hash. Runs as a task of the volume's thread, beside the live records, and yields
+//! to them after every batch.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::rc::Rc;
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use protocol::ids::GenerationId;
+use protocol::record::{Change, PAYLOAD_BYTES_MAX, Record};
+use protocol::replica::{Doubt, HASH_BYTES, Message, live_record_frame};
+use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Sequence, Term};
+use replication::decision::{Decision, Means, Rule};
+use replication::progress::Progress;
+use replication::state::{Disk, Membership, Welcome};
+use storage::DirtyItem;
+use tokio::sync::{Notify, oneshot};
+
+use super::clients::read_again;
+use super::driver::{Driver, Shared, index};
+use super::links::{borrow_link, to_json};
+
+/// Bytes of resync data that may be under way to the target: enough to keep a fast link busy,
+/// little enough that live records do not wait long behind them.
+const WINDOW_BYTES_MAX: usize = 4 << 20;
+/// Items of one batch.
+const BATCH_ITEMS_MAX: usize = 1024;
+/// Bytes of data in one batch.
+const BATCH_BYTES_MAX: usize = 512 << 10;
+/// What a key costs on the wire, about, for the choice of the cheaper way.
+const KEY_BYTES_ESTIMATE: u64 = 160;
+/// Keys of one exact range.
+const EXACT_KEYS_MAX: usize = 512;
+/// Bytes of one exact range.
+const EXACT_BYTES_MAX: usize = 256 << 10;
+/// Objects of one exact range.
+const EXACT_OBJECTS_MAX: usize = 4096;
+
+/// A resync towards one replica, as its task and the link's reader share it.
+#[derive(Default)]
+pub(super) struct Source {
+    stopped: Cell<bool>,
+    next_batch: Cell<u64>,
+    /// Batches under way: what they hold, and their bytes.
+    open: RefCell<BTreeMap<u64, (Vec<DirtyItem>, usize)>>,
+    wants: RefCell<HashMap<u64, oneshot::Sender<Bytes>>>,
+    wake: Notify,
+}
+
+impl Source {
+    /// Ends the resync; what was not acknowledged stays dirty.
+    pub(super) fn stop(&self) {
+        self.stopped.set(true);
+        self.wants.borrow_mut().clear();
+        self.wake.notify_one();
+    }
+
+    fn open_bytes(&self) -> usize {
+        self.open.borrow().values().map(|(_, bytes)| bytes).sum()
+    }
+}
+
+/// What status tells about resyncs of one replica: the one under way and the last.
+#[derive(Default)]
+pub(super) struct Resyncs {
+    pub(super) running: Option<Running>,
+    pub(super) last: Option<Last>,
+}
+
+/// A resync under way.
+pub(super) struct Running {
+    pub(super) full: bool,
+    pub(super) rule: Rule,
+    pub(super) began: SystemTime,
+    pub(super) began_at: Duration,
+    /// Only the source knows how much there is.
+    pub(super) progress: Option<Progress>,
+    wire_base: u64,
+}
+
+/// A resync that ended.
+#[derive(Clone)]
+pub(super) struct Last {
+    pub(super) full: bool,
+    pub(super) rule: Rule,
+    pub(super) total_bytes: u64,
+    pub(super) sent_bytes: u64,
+    pub(super) lasted: Duration,
+    pub(super) finished: SystemTime,
+}
+
+impl Resyncs {
+    /// This replica is the target of one.
+    pub(super) fn target_began(&mut self, welcome: &Welcome) {
+        if welcome.rule == Rule::SamePast {
+            return;
+        }
+        self.running = Some(Running {
+            full: is_full(welcome.rule),
+            rule: welcome.rule,
+            began: SystemTime::now(),
+            began_at: Duration::ZERO,
+            progress: None,
+            wire_base: 0,
+        });
+    }
+
+    /// As target: it ended. The source tells the figures.
+    pub(super) fn finished(&mut self) {
+        self.running = None;
+    }
+
+    /// It was cut off.
+    pub(super) fn abandon(&mut self) {
+        self.running = None;
+    }
+}
+
+fn is_full(rule: Rule) -> bool {
+    matches!(
+        rule,
+        Rule::EmptyBrick | Rule::OlderThanMap | Rule::ForeignResync | Rule::Operator
+    )
+}
+
+impl Driver {
+    /// Finds out what could help a replica; see `Output::Assess`.
+    pub(super) fn assess(&mut self, replica: usize, common: Option<Sequence>) {
+        let summary = self.brick.dirty_summary(index(replica));
+        let means = Means {
+            map_since: None, // the machine knows
+            journal_bytes: common.and_then(|at| self.brick.journal_bytes_since(at)),
+            dirty_bytes: summary.bytes + summary.keys * KEY_BYTES_ESTIMATE,
+            resync_was_mine: false, // the machine knows
+        };
+        let full = self.full_wanted.has(replica);
+        if !self.paused {
+            self.machine.judge(replica, means, full);
+        }
+    }
+
+    /// Begins to bring a replica up to date; see `Output::Source`.
+    pub(super) fn begin_source(&mut self, replica: usize, decision: Decision, welcome: &Welcome) {
+        self.full_wanted = self.full_wanted.without(replica);
+        self.send(replica, &Message::Welcome(to_json(welcome)));
+        let now = self.now();
+        let total = match decision {
+            Decision::Full => self.brick.used_bytes(),
+            Decision::Journal { after } => self.brick.journal_bytes_since(after).unwrap_or(0),
+            _ => {
+                let summary = self.brick.dirty_summary(index(replica));
+                summary.bytes + summary.keys * KEY_BYTES_ESTIMATE
+            }
+        };
+        let name = &self.spec.replicas[replica].node_name;
+        let rule = welcome.rule;
+        tracing::info!(
+            volume = %self.spec.name, node = %name, rule = rule.name(), total_bytes = total,
+            "bringing a replica up to date"
+        );
+        let wire_base = self.links[replica].as_ref().map_or(0, wire_bytes);
+        if rule != Rule::SamePast {
+            self.resyncs[replica].running = Some(Running {
+                full: matches!(decision, Decision::Full),
+                rule,
+                began: SystemTime::now(),
+                began_at: now,
+                progress: Some(Progress::begin(now, total)),
+                wire_base,
+            });
+        }
+        let Some(link) = &mut self.links[replica] else {
+            return;
+        };
+        let source = Rc::new(Source::default());
+        link.source = Some(source.clone());
+        link.feed_live = !matches!(decision, Decision::Journal { .. });
+        let epoch = link.epoch;
+        let Some(shared) = self.shared() else { return };
+        let run = Run {
+            shared,
+            replica,
+            epoch,
+            source,
+        };
+        match decision {
+            Decision::Join => self.machine.source_done(replica),
+            Decision::Journal { after } => {
+                tokio::task::spawn_local(async move { run.journal(after).await });
+            }
+            Decision::Dirty | Decision::GiveUpTail { .. } => {
+                tokio::task::spawn_local(async move { run.dirty().await });
+            }
+            Decision::Full => {
+                let empty = self
+                    .machine
+                    .report_of(replica)
+                    .is_some_and(|r| r.disk == Disk::Empty);
+                tokio::task::spawn_local(async move { run.full(empty).await });
+            }
+            Decision::Refuse => {}
+        }
+    }
+
+    /// A batch is on stable storage at the target.
+    pub(super) fn batch_done(&mut self, replica: usize, batch: u64) {
+        let Some(source) = self.links[replica].as_ref().and_then(|l| l.source.clone()) else {
+            return;
+        };
+        let Some((items, bytes)) = source.open.borrow_mut().remove(&batch) else {
+            return;
+        };
+        if let Err(error) = self.brick.clear_dirty(index(replica), &items) {
+            self.fail(&error);
+        }
+        self.note_progress(replica, bytes as u64);
+        source.wake.notify_one();
+    }
+
+    fn note_progress(&mut self, replica: usize, done: u64) {
+        let now = self.now();
+        let wire = self.links[replica].as_ref().map_or(0, wire_bytes);
+        if let Some(running) = &mut self.resyncs[replica].running
+            && let Some(progress) = &mut running.progress
+        {
+            let so_far = progress.sent_bytes();
+            progress.sent(
+                wire.saturating_sub(running.wire_base)
+                    .saturating_sub(so_far),
+            );
+            progress.done(now, done);
+        }
+    }
+
+    /// The replica joined the in-sync set; see `Output::Joined`.
+    pub(super) fn joined(&mut self, replica: usize, membership: &Membership) {
+        self.send(replica, &Message::Joined(to_json(membership)));
+        self.note_progress(replica, 0);
+        let now = self.now();
+        let name = self.spec.replicas[replica].node_name.clone();
+        if let Some(running) = self.resyncs[replica].running.take() {
+            let progress = running.progress.as_ref();
+            let last = Last {
+                full: running.full,
+                rule: running.rule,
+                total_bytes: progress.map_or(0, Progress::total_bytes),
+                sent_bytes: progress.map_or(0, Progress::sent_bytes),
+                lasted: now.saturating_sub(running.began_at),
+                finished: SystemTime::now(),
+            };
+            tracing::info!(
+                volume = %self.spec.name, node = %name, rule = last.rule.name(),
+                sent_bytes = last.sent_bytes, lasted_ms = last.lasted.as_millis() as u64,
+                "a replica is up to date"
+            );
+            self.pool.event(
+                "resync_finished",
+                &self.spec.name,
+                &format!(
+                    "{name}: {} bytes sent by rule {}",
+                    last.sent_bytes,
+                    last.rule.name()
+                ),
+            );
+            self.resyncs[replica].last = Some(last);
+        }
+        if let Some(link) = &mut self.links[replica] {
+            link.source = None;
+            link.feed_live = true;
+        }
+    }
+
+    pub(super) fn take_want(&mut self, replica: usize, id: u64, bits: Bytes) {
+        let source = self.links[replica].as_ref().and_then(|l| l.source.clone());
+        let waiter = source.and_then(|s| s.wants.borrow_mut().remove(&id));
+        if let Some(waiter) = waiter {
+            let _ = waiter.send(bits);
+        }
+    }
+
+    /// The target says what it has in doubt: that is sent too.
+    pub(super) fn take_doubts(
+        &mut self,
+        replica: usize,
+        items: Vec<Doubt>,
+        last: bool,
+        unknown: bool,
+    ) -> Result<(), storage::BrickError> {
+        let mut dirty = Vec::with_capacity(items.len());
+        for item in items {
+            match item {
+                Doubt::Key(key) => dirty.push(DirtyItem::Key { key }),
+                Doubt::Blocks(object, first, count) => {
+                    dirty.push(DirtyItem::Blocks {
+                        object,
+                        start: first,
+                        end: first + count,
+                    });
+                }
+                Doubt::Object(object) => dirty.push(DirtyItem::Dropped { object }),
+            }
+        }
+        self.brick.mark_dirty(index(replica), &dirty)?;
+        if unknown {
+            // It cannot say what its own tail touched: everything is compared.
+            self.full_wanted = self.full_wanted.with(replica);
+            self.link_lost(replica, None);
+        } else if last {
+            self.machine.doubts_known(replica);
+        }
+        Ok(())
+    }
+
+    /// Sends the records after `after` to a primary that lost its tail.
+    pub(super) fn serve_pull(&mut self, shared: &Shared, replica: usize, after: Sequence) {
+        let Some(link) = &self.links[replica] else {
+            return;
+        };
+        let epoch = link.epoch;
+        let source = Rc::new(Source::default());
+        let run = Run {
+            shared: shared.clone(),
+            replica,
+            epoch,
+            source,
+        };
+        tokio::task::spawn_local(async move { run.pulled(after).await });
+    }
+}
+
+/// Bytes that were or will be written to a link.
+fn wire_bytes(link: &super::links::LinkIo) -> u64 {
+    link.outbox.written_bytes() + link.outbox.queued_bytes() as u64
+}
+
+/// What a resync's task knows.
+struct Run {
+    shared: Shared,
+    replica: usize,
+    epoch: u64,
+    source: Rc<Source>,
+}
+
+/// A resync's task ends early: its link is gone, or it cannot go on.
+struct Stopped;
+
+impl Run {
+    fn with<T>(&self, f: impl FnOnce(&mut Driver) -> T) -> Result<T, Stopped> {
+        if self.source.stopped.get() {
+            return Err(Stopped);
+        }
+        borrow_link(&self.shared, self.replica, self.epoch, |d| {
+            let result = f(d);
+            d.finish_turn();
+            result
+        })
+        .ok_or(Stopped)
+    }
+
+    /// Waits until the link and the target have room, and lets live traffic pass.
+    async fn room(&self) -> Result<(), Stopped> {
+        let outbox = self.with(|d| d.links[self.replica].as_ref().map(|l| l.outbox.clone()))?;
+        if let Some(outbox) = outbox {
+            outbox.below(WINDOW_BYTES_MAX).await;
+        }
+        while self.source.open_bytes() >= WINDOW_BYTES_MAX {
+            if self.source.stopped.get() {
+                return Err(Stopped);
+            }
+            self.source.wake.notified().await;
+        }
+        tokio::task::yield_now().await;
+        self.with(|_| ())
+    }
+
+    /// Keeps to `resync-max-rate`.
+    async fn pace(&self, bytes: usize) -> Result<(), Stopped> {
+        let rate = self.with(|d| d.settings.resync_bytes_per_second_max)?;
+        if let Some(rate) = rate {
+            tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64)).await;
+        }
+        Ok(())
+    }
+
+    // ---- the journal's tail ------------------------------------------------------------------
+
+    async fn journal(self, after: Sequence) {
+        let _ = self.send_tail(after, true).await;
+    }
+
+    async fn pulled(self, after: Sequence) {
+        if self.send_tail(after, false).await.is_ok() {
+            let _ = self.with(|d| d.send(self.replica, &Message::Pulled));
+        }
+    }
+
+    async fn send_tail(&self, after: Sequence, then_live: bool) -> Result<(), Stopped> {
+        let mut next = after.next();
+        loop {
+            self.room().await?;
+            let sent = self.with(|d| {
+                if next > d.machine.last() {
+                    if then_live {
+                        // No await between here and the switch: not a record is missed.
+                        if let Some(link) = &mut d.links[self.replica] {
+                            link.feed_live = true;
+                        }
+                        d.machine.source_done(self.replica);
+                    }
+                    return Ok(None);
+                }
+                d.brick.push()?;
+                let after = Sequence(next.0 - 1);
+                let records = d.brick.read_records(after, BATCH_BYTES_MAX)?;
+                let mut bytes = 0;
+                for record in records.into_iter().map(|caught| caught.record) {
+                    next = record.sequence.next();
+                    bytes += record.payload.len();
+                    let frame = live_record_frame(record.encode_meta(), record.payload);
+                    bytes += frame.meta.len();
+                    d.send_frame(self.replica, frame);
+                }
+                d.note_progress(self.replica, bytes as u64);
+                Ok::<_, storage::BrickError>(Some(bytes))
+            })?;
+            match sent {
+                Ok(None) => return Ok(()),
+                Ok(Some(bytes)) => self.pace(bytes).await?,
+                Err(error) => {
+                    tracing::error!(%error, "the journal cannot be read for a catch-up");
+                    self.give_up()?;
+                }
+            }
+        }
+    }
+
+    /// The resync cannot go on over this link: a new meeting decides anew.
+    fn give_up(&self) -> Result<(), Stopped> {
+        let _ = self.with(|d| {
+            if let Some(link) = &d.links[self.replica] {
+                link.outbox.close();
+            }
+            d.link_lost(self.replica, Some(self.epoch));
+        });
+        Err(Stopped)
+    }
+
+    // ---- dirty keys and blocks -----------------------------------------------------------------
+
+    async fn dirty(self) {
+        let _ = self.send_dirty().await;
+    }
+
+    async fn send_dirty(&self) -> Result<(), Stopped> {
+        let mut after = None;
+        loop {
+            self.room().await?;
+            let items = self.with(|d| {
+                d.brick
+                    .next_dirty(index(self.replica), after.as_ref(), BATCH_ITEMS_MAX)
+            })?;
+            let Some(last) = items.last().cloned() else {
+                break;
+            };
+            after = Some(last);
+            self.send_items(items).await?;
+        }
+        self.finish().await
+    }
+
+    /// Sends items in batches of bounded size.
+    async fn send_items(&self, items: Vec<DirtyItem>) -> Result<(), Stopped> {
+        let mut batch = Batch::default();
+        for item in items {
+            let pieces = match item {
+                DirtyItem::Blocks { object, start, end } => split_blocks(object, start, end),
+                other => vec![other],
+            };
+            for piece in pieces {
+                self.add_item(&mut batch, &piece).await?;
+                batch.items.push(piece);
+                if batch.payload.len() + batch.key_bytes >= BATCH_BYTES_MAX {
+                    self.send_batch(std::mem::take(&mut batch)).await?;
+                }
+            }
+        }
+        self.send_batch(batch).await
+    }
+
+    async fn add_item(&self, batch: &mut Batch, item: &DirtyItem) -> Result<(), Stopped> {
+        match item {
+            DirtyItem::Key { key } => {
+                let value = self.with(|d| d.brick.get(key))?;
+                batch.key_bytes += key.len() + 32;
+                match value {
+                    Ok(Some(value)) => {
+                        batch.key_bytes += value.len();
+                        batch.changes.push(Change::Put {
+                            key: key.clone(),
+                            value,
+                        });
+                    }
+                    Ok(None) => batch.changes.push(Change::Delete { key: key.clone() }),
+                    Err(error) => return self.unreadable(&error),
+                }
+            }
+            DirtyItem::Dropped { object } => {
+                let exists = self.with(|d| d.brick.exists(*object))?;
+                match exists {
+                    Ok(true) => {} // made again since: its blocks are dirty of their own
+                    Ok(false) => batch.changes.push(Change::Drop { object: *object }),
+                    Err(error) => return self.unreadable(&error),
+                }
+            }
+            DirtyItem::Blocks { object, start, end } => {
+                let offset = start * BLOCK_BYTES;
+                let len = u32::try_from((end - start) * BLOCK_BYTES).expect("a batch's bytes");
+                match read_again(&self.shared, *object, offset, len).await {
+                    Some(Ok(data)) => batch.add_data(*object, offset, &data),
+                    Some(Err(error)) => return self.unreadable(&error),
+                    None => return Err(Stopped),
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn unreadable(&self, error: &storage::ReadError) -> Result<(), Stopped> {
+        let _ = self.with(|d| {
+            tracing::error!(volume = %d.spec.name, %error, "a resync stops: its source is damaged");
+            d.pool
+                .event("resync_stopped", &d.spec.name, &error.to_string());
+        });
+        Err(Stopped)
+    }
+
+    async fn send_batch(&self, batch: Batch) -> Result<(), Stopped> {
+        if batch.items.is_empty() && batch.changes.is_empty() {
+            return Ok(());
+        }
+        self.send_any_batch(batch).await
+    }
+
+    /// Sends a batch even if it is empty: its acknowledgement says that everything sent before it
+    /// is on stable storage.
+    async fn send_any_batch(&self, batch: Batch) -> Result<(), Stopped> {
+        let number = self.source.next_batch.get() + 1;
+        self.source.next_batch.set(number);
+        let bytes = batch.payload.len() + batch.key_bytes;
+        let record = Record {
+            sequence: Sequence(number),
+            term: Term(0),
+            generation: GenerationId::NONE,
+            changes: batch.changes,
+            payload: batch.payload.freeze(),
+        };
+        // Data was read while records may have been ordered: those follow in the stream and bring
+        // the same blocks to their newer state.
+        self.with(|d| {
+            self.source
+                .open
+                .borrow_mut()
+                .insert(number, (batch.items, bytes.max(1)));
+            d.send(self.replica, &Message::Resync(record));
+        })?;
+        self.pace(bytes).await?;
+        self.room().await
+    }
+
+    /// Waits for every batch, then hands over to the machine.
+    async fn finish(&self) -> Result<(), Stopped> {
+        self.send_any_batch(Batch::default()).await?;
+        while !self.source.open.borrow().is_empty() {
+            if self.source.stopped.get() {
+                return Err(Stopped);
+            }
+            self.source.wake.notified().await;
+        }
+        self.with(|d| d.machine.source_done(self.replica))
+    }
+
+    // ---- everything, by hash -------------------------------------------------------------------
+
+    async fn full(self, empty: bool) {
+        let _ = self.send_full(empty).await;
+    }
+
+    async fn send_full(&self, empty: bool) -> Result<(), Stopped> {
+        self.send_all_keys().await?;
+        let mut from = ObjectId(0);
+        loop {
+            self.room().await?;
+            let after = from.0.checked_sub(1).map(ObjectId);
+            let objects = self.with(|d| d.brick.objects_after(after, EXACT_OBJECTS_MAX))?;
+            let Ok(objects) = objects else {
+                return self.give_up();
+            };
+            let last = objects.len() < EXACT_OBJECTS_MAX;
+            let to = match objects.last() {
+                Some(object) if !last => ObjectId(object.0 + 1),
+                _ => ObjectId(u64::MAX),
+            };
+            let exact = Message::ExactObjects {
+                from,
+                to,
+                objects: objects.clone(),
+            };
+            self.with(|d| d.send(self.replica, &exact))?;
+            for object in objects {
+                self.send_object(object, empty).await?;
+            }
+            if last {
+                break;
+            }
+            from = to;
+        }
+        self.finish().await
+    }
+
+    async fn send_all_keys(&self) -> Result<(), Stopped> {
+        let mut from = Bytes::new();
+        loop {
+            self.room().await?;
+            let next = self.with(|d| {
+                let (pairs, more) = range_of_keys(d, &from)?;
+                let to = if more {
+                    pairs
+                        .last()
+                        .map(|(key, _)| after_key(key))
+                        .unwrap_or_default()
+                } else {
+                    Bytes::new()
+                };
+                d.send(
+                    self.replica,
+                    &Message::ExactKeys {
+                        from: from.clone(),
+                        to: to.clone(),
+                        pairs,
+                    },
+                );
+                Ok::<_, storage::ReadError>(more.then_some(to))
+            })?;
+            match next {
+                Ok(Some(to)) => from = to,
+                Ok(None) => return Ok(()),
+                Err(error) => return self.unreadable(&error),
+            }
+        }
+    }
+
+    async fn send_object(&self, object: ObjectId, empty: bool) -> Result<(), Stopped> {
+        let extents = self.with(|d| d.brick.extents(object))?;
+        let Ok(extents) = extents else {
+            return self.give_up();
+        };
+        for extent in extents {
+            let first = extent * BLOCKS_PER_EXTENT;
+            let items = if empty {
+                vec![DirtyItem::Blocks {
+                    object,
+                    start: first,
+                    end: first + BLOCKS_PER_EXTENT,
+                }]
+            } else {
+                self.room().await?;
+                self.wanted(object, first).await?
+            };
+            self.send_items(items).await?;
+        }
+        Ok(())
+    }
+
+    /// Offers an extent's hashes and learns which blocks the target lacks.
+    async fn wanted(&self, object: ObjectId, first: u64) -> Result<Vec<DirtyItem>, Stopped> {
+        let len = u32::try_from(EXTENT_BYTES).expect("an extent");
+        let data = match read_extent(&self.shared, object, first * BLOCK_BYTES, len).await {
+            Some(Ok(data)) => data,
+            Some(Err(error)) => {
+                self.unreadable(&error)?;
+                return Err(Stopped);
+            }
+            None => return Err(Stopped),
+        };
+        let hashes = hash_blocks(&data);
+        let (answer, wait) = oneshot::channel();
+        let id = self.source.next_batch.get() + 1;
+        self.source.next_batch.set(id);
+        self.source.wants.borrow_mut().insert(id, answer);
+        let offer = Message::Offer {
+            id,
+            object,
+            first_block: first,
+            hashes,
+        };
+        self.with(|d| d.send(self.replica, &offer))?;
+        let bits = wait.await.map_err(|_| Stopped)?;
+        self.with(|d| d.note_progress(self.replica, 0))?;
+        let mut items: Vec<DirtyItem> = Vec::new();
+        for block in 0..BLOCKS_PER_EXTENT {
+            let at = usize::try_from(block / 8).expect("small");
+            if bits
+                .get(at)
+                .is_some_and(|byte| byte & (1 << (block % 8)) != 0)
+            {
+                match items.last_mut() {
+                    Some(DirtyItem::Blocks { end, .. }) if *end == first + block => *end += 1,
+                    _ => items.push(DirtyItem::Blocks {
+                        object,
+                        start: first + block,
+                        end: first + block + 1,
+                    }),
+                }
+            }
+        }
+        Ok(items)
+    }
+}
+
+/// Reads a whole extent in pieces that a read may have.
+pub(super) async fn read_extent(
+    shared: &Shared,
+    object: ObjectId,
+    offset: u64,
+    len: u32,
+) -> Option<Result<Bytes, storage::ReadError>> {
+    let mut data = BytesMut::with_capacity(len as usize);
+    let mut at = 0;
+    while at < len {
+        let piece = (len - at).min(PAYLOAD_BYTES_MAX as u32);
+        match read_again(shared, object, offset + u64::from(at), piece).await? {
+            Ok(bytes) => data.extend_from_slice(&bytes),
+            Err(error) => return Some(Err(error)),
+        }
+        at += piece;
+    }
+    Some(Ok(data.freeze()))
+}
+
+/// [`HASH_BYTES`] of BLAKE3 for each block.
+pub(super) fn hash_blocks(data: &[u8]) -> Bytes {
+    let mut hashes = BytesMut::with_capacity(data.len() / 256);
+    for block in data.chunks(BLOCK_BYTES as usize) {
+        hashes.extend_from_slice(&blake3::hash(block).as_bytes()[..HASH_BYTES]);
+    }
+    hashes.freeze()
+}
+
+/// Keys and values.
+pub(super) type Pairs = Vec<(Bytes, Bytes)>;
+
+/// Keys from `from` on, as many as fit one message, and whether there are more.
+pub(super) fn range_of_keys(d: &Driver, from: &[u8]) -> Result<(Pairs, bool), storage::ReadError> {
+    let mut pairs = Vec::new();
+    let mut bytes = 0;
+    let mut more = false;
+    d.brick.scan(from, &[0xff; 32], &mut |key, value| {
+        if pairs.len() >= EXACT_KEYS_MAX || bytes >= EXACT_BYTES_MAX {
+            more = true;
+            return false;
+        }
+        bytes += key.len() + value.len();
+        pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+        true
+    })?;
+    Ok((pairs, more))
+}
+
+/// The first key after `key`.
+pub(super) fn after_key(key: &[u8]) -> Bytes {
+    let mut next = BytesMut::with_capacity(key.len() + 1);
+    next.extend_from_slice(key);
+    next.extend_from_slice(&[0]);
+    next.freeze()
+}
+
+/// Items of one message.
+#[derive(Default)]
+struct Batch {
+    items: Vec<DirtyItem>,
+    changes: Vec<Change>,
+    payload: BytesMut,
+    key_bytes: usize,
+}
+
+impl Batch {
+    /// Adds data; blocks of zeros travel as a range.
+    fn add_data(&mut self, object: ObjectId, offset: u64, data: &[u8]) {
+        for (index, block) in data.chunks(BLOCK_BYTES as usize).enumerate() {
+            let at = offset + index as u64 * BLOCK_BYTES;
+            let zero = block.iter().all(|byte| *byte == 0);
+            let len = block.len() as u64;
+            match self.changes.last_mut() {
+                Some(Change::Zero {
+                    object: o,
+                    offset: from,
+                    len: l,
+                }) if zero && *o == object && *from + *l == at => {
+                    *l += len;
+                }
+                Some(Change::Write {
+                    object: o,
+                    offset: from,
+                    len: l,
+                }) if !zero && *o == object && *from + u64::from(*l) == at => {
+                    *l += block.len() as u32;
+                }
+                _ if zero => self.changes.push(Change::Zero {
+                    object,
+                    offset: at,
+                    len,
+                }),
+                _ => {
+                    let len = block.len() as u32;
+                    self.changes.push(Change::Write {
+                        object,
+                        offset: at,
+                        len,
+                    });
+                }
+            }
+            if !zero {
+                self.payload.extend_from_slice(block);
+            }
+        }
+    }
+}
+
+/// Cuts a long run of blocks into what one batch carries.
+fn split_blocks(object: ObjectId, start: u64, end: u64) -> Vec<DirtyItem> {
+    let most = BATCH_BYTES_MAX as u64 / BLOCK_BYTES;
+    (start..end)
+        .step_by(usize::try_from(most).expect("small"))
+        .map(|at| DirtyItem::Blocks {
+            object,
+            start: at,
+            end: end.min(at + most),
+        })
+        .collect()
+}

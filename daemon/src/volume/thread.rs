@@ -1,0 +1,356 @@
+//! The volume's thread and its tasks.
+
+use std::cell::RefCell;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::mpsc as blocking;
+use std::time::Duration;
+
+use protocol::ids::PoolId;
+use protocol::node_rpc::VolumeCommand;
+use protocol::preamble::Purpose;
+use protocol::volume::VolumeSpec;
+use replication::machine::Standing;
+use replication::state::{DurableState, Mask};
+use storage::{DirBrick, RecoveryReport};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+use super::driver::{Driver, Shared};
+use super::links::{HEARTBEAT, keep_dialling, serve_link};
+use super::{CommandError, PoolView, Said, StartError, bricks, clients, stream, verify};
+
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_millis(50);
+/// How often the positions of the in-sync set are made durable.
+const NOTE_POSITIONS: Duration = Duration::from_secs(5);
+/// How long a hand-over at the end may take.
+const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
+
+/// What a brick's opening gave.
+type Opened = (DirBrick, RecoveryReport, DurableState);
+
+/// Starts the thread and waits until the brick is open or refused.
+pub(super) fn start(
+    spec: VolumeSpec,
+    me: usize,
+    pool_id: PoolId,
+    pool: Arc<dyn PoolView>,
+    messages: mpsc::Receiver<Said>,
+) -> Result<(), StartError> {
+    let (ready, opened) = blocking::sync_channel(1);
+    let name = format!("vol-{}", spec.name);
+    std::thread::Builder::new()
+        .name(name.chars().take(15).collect())
+        .spawn(move || match open(&spec, me, pool_id) {
+            Ok((brick, recovery, state)) => {
+                let runtime = tokio::runtime::Builder::new_current_thread()
+                    .enable_all()
+                    .build();
+                let runtime = match runtime {
+                    Ok(runtime) => runtime,
+                    Err(error) => {
+                        let _ = ready.send(Err(StartError::Thread(error)));
+                        return;
+                    }
+                };
+                let _ = ready.send(Ok(()));
+                let local = tokio::task::LocalSet::new();
+                let opened = (brick, recovery, state);
+                let stopped = local.block_on(&runtime, run(spec, me, pool, opened, messages));
+                // The brick is closed, and may be opened again, once its tasks are gone.
+                drop(local);
+                if let Some(stopped) = stopped {
+                    let _ = stopped.send(());
+                }
+            }
+            Err(error) => {
+                let _ = ready.send(Err(error));
+            }
+        })
+        .map_err(StartError::Thread)?;
+    opened.recv().map_err(|_| StartError::Ended)?
+}
+
+fn open(spec: &VolumeSpec, me: usize, pool_id: PoolId) -> Result<Opened, StartError> {
+    let path = PathBuf::from(&spec.replicas[me].path);
+    let (brick, recovery) =
+        bricks::open(spec, me, pool_id, &path).map_err(|source| StartError::Open {
+            path: path.clone(),
+            source,
+        })?;
+    let state = bricks::state_of(&brick).map_err(|reason| StartError::State {
+        path: path.clone(),
+        reason,
+    })?;
+    if !recovery.was_clean {
+        tracing::info!(
+            volume = %spec.name, replayed = recovery.replayed_records,
+            doubtful_extents = recovery.suspect.len(), "the brick recovered from a crash"
+        );
+    }
+    Ok((brick, recovery, state))
+}
+
+/// Random bytes from the kernel.
+fn entropy() -> [u8; 16] {
+    let mut bytes = [0; 16];
+    // Without randomness there are no identities and no TLS either: the daemon does not get here.
+    getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
+    bytes
+}
+
+async fn run(
+    spec: VolumeSpec,
+    me: usize,
+    pool: Arc<dyn PoolView>,
+    (brick, recovery, state): Opened,
+    mut messages: mpsc::Receiver<Said>,
+) -> Option<oneshot::Sender<()>> {
+    let count = spec.replicas.len();
+    let wake = brick.wake_fd().and_then(|fd| fd.try_clone_to_owned().ok());
+    let driver = Driver::new(spec, me, pool, brick, recovery, state, entropy());
+    let shared: Shared = Rc::new(RefCell::new(driver));
+    shared.borrow_mut().set_self(&shared);
+    if let Some(fd) = wake {
+        tokio::task::spawn_local(watch_brick(shared.clone(), fd));
+    }
+    tokio::task::spawn_local(ticker(shared.clone()));
+    for replica in me + 1..count {
+        tokio::task::spawn_local(keep_dialling(shared.clone(), replica));
+    }
+    {
+        let mut d = shared.borrow_mut();
+        let now = d.now();
+        d.machine.start(now);
+        d.finish_turn();
+    }
+    while let Some(said) = messages.recv().await {
+        match said {
+            Said::Accept(accepted, purpose) => {
+                tokio::task::spawn_local(serve(shared.clone(), accepted, purpose));
+            }
+            Said::Spec(spec) => shared.borrow_mut().new_spec(*spec),
+            Said::Status(answer) => {
+                let _ = answer.send(shared.borrow().report());
+            }
+            Said::Command(command, answer) => {
+                let shared = shared.clone();
+                tokio::task::spawn_local(async move {
+                    let _ = answer.send(execute(&shared, command).await);
+                });
+            }
+            Said::Stop(answer) => {
+                stop(&shared).await;
+                return Some(answer);
+            }
+        }
+    }
+    stop(&shared).await;
+    None
+}
+
+async fn serve(shared: Shared, accepted: super::AcceptedStream, purpose: Purpose) {
+    let pool = shared.borrow().pool.clone();
+    let within = Duration::from_secs(5);
+    match tokio::time::timeout(within, stream::accept(&*pool, accepted)).await {
+        Ok(Ok(stream)) => match purpose {
+            Purpose::Client(_) => clients::serve_client(shared, stream).await,
+            Purpose::Replica(_) => {
+                // It logs its own end.
+                let _ = serve_link(shared, stream, None).await;
+            }
+            Purpose::Rpc | Purpose::Join => {}
+        },
+        Ok(Err(error)) => tracing::info!(%error, "a connection did not get through TLS"),
+        Err(_) => tracing::info!("a connection did not get through TLS in time"),
+    }
+}
+
+async fn watch_brick(shared: Shared, fd: OwnedFd) {
+    #[allow(
+        deprecated,
+        reason = "an OwnedFd keeps its descriptor open, which the replacement wants promised by \
+                  unsafe code; this crate has none"
+    )]
+    let fd = match AsyncFd::with_interest(fd, Interest::READABLE) {
+        Ok(fd) => fd,
+        Err(error) => {
+            tracing::error!(%error, "the brick's completions cannot be watched");
+            return;
+        }
+    };
+    loop {
+        let Ok(mut guard) = fd.readable().await else {
+            return;
+        };
+        guard.clear_ready();
+        let mut d = shared.borrow_mut();
+        if d.stopping {
+            return;
+        }
+        d.brick_events();
+        d.finish_turn();
+    }
+}
+
+async fn ticker(shared: Shared) {
+    let mut ticks: u64 = 0;
+    let mut interval = tokio::time::interval(TICK);
+    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let every = |period: Duration| (period.as_millis() / TICK.as_millis()) as u64;
+    loop {
+        interval.tick().await;
+        ticks += 1;
+        let mut d = shared.borrow_mut();
+        if d.stopping || d.failed.is_some() {
+            return;
+        }
+        d.brick_events();
+        d.tick();
+        if ticks.is_multiple_of(every(HEARTBEAT)) {
+            d.heartbeats();
+        }
+        if ticks.is_multiple_of(every(Duration::from_secs(1))) {
+            d.every_second();
+        }
+        if ticks.is_multiple_of(every(NOTE_POSITIONS)) {
+            d.note_positions();
+        }
+    }
+}
+
+async fn execute(
+    shared: &Shared,
+    command: VolumeCommand,
+) -> Result<serde_json::Value, CommandError> {
+    if !shared.borrow().machine.serves() {
+        return Err(CommandError::refused(
+            "not_primary",
+            "this node is not the volume's primary",
+            "look at `cairn volume status`: the primary may have moved, or none may serve",
+        ));
+    }
+    match command {
+        VolumeCommand::Promote { to, .. } => promote(shared, to).await,
+        VolumeCommand::Resync { replica, full } => {
+            shared.borrow_mut().resync(replica, full);
+            Ok(serde_json::json!({ "started": true }))
+        }
+        VolumeCommand::PauseResync => {
+            shared.borrow_mut().pause(true);
+            Ok(serde_json::json!({ "paused": true }))
+        }
+        VolumeCommand::ResumeResync => {
+            shared.borrow_mut().pause(false);
+            Ok(serde_json::json!({ "paused": false }))
+        }
+        VolumeCommand::Verify { repair } => {
+            let verdict = verify::verify(shared, repair).await;
+            Ok(serde_json::to_value(verdict).unwrap_or_default())
+        }
+    }
+}
+
+async fn promote(shared: &Shared, to: usize) -> Result<serde_json::Value, CommandError> {
+    let (me, count) = {
+        let d = shared.borrow();
+        (d.me, d.links.len())
+    };
+    if to >= count {
+        return Err(CommandError::refused(
+            "no_such_replica",
+            "the volume has no such replica",
+            "look at `cairn volume info`",
+        ));
+    }
+    if to == me {
+        return Ok(serde_json::json!({ "promoted": true, "changed": false }));
+    }
+    let wait = shared.borrow_mut().promote(to)?;
+    match wait.await {
+        Ok(true) => Ok(serde_json::json!({ "promoted": true, "changed": true })),
+        _ => Err(CommandError::refused(
+            "hand_over_failed",
+            "the replica went away before the role was handed over; this node goes on as primary",
+            "look at `cairn volume status` and try again",
+        )),
+    }
+}
+
+impl Driver {
+    fn new_spec(&mut self, spec: VolumeSpec) {
+        self.settings = super::settings::Settings::of(&spec);
+        self.machine
+            .set_replica_deadline(self.settings.replica_deadline);
+        if let Err(error) = self.brick.set_spec(spec.clone()) {
+            self.fail(&error);
+        }
+        self.spec = spec;
+    }
+
+    /// Brings replicas up to date again: their links are closed, and the next meeting decides.
+    fn resync(&mut self, replica: Option<usize>, full: bool) {
+        for index in (0..self.links.len()).filter(|r| replica.is_none_or(|only| only == *r)) {
+            if self.links[index].is_none() {
+                continue;
+            }
+            let in_sync = self.machine.standing(index) == Some(Standing::InSync);
+            if full {
+                self.full_wanted = self.full_wanted.with(index);
+            } else if in_sync {
+                continue; // nothing is missing there
+            }
+            self.link_lost(index, None);
+        }
+    }
+
+    fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+        for index in 0..self.links.len() {
+            let running = self.resyncs[index].running.is_some();
+            let waiting = self.machine.standing(index) == Some(Standing::Met);
+            if (paused && running) || (!paused && waiting) {
+                self.link_lost(index, None);
+            }
+        }
+    }
+}
+
+/// Ends the volume's work on this node: hands the role to a replica that can take it, then
+/// checkpoints and closes the brick.
+async fn stop(shared: &Shared) {
+    let heir = {
+        let d = shared.borrow();
+        (0..d.links.len()).find(|r| d.machine.standing(*r) == Some(Standing::InSync))
+    };
+    if let Some(heir) = heir
+        && shared.borrow().machine.serves()
+    {
+        let wait = shared.borrow_mut().promote(heir);
+        if let Ok(wait) = wait {
+            let _ = tokio::time::timeout(HAND_OVER_WITHIN, wait).await;
+            // The word to the heir must leave before the link closes.
+            let outbox = shared.borrow().links[heir]
+                .as_ref()
+                .map(|l| l.outbox.clone());
+            if let Some(outbox) = outbox {
+                let _ = tokio::time::timeout(HAND_OVER_WITHIN, outbox.below(1)).await;
+            }
+        }
+    }
+    let mut d = shared.borrow_mut();
+    d.stopping = true;
+    d.sessions.close_connections();
+    for link in d.links.iter().flatten() {
+        link.outbox.close();
+    }
+    d.full_wanted = Mask::default();
+    if let Err(error) = d.brick.shut_down() {
+        tracing::error!(volume = %d.spec.name, %error, "the brick was not closed cleanly");
+    }
+    d.changed.notify_waiters();
+}

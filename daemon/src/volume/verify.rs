@@ -1,0 +1,646 @@
+//! Comparing replicas, and repairing single blocks.
+//!
+//! The primary asks each member of the in-sync set what it holds, range by range, and compares it
+//! with its own. Question and answer travel in the ordered stream, but reading takes time: what
+//! differs is asked again, a few times, and counts as a difference only if it stays one.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bytes::{Bytes, BytesMut};
+use protocol::replica::{HASH_BYTES, ITEMS_MAX, Message, Scope};
+use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId};
+use replication::machine::Standing;
+use serde::Serialize;
+use storage::DirtyItem;
+use tokio::sync::oneshot;
+
+use super::clients::{Keys, read_again};
+use super::driver::{Driver, Shared};
+use super::source::{Pairs, after_key, hash_blocks, range_of_keys};
+
+/// How often a difference is asked again before it is believed.
+const ASKED_AGAIN_MAX: usize = 4;
+/// Differences that are listed; more are counted.
+const DIFFERENCES_MAX: usize = 1000;
+/// Objects of one question.
+const OBJECTS_MAX: usize = 2048;
+
+/// Questions under way on a link.
+#[derive(Default)]
+pub(super) struct Questions {
+    next: u64,
+    compare: HashMap<u64, oneshot::Sender<Answer>>,
+    fetch: HashMap<u64, oneshot::Sender<Option<Bytes>>>,
+}
+
+/// What a replica answered.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Answer {
+    pub(super) names: Vec<Bytes>,
+    pub(super) hashes: Bytes,
+    pub(super) unreadable: Bytes,
+}
+
+/// One difference, as `volume verify` prints it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(super) struct Difference {
+    node: String,
+    path: String,
+    offset: u64,
+    length: u64,
+}
+
+/// What `volume verify` prints.
+#[derive(Debug, Default, Serialize)]
+pub(super) struct Verdict {
+    /// Every replica was compared and all are equal.
+    pub(super) equal: bool,
+    /// Bytes of data compared, at each replica.
+    pub(super) bytes_compared: u64,
+    /// Replicas compared, the primary among them.
+    pub(super) replicas_compared: usize,
+    /// Replicas that could not be compared.
+    pub(super) not_compared: Vec<String>,
+    /// What differs.
+    pub(super) differences: Vec<Difference>,
+    /// Differences beyond those listed.
+    pub(super) differences_not_listed: u64,
+    /// Blocks and keys put right by `--repair`.
+    pub(super) repaired: u64,
+}
+
+impl Driver {
+    pub(super) fn take_compared(&mut self, replica: usize, id: u64, answer: Answer) {
+        let waiter = self.links[replica]
+            .as_mut()
+            .and_then(|l| l.questions.compare.remove(&id));
+        if let Some(waiter) = waiter {
+            let _ = waiter.send(answer);
+        }
+    }
+
+    pub(super) fn take_fetched(&mut self, replica: usize, id: u64, data: Option<Bytes>) {
+        let waiter = self.links[replica]
+            .as_mut()
+            .and_then(|l| l.questions.fetch.remove(&id));
+        if let Some(waiter) = waiter {
+            let _ = waiter.send(data);
+        }
+    }
+
+    fn ask(&mut self, replica: usize, scope: Scope) -> Option<oneshot::Receiver<Answer>> {
+        let link = self.links[replica].as_mut()?;
+        link.questions.next += 1;
+        let id = link.questions.next;
+        let (sender, wait) = oneshot::channel();
+        link.questions.compare.insert(id, sender);
+        self.send(replica, &Message::Compare { id, scope });
+        Some(wait)
+    }
+}
+
+/// Answers a question about what this replica holds.
+pub(super) fn answer(shared: &Shared, replica: usize, id: u64, scope: Scope) {
+    let shared = shared.clone();
+    tokio::task::spawn_local(async move {
+        let answer = look(&shared, scope).await;
+        let Answer {
+            names,
+            hashes,
+            unreadable,
+        } = answer;
+        shared.borrow().send(
+            replica,
+            &Message::Compared {
+                id,
+                names,
+                hashes,
+                unreadable,
+            },
+        );
+    });
+}
+
+async fn look(shared: &Shared, scope: Scope) -> Answer {
+    match scope {
+        Scope::Keys { from, to } => {
+            let end: Bytes = if to.is_empty() {
+                Bytes::from_static(&[0xff; 32])
+            } else {
+                to
+            };
+            let mut pairs = Vec::new();
+            let scanned = shared.borrow().brick.scan(&from, &end, &mut |key, value| {
+                pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+                pairs.len() < ITEMS_MAX
+            });
+            if scanned.is_err() {
+                return Answer {
+                    unreadable: Bytes::from_static(&[1]),
+                    ..Answer::default()
+                };
+            }
+            of_pairs(&pairs)
+        }
+        Scope::Objects { from, to } => {
+            match shared
+                .borrow()
+                .brick
+                .objects_after(before(from), OBJECTS_MAX + 1)
+            {
+                Ok(objects) => Answer {
+                    names: objects
+                        .into_iter()
+                        .filter(|object| *object < to)
+                        .map(|object| Bytes::copy_from_slice(&object.0.to_le_bytes()))
+                        .collect(),
+                    ..Answer::default()
+                },
+                Err(_) => Answer {
+                    unreadable: Bytes::from_static(&[1]),
+                    ..Answer::default()
+                },
+            }
+        }
+        Scope::Extent { object, extent } => of_extent(shared, object, extent).await,
+    }
+}
+
+fn of_pairs(pairs: &Pairs) -> Answer {
+    let mut hashes = BytesMut::with_capacity(pairs.len() * HASH_BYTES);
+    for (key, value) in pairs {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(key);
+        hasher.update(value);
+        hashes.extend_from_slice(&hasher.finalize().as_bytes()[..HASH_BYTES]);
+    }
+    Answer {
+        names: pairs.iter().map(|(key, _)| key.clone()).collect(),
+        hashes: hashes.freeze(),
+        unreadable: Bytes::new(),
+    }
+}
+
+async fn of_extent(shared: &Shared, object: ObjectId, extent: u64) -> Answer {
+    let mut hashes = BytesMut::new();
+    let mut unreadable = vec![0_u8; BLOCKS_PER_EXTENT as usize / 8];
+    let piece = 256 * BLOCK_BYTES;
+    let mut offset = extent.saturating_mul(EXTENT_BYTES);
+    let end = offset.saturating_add(EXTENT_BYTES);
+    let mut block = 0;
+    while offset < end {
+        match read_again(shared, object, offset, piece as u32).await {
+            Some(Ok(data)) => hashes.extend_from_slice(&hash_blocks(&data)),
+            _ => {
+                // Block by block, to tell which are damaged.
+                for at in 0..piece / BLOCK_BYTES {
+                    let one = offset + at * BLOCK_BYTES;
+                    match read_again(shared, object, one, BLOCK_BYTES as u32).await {
+                        Some(Ok(data)) => hashes.extend_from_slice(&hash_blocks(&data)),
+                        _ => {
+                            let bit = (block + at) as usize;
+                            unreadable[bit / 8] |= 1 << (bit % 8);
+                            hashes.extend_from_slice(&[0; HASH_BYTES]);
+                        }
+                    }
+                }
+            }
+        }
+        block += piece / BLOCK_BYTES;
+        offset += piece;
+    }
+    let damaged = unreadable.iter().any(|byte| *byte != 0);
+    Answer {
+        names: Vec::new(),
+        hashes: hashes.freeze(),
+        unreadable: if damaged {
+            Bytes::from(unreadable)
+        } else {
+            Bytes::new()
+        },
+    }
+}
+
+/// Compares every replica with the primary.
+pub(super) async fn verify(shared: &Shared, repair: bool) -> Verdict {
+    let mut verdict = Verdict {
+        equal: true,
+        replicas_compared: 1,
+        ..Verdict::default()
+    };
+    let (count, me) = {
+        let d = shared.borrow();
+        (d.links.len(), d.me)
+    };
+    for replica in (0..count).filter(|r| *r != me) {
+        let (name, in_sync) = {
+            let d = shared.borrow();
+            let in_sync = d.machine.standing(replica) == Some(Standing::InSync);
+            (d.spec.replicas[replica].node_name.clone(), in_sync)
+        };
+        let mut run = Comparison {
+            shared,
+            replica,
+            name: name.clone(),
+            repair,
+            verdict,
+        };
+        let compared = in_sync && run.all().await.is_some();
+        verdict = run.verdict;
+        if compared {
+            verdict.replicas_compared += 1;
+        } else {
+            verdict.not_compared.push(name);
+        }
+    }
+    let differs = !verdict.differences.is_empty() || verdict.differences_not_listed > 0;
+    verdict.equal = !differs && verdict.not_compared.is_empty();
+    verdict
+}
+
+struct Comparison<'a> {
+    shared: &'a Shared,
+    replica: usize,
+    name: String,
+    repair: bool,
+    verdict: Verdict,
+}
+
+impl Comparison<'_> {
+    /// `None`: the replica went away.
+    async fn all(&mut self) -> Option<()> {
+        self.keys().await?;
+        let mut from = ObjectId(0);
+        loop {
+            let objects = self
+                .shared
+                .borrow()
+                .brick
+                .objects_after(before(from), OBJECTS_MAX)
+                .ok()?;
+            let last = objects.len() < OBJECTS_MAX;
+            let to = match objects.last() {
+                Some(object) if !last => ObjectId(object.0 + 1),
+                _ => ObjectId(u64::MAX),
+            };
+            self.objects(from, to).await?;
+            for object in objects {
+                self.object(object).await?;
+            }
+            if last {
+                return Some(());
+            }
+            from = to;
+        }
+    }
+
+    async fn ask(&self, scope: Scope) -> Option<Answer> {
+        let wait = self.shared.borrow_mut().ask(self.replica, scope)?;
+        wait.await.ok()
+    }
+
+    async fn keys(&mut self) -> Option<()> {
+        let mut from = Bytes::new();
+        loop {
+            let (pairs, more) = {
+                let d = self.shared.borrow();
+                range_of_keys(&d, &from).ok()?
+            };
+            let to = match pairs.last() {
+                Some((key, _)) if more => after_key(key),
+                _ => Bytes::new(),
+            };
+            self.key_range(&from, &to).await?;
+            if to.is_empty() {
+                return Some(());
+            }
+            from = to;
+        }
+    }
+
+    async fn key_range(&mut self, from: &Bytes, to: &Bytes) -> Option<()> {
+        let scope = Scope::Keys {
+            from: from.clone(),
+            to: to.clone(),
+        };
+        let mut differing = Vec::new();
+        for _ in 0..ASKED_AGAIN_MAX {
+            // Asked and read in one go, so that both are of the same place in the order.
+            let (wait, own) = {
+                let mut d = self.shared.borrow_mut();
+                let wait = d.ask(self.replica, scope.clone())?;
+                let end = if to.is_empty() {
+                    Bytes::from_static(&[0xff; 32])
+                } else {
+                    to.clone()
+                };
+                let mut pairs = Vec::new();
+                let scanned = d.brick.scan(from, &end, &mut |key, value| {
+                    pairs.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+                    true
+                });
+                scanned.ok()?;
+                (wait, of_pairs(&pairs))
+            };
+            let theirs = wait.await.ok()?;
+            differing = differing_keys(&own, &theirs);
+            if differing.is_empty() {
+                return Some(());
+            }
+        }
+        for key in differing {
+            let path = format!("metadata key {}", printable(&key));
+            self.report(path, 0, key.len() as u64);
+            self.put_right(&[DirtyItem::Key { key }]).await;
+        }
+        Some(())
+    }
+
+    async fn objects(&mut self, from: ObjectId, to: ObjectId) -> Option<()> {
+        let scope = Scope::Objects { from, to };
+        let mut extra = Vec::new();
+        for _ in 0..ASKED_AGAIN_MAX {
+            let theirs = self.ask(scope.clone()).await?;
+            let own = self
+                .shared
+                .borrow()
+                .brick
+                .objects_after(before(from), OBJECTS_MAX)
+                .ok()?;
+            extra = theirs
+                .names
+                .iter()
+                .filter_map(|name| Some(u64::from_le_bytes(name[..].try_into().ok()?)))
+                .map(ObjectId)
+                .filter(|object| !own.contains(object))
+                .collect();
+            if extra.is_empty() {
+                return Some(());
+            }
+        }
+        for object in extra {
+            self.report(format!("object {object} that should be gone"), 0, 0);
+            self.put_right(&[DirtyItem::Dropped { object }]).await;
+        }
+        Some(())
+    }
+
+    async fn object(&mut self, object: ObjectId) -> Option<()> {
+        let extents = self.shared.borrow().brick.extents(object).ok()?;
+        for extent in extents {
+            self.extent(object, extent).await?;
+            self.verdict.bytes_compared += EXTENT_BYTES;
+        }
+        Some(())
+    }
+
+    async fn extent(&mut self, object: ObjectId, extent: u64) -> Option<()> {
+        let mut bad = Vec::new();
+        for _ in 0..ASKED_AGAIN_MAX {
+            let wait = {
+                let mut d = self.shared.borrow_mut();
+                d.ask(self.replica, Scope::Extent { object, extent })?
+            };
+            let own = of_extent(self.shared, object, extent).await;
+            let theirs = wait.await.ok()?;
+            bad = differing_blocks(&own, &theirs);
+            if bad.is_empty() {
+                return Some(());
+            }
+        }
+        let path = {
+            let d = self.shared.borrow();
+            match namespace::path_of(&Keys(&d.brick), object) {
+                Ok(Some(path)) => String::from_utf8_lossy(&path).into_owned(),
+                _ => format!("object {object}"),
+            }
+        };
+        for (first, count) in runs(&bad) {
+            let first = extent * BLOCKS_PER_EXTENT + first;
+            self.report(path.clone(), first * BLOCK_BYTES, count * BLOCK_BYTES);
+            self.put_right(&[DirtyItem::Blocks {
+                object,
+                start: first,
+                end: first + count,
+            }])
+            .await;
+        }
+        Some(())
+    }
+
+    fn report(&mut self, path: String, offset: u64, length: u64) {
+        if self.verdict.differences.len() < DIFFERENCES_MAX {
+            let node = self.name.clone();
+            self.verdict.differences.push(Difference {
+                node,
+                path,
+                offset,
+                length,
+            });
+        } else {
+            self.verdict.differences_not_listed += 1;
+        }
+    }
+
+    /// With `--repair`: sends the primary's content again, as records of the ordered log.
+    async fn put_right(&mut self, items: &[DirtyItem]) {
+        if !self.repair {
+            return;
+        }
+        for item in items {
+            if rewrite(self.shared, item).await {
+                self.verdict.repaired += 1;
+            }
+        }
+    }
+}
+
+/// Orders the primary's own content of `item` once more: every replica then has it.
+async fn rewrite(shared: &Shared, item: &DirtyItem) -> bool {
+    use protocol::record::Change;
+    match item {
+        DirtyItem::Key { key } => {
+            let mut d = shared.borrow_mut();
+            let change = match d.brick.get(key) {
+                Ok(Some(value)) => Change::Put {
+                    key: key.clone(),
+                    value,
+                },
+                Ok(None) => Change::Delete { key: key.clone() },
+                Err(_) => return false,
+            };
+            let ordered = d.order(vec![change], Bytes::new()).is_ok();
+            d.finish_turn();
+            ordered
+        }
+        DirtyItem::Dropped { object } => {
+            let mut d = shared.borrow_mut();
+            if !matches!(d.brick.exists(*object), Ok(false)) {
+                return false;
+            }
+            let ordered = d
+                .order(vec![Change::Drop { object: *object }], Bytes::new())
+                .is_ok();
+            d.finish_turn();
+            ordered
+        }
+        DirtyItem::Blocks { object, start, end } => {
+            for block in *start..*end {
+                let offset = block * BLOCK_BYTES;
+                let Some(Ok(data)) = read_again(shared, *object, offset, BLOCK_BYTES as u32).await
+                else {
+                    return false;
+                };
+                let mut d = shared.borrow_mut();
+                let change = Change::Write {
+                    object: *object,
+                    offset,
+                    len: BLOCK_BYTES as u32,
+                };
+                if d.order(vec![change], data).is_err() {
+                    return false;
+                }
+                d.finish_turn();
+            }
+            true
+        }
+    }
+}
+
+fn differing_keys(own: &Answer, theirs: &Answer) -> Vec<Bytes> {
+    let table = |answer: &Answer| -> BTreeMap<Bytes, Bytes> {
+        let hashes = answer.hashes.chunks(HASH_BYTES).map(Bytes::copy_from_slice);
+        answer.names.iter().cloned().zip(hashes).collect()
+    };
+    let (own, theirs) = (table(own), table(theirs));
+    let keys = own.keys().chain(theirs.keys());
+    let mut bad: Vec<_> = keys
+        .filter(|key| own.get(*key) != theirs.get(*key))
+        .cloned()
+        .collect();
+    bad.sort();
+    bad.dedup();
+    bad
+}
+
+/// Blocks of an extent that differ or cannot be read at either side.
+fn differing_blocks(own: &Answer, theirs: &Answer) -> Vec<u64> {
+    let bit = |bits: &Bytes, block: usize| {
+        bits.get(block / 8)
+            .is_some_and(|byte| byte & (1 << (block % 8)) != 0)
+    };
+    let hash = |answer: &Answer, block: usize| {
+        let at = block * HASH_BYTES;
+        answer.hashes.get(at..at + HASH_BYTES).map(<[u8]>::to_vec)
+    };
+    (0..BLOCKS_PER_EXTENT as usize)
+        .filter(|block| {
+            let unreadable = bit(&own.unreadable, *block) || bit(&theirs.unreadable, *block);
+            unreadable || hash(own, *block) != hash(theirs, *block)
+        })
+        .map(|block| block as u64)
+        .collect()
+}
+
+/// Runs of neighbours as (first, count).
+fn runs(blocks: &[u64]) -> Vec<(u64, u64)> {
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for block in blocks {
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == *block => *count += 1,
+            _ => runs.push((*block, 1)),
+        }
+    }
+    runs
+}
+
+/// The place before an object, for listings that begin after one.
+fn before(object: ObjectId) -> Option<ObjectId> {
+    object.0.checked_sub(1).map(ObjectId)
+}
+
+fn printable(key: &[u8]) -> String {
+    key.iter()
+        .flat_map(|byte| std::ascii::escape_default(*byte))
+        .map(char::from)
+        .collect()
+}
+
+/// Fetches a block that is damaged here from an in-sync replica and puts it in place.
+pub(super) async fn repair_block(shared: &Shared, object: ObjectId, block: u64) -> bool {
+    let count = shared.borrow().links.len();
+    for replica in 0..count {
+        let wait = {
+            let mut d = shared.borrow_mut();
+            if d.machine.standing(replica) != Some(Standing::InSync) {
+                continue;
+            }
+            let Some(link) = d.links[replica].as_mut() else {
+                continue;
+            };
+            link.questions.next += 1;
+            let id = link.questions.next;
+            let (sender, wait) = oneshot::channel();
+            link.questions.fetch.insert(id, sender);
+            let (offset, len) = (block * BLOCK_BYTES, BLOCK_BYTES as u32);
+            d.send(
+                replica,
+                &Message::Fetch {
+                    id,
+                    object,
+                    offset,
+                    len,
+                },
+            );
+            wait
+        };
+        let Ok(Some(data)) = wait.await else { continue };
+        if data.len() as u64 != BLOCK_BYTES {
+            continue;
+        }
+        let mut d = shared.borrow_mut();
+        let (offset, len) = (block * BLOCK_BYTES, BLOCK_BYTES as u32);
+        // A write that came meanwhile has put the block right already, with newer bytes.
+        match d.brick.read_now(object, offset, len) {
+            Err(storage::ReadError::Corrupt { .. }) => {}
+            Ok(_) => return true,
+            Err(_) => return false,
+        }
+        let change = protocol::record::Change::Write {
+            object,
+            offset,
+            len,
+        };
+        match d.apply_apart(vec![change], data) {
+            Ok(()) => {
+                let what = format!("block {block} of object {object}");
+                tracing::warn!(volume = %d.spec.name, %what, "a damaged block was repaired");
+                d.pool.event("block_repaired", &d.spec.name, &what);
+                return true;
+            }
+            Err(error) => d.fail(&error),
+        }
+    }
+    false
+}
+
+/// Answers a question for bytes.
+pub(super) fn answer_fetch(
+    shared: &Shared,
+    replica: usize,
+    id: u64,
+    object: ObjectId,
+    offset: u64,
+    len: u32,
+) {
+    let shared = shared.clone();
+    tokio::task::spawn_local(async move {
+        let len = len.min(EXTENT_BYTES as u32);
+        let data = read_again(&shared, object, offset, len)
+            .await
+            .and_then(Result::ok);
+        shared
+            .borrow()
+            .send(replica, &Message::Fetched { id, data });
+    });
+}

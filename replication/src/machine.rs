@@ -1,0 +1,613 @@
+//! The machine of one replica of one volume.
+//!
+//! # How to drive it
+//!
+//! Call a method for what happened, then take every [`Output`] with [`Machine::poll`] and carry
+//! it out in order before the next event. `now` is any clock that never steps back, as a
+//! duration. [`Machine::deadline`] says when [`Machine::tick`] wants to be called next.
+//!
+//! # Life of a replica
+//!
+//! ```text
+//!                  start: it was primary
+//!            ┌───────────────────────────────► Waiting ──► Pulling ──┐
+//!            │   (members of the in-sync set      │  a member has    │
+//! Following ─┤    report, or the wait is over)    │  a longer tail   │
+//!   ▲   ▲    │                                    ▼                  │
+//!   │   │    └─ hand-over received ─────► Activating ◄───────────────┘
+//!   │   │                                     │ decision durable
+//!   │   └── a later term is met ── Serving ◄──┘
+//!   └────── decision durable ── HandingOver
+//! ```
+//!
+//! A record is *confirmed* when it is applied here and at every member of the in-sync set, as
+//! durably decided. While a change of the set is being made durable, both the old and the new set
+//! are waited for.
+
+mod follow;
+mod meet;
+mod output;
+#[cfg(test)]
+mod tests;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use protocol::ids::GenerationId;
+use protocol::units::{Sequence, Term};
+
+use crate::line::Relation;
+use crate::state::{Disk, DurableState, Mask, Membership, Report, Role, RoleReason};
+
+pub use output::{Config, DropReason, FlushId, Output, Phase, Refusal, Standing};
+
+#[derive(Debug, Clone)]
+struct Link {
+    report: Report,
+    standing: Standing,
+    applied: Sequence,
+    stable: Sequence,
+    heard: Duration,
+    behind_since: Option<Duration>,
+}
+
+impl Link {
+    fn gets_records(&self) -> bool {
+        matches!(
+            self.standing,
+            Standing::Sourcing(_) | Standing::Catching { .. } | Standing::InSync
+        )
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Machine {
+    config: Config,
+    /// What is wanted.
+    state: DurableState,
+    /// What the brick holds.
+    durable: DurableState,
+    phase: Phase,
+    last: Sequence,
+    applied: Sequence,
+    stable: Sequence,
+    confirmed: Sequence,
+    suspects: u64,
+    journal_from: Sequence,
+    links: Vec<Option<Link>>,
+    flushes: BTreeMap<FlushId, Mask>,
+    next_flush: u64,
+    handover_flush: Option<FlushId>,
+    decisions_open: u32,
+    joined_after_decision: Mask,
+    generations_made: u32,
+    outputs: VecDeque<Output>,
+}
+
+impl Machine {
+    /// A machine for a brick that recovered to `last`. Call [`Machine::start`] next.
+    #[must_use]
+    pub fn new(config: Config, durable: DurableState, last: Sequence, suspects: u64) -> Self {
+        assert!(config.me < config.count, "a replica is one of its volume's");
+        Self {
+            links: (0..config.count).map(|_| None).collect(),
+            state: durable.clone(),
+            durable,
+            phase: Phase::Following,
+            last,
+            applied: last,
+            stable: last,
+            confirmed: Sequence::ZERO,
+            suspects,
+            journal_from: Sequence(1),
+            flushes: BTreeMap::new(),
+            next_flush: 1,
+            handover_flush: None,
+            decisions_open: 0,
+            joined_after_decision: Mask::default(),
+            generations_made: 0,
+            outputs: VecDeque::new(),
+            config,
+        }
+    }
+
+    /// Takes the next thing to do.
+    pub fn poll(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// The replica's process starts.
+    pub fn start(&mut self, now: Duration) {
+        if self.state.role == Role::Primary && self.state.disk == Disk::UpToDate {
+            self.phase = Phase::Waiting {
+                until: now + self.config.activation_wait,
+            };
+            self.try_activate(now);
+        }
+    }
+
+    // ---- what others may ask -------------------------------------------------------------
+
+    /// Where it stands.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+    /// Whether it orders and answers.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.phase == Phase::Serving
+    }
+    /// What is on stable storage.
+    #[must_use]
+    pub fn durable(&self) -> &DurableState {
+        &self.durable
+    }
+    /// The last record here.
+    #[must_use]
+    pub fn last(&self) -> Sequence {
+        self.last
+    }
+    /// The last confirmed record.
+    #[must_use]
+    pub fn confirmed(&self) -> Sequence {
+        self.confirmed
+    }
+    /// Up to here everything is on stable storage at every member of the in-sync set.
+    #[must_use]
+    pub fn stable_everywhere(&self) -> Sequence {
+        self.members()
+            .iter()
+            .map(|r| self.position(r).1)
+            .min()
+            .unwrap_or(self.stable)
+    }
+    /// The oldest record that somebody connected or in sync may still need from the journal.
+    #[must_use]
+    pub fn retain_from(&self) -> Sequence {
+        let links = self.links.iter().flatten().filter(|l| l.gets_records());
+        links.map(|l| l.stable).min().unwrap_or(self.stable).next()
+    }
+    /// The replicas for which records must be marked dirty as they are appended.
+    #[must_use]
+    pub fn dirty_mask(&self) -> Mask {
+        if !matches!(
+            self.phase,
+            Phase::Serving | Phase::HandingOver { .. } | Phase::Activating
+        ) {
+            // A secondary keeps the maps of those outside the set, in case it becomes primary.
+            return Mask(Mask::first(self.config.count).0 & !self.state.in_sync.0)
+                .without(self.config.me);
+        }
+        (0..self.config.count)
+            .filter(|r| *r != self.config.me)
+            .fold(Mask::default(), |mask, r| {
+                let fed = self.links[r].as_ref().is_some_and(Link::gets_records);
+                if fed { mask } else { mask.with(r) }
+            })
+    }
+    /// How the connected replica stands; `None`: not connected.
+    #[must_use]
+    pub fn standing(&self, replica: usize) -> Option<Standing> {
+        self.links[replica].as_ref().map(|link| link.standing)
+    }
+    /// What the connected replica told when they met.
+    #[must_use]
+    pub fn report_of(&self, replica: usize) -> Option<&Report> {
+        self.links[replica].as_ref().map(|link| &link.report)
+    }
+    /// What a replica has acknowledged: (applied, stable).
+    #[must_use]
+    pub fn position(&self, replica: usize) -> (Sequence, Sequence) {
+        if replica == self.config.me {
+            return (self.applied, self.stable);
+        }
+        match &self.links[replica] {
+            Some(link) if link.gets_records() => (link.applied, link.stable),
+            _ => (Sequence::ZERO, Sequence::ZERO),
+        }
+    }
+    /// What this replica tells one that it meets.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        Report {
+            term: self.state.term,
+            role: self.state.role,
+            serving: matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }),
+            disk: self.state.disk,
+            line: self.state.line.clone(),
+            last: self.last,
+            stable: self.stable,
+            in_sync: self.state.in_sync,
+            journal_from: self.journal_from,
+            handed_to: self.state.handed_to,
+            suspects: self.suspects,
+        }
+    }
+    /// The oldest record that the journal holds, for reports.
+    pub fn set_journal_from(&mut self, from: Sequence) {
+        self.journal_from = from;
+    }
+    /// New deadlines.
+    pub fn set_replica_deadline(&mut self, deadline: Duration) {
+        self.config.replica_deadline = deadline;
+    }
+
+    // ---- ordering and confirmation ---------------------------------------------------------
+
+    /// Gives the next record its place. The driver appends it and then calls
+    /// [`Machine::local_applied`].
+    pub fn order(&mut self, now: Duration) -> Result<(Sequence, Term, GenerationId), Refusal> {
+        match self.phase {
+            Phase::Serving => {}
+            Phase::HandingOver { .. } => return Err(Refusal::HandingOver),
+            _ => return Err(Refusal::NotServing),
+        }
+        self.last = self.last.next();
+        for link in self.links.iter_mut().flatten() {
+            if link.standing == Standing::InSync && link.behind_since.is_none() {
+                link.behind_since = Some(now);
+            }
+        }
+        Ok((self.last, self.state.term, self.state.line.current()))
+    }
+
+    /// Everything up to `sequence` is applied here.
+    pub fn local_applied(&mut self, sequence: Sequence) {
+        self.applied = self.applied.max(sequence);
+        assert!(self.applied <= self.last, "applied what was not ordered");
+        self.advance();
+    }
+
+    /// Everything up to `sequence` is on stable storage here.
+    pub fn local_stable(&mut self, sequence: Sequence) {
+        self.stable = self.stable.max(sequence.min(self.last));
+    }
+
+    /// A replica acknowledged.
+    pub fn acknowledged(
+        &mut self,
+        now: Duration,
+        replica: usize,
+        applied: Sequence,
+        stable: Sequence,
+    ) {
+        let last = self.last;
+        let Some(link) = self.links[replica].as_mut().filter(|l| l.gets_records()) else {
+            return; // an acknowledgement that crossed a refusal or a change of roles
+        };
+        link.heard = now;
+        if applied > last {
+            // It would be a lie, or a replica that took records from elsewhere.
+            self.drop_link(replica, DropReason::StaleTerm);
+            return;
+        }
+        if applied > link.applied {
+            link.applied = applied;
+            link.behind_since = (applied < last).then_some(now);
+        }
+        link.stable = link.stable.max(stable.min(link.applied));
+        self.try_join(replica);
+        self.advance();
+    }
+
+    /// Something was heard of a replica.
+    pub fn heard(&mut self, now: Duration, replica: usize) {
+        if let Some(link) = &mut self.links[replica] {
+            link.heard = now;
+        }
+    }
+
+    /// The members that a confirmation waits for.
+    fn members(&self) -> Mask {
+        Mask(self.state.in_sync.0 | self.durable.in_sync.0)
+    }
+
+    fn advance(&mut self) {
+        if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
+            return;
+        }
+        let lowest = self.members().iter().map(|r| self.position(r).0).min();
+        let confirmed = lowest.unwrap_or(self.applied);
+        if confirmed > self.confirmed {
+            self.confirmed = confirmed;
+            self.outputs.push_back(Output::Confirmed(confirmed));
+        }
+        self.advance_handover();
+    }
+
+    /// Everything confirmed so far shall be on stable storage. The driver flushes here and at
+    /// every replica whose standing is [`Standing::InSync`], and reports each by
+    /// [`Machine::flushed`].
+    pub fn begin_flush(&mut self) -> Result<FlushId, Refusal> {
+        if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
+            return Err(Refusal::NotServing);
+        }
+        let id = FlushId(self.next_flush);
+        self.next_flush += 1;
+        self.flushes.insert(id, self.members());
+        Ok(id)
+    }
+
+    /// A replica, or this one, completed a flush.
+    pub fn flushed(&mut self, replica: usize, id: FlushId) {
+        if let Some(waiting) = self.flushes.get_mut(&id) {
+            *waiting = waiting.without(replica);
+        }
+        self.finish_flushes();
+    }
+
+    fn finish_flushes(&mut self) {
+        let done: Vec<_> = self
+            .flushes
+            .iter()
+            .filter(|(_, w)| w.0 == 0)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in done {
+            self.flushes.remove(&id);
+            self.outputs.push_back(Output::Flushed(id));
+            if self.handover_flush == Some(id) {
+                self.handover_flush = None;
+                self.decide_handover();
+            }
+        }
+    }
+
+    // ---- decisions ---------------------------------------------------------------------------
+
+    fn decide(&mut self) {
+        self.state.since[self.config.me] = self.stable;
+        self.decisions_open += 1;
+        self.outputs
+            .push_back(Output::Decide(Box::new(self.state.clone())));
+    }
+
+    /// The oldest open [`Output::Decide`] is durable.
+    pub fn decided(&mut self, now: Duration, state: DurableState) {
+        assert!(
+            self.decisions_open > 0,
+            "a decision was made durable that nobody took"
+        );
+        self.decisions_open -= 1;
+        self.durable = state;
+        if self.decisions_open > 0 {
+            return;
+        }
+        if self.phase == Phase::Activating {
+            self.phase = Phase::Serving;
+            self.confirmed = self.confirmed.max(self.applied);
+            self.outputs.push_back(Output::Serving {
+                term: self.state.term,
+                reason: self.state.role_reason,
+            });
+            for replica in 0..self.config.count {
+                self.assess(replica);
+            }
+        }
+        if self.serves() {
+            self.after_membership_decision(now);
+        }
+        if let (Phase::HandingOver { to }, Some(target)) = (self.phase, self.durable.handed_to) {
+            assert_eq!(to, target, "the role goes to whom it was promised");
+            self.phase = Phase::Following;
+            self.outputs.push_back(Output::StoppedServing {
+                reason: RoleReason::HandedOver,
+            });
+            let term = Term(self.state.term.0 + 1);
+            self.outputs.push_back(Output::HandOver { to, term });
+            self.outputs.push_back(Output::HandedOver { done: true });
+            for link in self.links.iter_mut().flatten() {
+                link.standing = Standing::Met;
+            }
+        }
+        self.advance();
+    }
+
+    fn after_membership_decision(&mut self, now: Duration) {
+        let members = self.members();
+        for waiting in self.flushes.values_mut() {
+            waiting.0 &= members.0;
+        }
+        self.finish_flushes();
+        let membership = self.membership();
+        for replica in 0..self.config.count {
+            let Some(link) = &mut self.links[replica] else {
+                continue;
+            };
+            let joins = self.joined_after_decision.has(replica) && members.has(replica);
+            if joins && matches!(link.standing, Standing::Catching { .. }) {
+                link.standing = Standing::InSync;
+                link.behind_since = (link.applied < self.last).then_some(now);
+                self.outputs.push_back(Output::ClearDirty { replica });
+                let membership = Box::new(membership.clone());
+                self.outputs.push_back(Output::Joined {
+                    replica,
+                    membership,
+                });
+            } else if link.gets_records() {
+                let membership = Box::new(membership.clone());
+                self.outputs.push_back(Output::Membership {
+                    replica,
+                    membership,
+                });
+            }
+        }
+        self.joined_after_decision = Mask::default();
+    }
+
+    fn membership(&self) -> Membership {
+        Membership {
+            term: self.state.term,
+            line: self.state.line.clone(),
+            in_sync: self.state.in_sync,
+            since: self.state.since,
+        }
+    }
+
+    /// Notes how far the members are on stable storage, so that a restart knows. Call now and
+    /// then; costs a durable write when something changed.
+    pub fn note_positions(&mut self) {
+        if !self.serves() || self.decisions_open > 0 {
+            return;
+        }
+        let mut changed = false;
+        for replica in self.state.in_sync.iter().filter(|r| *r != self.config.me) {
+            let stable = self.position(replica).1;
+            changed |= stable > self.state.since[replica];
+            self.state.since[replica] = self.state.since[replica].max(stable);
+        }
+        if changed {
+            self.decide();
+        }
+    }
+
+    // ---- activation --------------------------------------------------------------------------
+
+    fn try_activate(&mut self, now: Duration) {
+        let Phase::Waiting { until } = self.phase else {
+            return;
+        };
+        let others = self.state.in_sync.without(self.config.me);
+        let met = |r: usize| self.links[r].is_some();
+        for replica in 0..self.config.count {
+            let Some(link) = &self.links[replica] else {
+                continue;
+            };
+            if link.report.term > self.state.term || link.report.serving {
+                // The role went on without this replica.
+                self.phase = Phase::Following;
+                return;
+            }
+        }
+        if !others.iter().all(met) && now < until {
+            return;
+        }
+        let longest = others
+            .iter()
+            .filter_map(|r| self.links[r].as_ref().map(|link| (r, &link.report)))
+            .filter(|(_, report)| report.disk == Disk::UpToDate && self.has_my_tail(report))
+            .max_by_key(|(_, report)| report.last);
+        if let Some((from, report)) = longest
+            && report.last > self.last
+            && report.journal_from <= self.last.next()
+        {
+            self.phase = Phase::Pulling { from };
+            self.outputs.push_back(Output::Pull {
+                from,
+                after: self.last,
+            });
+            return;
+        }
+        self.activate(RoleReason::Resumed);
+    }
+
+    /// Whether a report continues exactly this replica's past.
+    fn has_my_tail(&self, report: &Report) -> bool {
+        matches!(
+            self.state
+                .line
+                .relation(self.last, &report.line, report.last),
+            Relation::Common {
+                i_went_on: false,
+                ..
+            }
+        )
+    }
+
+    /// The tail that [`Output::Pull`] asked for has arrived, or its source is gone.
+    pub fn pulled(&mut self, now: Duration) {
+        if let Phase::Pulling { .. } = self.phase {
+            self.phase = Phase::Waiting { until: now };
+            self.activate(RoleReason::Resumed);
+        }
+    }
+
+    fn activate(&mut self, reason: RoleReason) {
+        self.state.term = Term(self.state.term.0 + 1);
+        self.state.role = Role::Primary;
+        self.state.role_reason = reason;
+        self.state.handed_to = None;
+        let generation = self.fresh_generation();
+        self.state.line.begin(generation, self.last);
+        for replica in 0..self.config.count {
+            if replica == self.config.me {
+                continue;
+            }
+            if self.suspects > 0 {
+                // Extents in doubt here are marked in each map by the driver; no journal has them.
+                self.state.resyncing = self.state.resyncing.with(replica);
+            }
+            let since = self.state.since[replica];
+            self.outputs
+                .push_back(Output::MarkDirtySince { replica, since });
+        }
+        // Members that are here join again by the rules, within milliseconds; until then they
+        // must not be waited for.
+        self.state.in_sync = Mask::of(self.config.me);
+        self.phase = Phase::Activating;
+        self.decide();
+    }
+
+    fn fresh_generation(&mut self) -> GenerationId {
+        self.generations_made += 1;
+        let mut id = self.config.entropy;
+        for (byte, count) in id[12..].iter_mut().zip(self.generations_made.to_le_bytes()) {
+            *byte ^= count;
+        }
+        GenerationId(id)
+    }
+
+    // ---- time --------------------------------------------------------------------------------
+
+    /// When [`Machine::tick`] wants to be called at the latest.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Duration> {
+        let waiting = match self.phase {
+            Phase::Waiting { until } => Some(until),
+            _ => None,
+        };
+        let links = self.links.iter().flatten();
+        let silent = links.map(|l| l.heard.min(l.behind_since.unwrap_or(l.heard)));
+        let silent = silent.min().map(|t| t + self.config.replica_deadline);
+        waiting.into_iter().chain(silent).min()
+    }
+
+    /// Time passed.
+    pub fn tick(&mut self, now: Duration) {
+        self.try_activate(now);
+        let deadline = self.config.replica_deadline;
+        for replica in 0..self.config.count {
+            let Some(link) = &self.links[replica] else {
+                continue;
+            };
+            let slow = link
+                .behind_since
+                .is_some_and(|since| now >= since + deadline);
+            if link.standing == Standing::InSync && slow {
+                self.drop_link(replica, DropReason::Slow);
+            } else if now >= link.heard + deadline {
+                self.drop_link(replica, DropReason::Silent);
+            }
+        }
+    }
+
+    /// What must always hold; called by tests and by debug builds after each event.
+    pub fn check_invariants(&self) {
+        assert!(self.applied <= self.last);
+        assert!(self.stable <= self.last);
+        assert!(self.confirmed <= self.last || !self.serves());
+        assert!(self.state.in_sync.has(self.config.me) || self.state.role == Role::Secondary);
+        for replica in 0..self.config.count {
+            if let Some(link) = &self.links[replica] {
+                assert!(link.stable <= link.applied, "stable but not applied");
+                let in_sync = link.standing == Standing::InSync;
+                assert!(
+                    !in_sync || self.state.in_sync.has(replica),
+                    "in sync but not in the set"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! The machine as a follower, and the planned passing of the role from one replica to another.
+
+use std::time::Duration;
+
+use protocol::units::{Sequence, Term};
+
+use super::{FlushId, Machine, Output, Phase, Refusal, Standing};
+use crate::state::{Disk, How, Mask, Membership, Role, RoleReason, Welcome};
+
+impl Machine {
+    // ---- following ---------------------------------------------------------------------------
+
+    /// A primary takes this replica on.
+    pub fn welcomed(
+        &mut self,
+        now: Duration,
+        from: usize,
+        welcome: &Welcome,
+    ) -> Result<(), Refusal> {
+        if welcome.term < self.state.term || self.links[from].is_none() {
+            return Err(Refusal::OutOfPlace);
+        }
+        if self.phase == Phase::Serving && welcome.term == self.state.term {
+            return Err(Refusal::OutOfPlace);
+        }
+        self.stop_serving(RoleReason::Followed);
+        for link in self.links.iter_mut().flatten() {
+            link.standing = Standing::Met;
+        }
+        let link = self.links[from].as_mut().ok_or(Refusal::NotConnected)?;
+        link.standing = Standing::MyPrimary;
+        link.heard = now;
+        if self.state.role == Role::Primary {
+            self.state.role_reason = RoleReason::Followed;
+        }
+        self.state.role = Role::Secondary;
+        self.state.term = welcome.term;
+        self.state.line = welcome.line.clone();
+        self.state.in_sync = welcome.in_sync;
+        self.state.since = welcome.since;
+        self.state.handed_to = None;
+        self.state.disk = match welcome.how {
+            How::Records if self.state.disk == Disk::UpToDate && self.last == welcome.at => {
+                Disk::UpToDate
+            }
+            How::Records => Disk::Consistent,
+            How::Resync => Disk::Inconsistent,
+        };
+        self.phase = Phase::Following;
+        self.decide();
+        if welcome.how == How::Resync {
+            self.last = welcome.at;
+            self.applied = welcome.at;
+            self.stable = welcome.at;
+            self.suspects = 0;
+            self.outputs
+                .push_back(Output::BeginResync { at: welcome.at });
+        }
+        Ok(())
+    }
+
+    /// A record arrived from the primary or, while pulling, from a member. It must be the next.
+    pub fn received(&mut self, from: usize, sequence: Sequence, term: Term) -> Result<(), Refusal> {
+        let expected = match self.phase {
+            Phase::Pulling { from: source } => source == from,
+            Phase::Following => self.standing(from) == Some(Standing::MyPrimary),
+            _ => false,
+        };
+        if !expected || sequence != self.last.next() || term > self.state.term {
+            return Err(Refusal::OutOfPlace);
+        }
+        self.last = sequence;
+        Ok(())
+    }
+
+    /// The primary says that this replica is in sync, or how the set changed.
+    pub fn membership_changed(
+        &mut self,
+        from: usize,
+        membership: &Membership,
+        joined: bool,
+    ) -> Result<(), Refusal> {
+        if self.standing(from) != Some(Standing::MyPrimary) || membership.term != self.state.term {
+            return Err(Refusal::OutOfPlace);
+        }
+        let left = Mask(self.state.in_sync.0 & !membership.in_sync.0);
+        for replica in left
+            .iter()
+            .filter(|r| *r != self.config.me && *r < self.config.count)
+        {
+            let since = membership.since[replica];
+            self.outputs
+                .push_back(Output::MarkDirtySince { replica, since });
+        }
+        self.state.line = membership.line.clone();
+        self.state.in_sync = membership.in_sync;
+        self.state.since = membership.since;
+        if joined {
+            self.state.disk = Disk::UpToDate;
+            self.suspects = 0;
+        }
+        self.decide();
+        Ok(())
+    }
+
+    pub(super) fn step_down(&mut self) {
+        self.stop_serving(RoleReason::Followed);
+        self.phase = Phase::Following;
+        self.state.role = Role::Secondary;
+        self.state.role_reason = RoleReason::Followed;
+        self.decide();
+    }
+
+    pub(super) fn stop_serving(&mut self, reason: RoleReason) {
+        if matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
+            self.flushes.clear();
+            self.handover_flush = None;
+            self.outputs.push_back(Output::StoppedServing { reason });
+        }
+    }
+
+    // ---- hand-over ---------------------------------------------------------------------------
+
+    /// Hands the role to a member of the in-sync set: orders nothing more, waits until everything
+    /// is confirmed and stable there, then gives the role away.
+    pub fn hand_over(&mut self, to: usize) -> Result<(), Refusal> {
+        match self.phase {
+            Phase::Serving => {}
+            Phase::HandingOver { .. } => return Err(Refusal::HandingOver),
+            _ => return Err(Refusal::NotServing),
+        }
+        if to >= self.config.count || self.links[to].is_none() {
+            return Err(Refusal::NotConnected);
+        }
+        if self.standing(to) != Some(Standing::InSync) {
+            return Err(Refusal::NotInSync);
+        }
+        self.phase = Phase::HandingOver { to };
+        self.advance_handover();
+        Ok(())
+    }
+
+    /// The flush that a hand-over waits for, once, when everything is confirmed. The driver
+    /// starts it like any other.
+    pub fn handover_flush(&mut self) -> Option<FlushId> {
+        let ready = matches!(self.phase, Phase::HandingOver { .. })
+            && self.confirmed == self.last
+            && self.handover_flush.is_none()
+            && self.state.handed_to.is_none();
+        if !ready {
+            return None;
+        }
+        let id = self.begin_flush().ok()?;
+        self.handover_flush = Some(id);
+        Some(id)
+    }
+
+    pub(super) fn advance_handover(&mut self) {
+        if let Phase::HandingOver { to } = self.phase
+            && self.standing(to) != Some(Standing::InSync)
+        {
+            self.cancel_handover();
+        }
+    }
+
+    pub(super) fn decide_handover(&mut self) {
+        let Phase::HandingOver { to } = self.phase else {
+            return;
+        };
+        self.state.role = Role::Secondary;
+        self.state.role_reason = RoleReason::HandedOver;
+        self.state.handed_to = Some(to);
+        self.decide();
+    }
+
+    pub(super) fn cancel_handover(&mut self) {
+        if self.state.handed_to.is_some() {
+            return; // the decision is on its way to the disk: it stands
+        }
+        self.handover_flush = None;
+        self.phase = Phase::Serving;
+        self.outputs.push_back(Output::HandedOver { done: false });
+    }
+
+    /// The primary handed its role to this replica.
+    pub fn handed_over(&mut self, from: usize, term: Term) -> Result<(), Refusal> {
+        let fits = self.phase == Phase::Following
+            && self.standing(from) == Some(Standing::MyPrimary)
+            && self.state.disk == Disk::UpToDate
+            && term.0 == self.state.term.0 + 1;
+        if !fits {
+            return Err(Refusal::OutOfPlace);
+        }
+        self.take_over(from);
+        Ok(())
+    }
+
+    pub(super) fn take_over(&mut self, from: usize) {
+        if self.state.disk != Disk::UpToDate || !self.state.in_sync.has(self.config.me) {
+            return;
+        }
+        let last = self.last;
+        if let Some(link) = self.links[from].as_mut() {
+            link.standing = Standing::Met;
+            link.report.role = Role::Secondary;
+            link.report.serving = false;
+            link.report.last = link.report.last.max(last);
+            link.report.line = self.state.line.clone();
+            link.report.stable = link.report.last;
+            link.report.disk = Disk::UpToDate;
+            link.report.suspects = 0;
+            link.report.handed_to = None;
+        }
+        self.activate(RoleReason::Promoted);
+    }
+}

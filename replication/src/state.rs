@@ -1,0 +1,207 @@
+//! What a replica must not forget, and what it tells a replica that it meets.
+
+use protocol::units::{Sequence, Term};
+use protocol::volume::REPLICAS_MAX;
+use serde::{Deserialize, Serialize};
+
+use crate::line::Line;
+
+/// A set of replicas, one bit an index in the volume's list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Mask(pub u8);
+
+impl Mask {
+    /// The set of one replica.
+    #[must_use]
+    pub fn of(replica: usize) -> Self {
+        Self(1 << replica)
+    }
+    /// The first `count` replicas.
+    #[must_use]
+    pub fn first(count: usize) -> Self {
+        (0..count).fold(Self(0), |all, replica| all.with(replica))
+    }
+    /// Whether it holds `replica`.
+    #[must_use]
+    pub fn has(self, replica: usize) -> bool {
+        self.0 & 1 << replica != 0
+    }
+    /// With `replica`.
+    #[must_use]
+    pub fn with(self, replica: usize) -> Self {
+        Self(self.0 | 1 << replica)
+    }
+    /// Without `replica`.
+    #[must_use]
+    pub fn without(self, replica: usize) -> Self {
+        Self(self.0 & !(1 << replica))
+    }
+    /// Its members in rising order.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..REPLICAS_MAX).filter(move |replica| self.has(*replica))
+    }
+    /// How many.
+    #[must_use]
+    pub fn count(self) -> u32 {
+        self.0.count_ones()
+    }
+}
+
+/// A replica's role, as it remembers it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// It ordered last, as far as it knows.
+    Primary,
+    /// It follows.
+    Secondary,
+}
+
+/// What a replica's data is worth, by its own knowledge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Disk {
+    /// It was in sync when it last knew.
+    UpToDate,
+    /// A whole picture of an earlier time: it is catching up record by record.
+    Consistent,
+    /// Between two pictures: a resync from dirty blocks or in full is under way or was cut off.
+    Inconsistent,
+    /// Just made, nothing was ever put there.
+    Empty,
+}
+
+/// What must be on stable storage before anything that depends on it happens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DurableState {
+    /// Highest term known.
+    pub term: Term,
+    /// Role in it.
+    pub role: Role,
+    /// Worth of the data.
+    pub disk: Disk,
+    /// The past.
+    pub line: Line,
+    /// The in-sync set, as the primary decided it last.
+    pub in_sync: Mask,
+    /// For each replica outside the set: what it lacks was touched after this, or stands in the
+    /// dirty map already. For each inside: it has everything up to here on stable storage.
+    pub since: [Sequence; REPLICAS_MAX],
+    /// Replicas that this one, as primary, is resyncing from its dirty map, or was when it stopped.
+    pub resyncing: Mask,
+    /// Of these, the ones of which everything is compared: no map says what is left.
+    pub full: Mask,
+    /// The role was handed to this replica, in the next term, and it has not been seen since.
+    pub handed_to: Option<usize>,
+    /// Why the role is what it is (ONE-4).
+    pub role_reason: RoleReason,
+}
+
+/// Why a replica has its role.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoleReason {
+    /// The volume was made so.
+    Created,
+    /// It was the last primary and came back.
+    Resumed,
+    /// An operator's planned promotion.
+    Promoted,
+    /// It handed the role over.
+    HandedOver,
+    /// It met a primary of a later term.
+    Followed,
+}
+
+impl DurableState {
+    /// The state of replica `me` of `count` in a volume just made; replica 0 is its primary.
+    #[must_use]
+    pub fn created(me: usize, count: usize, line: Line) -> Self {
+        Self {
+            term: Term(0),
+            role: if me == 0 {
+                Role::Primary
+            } else {
+                Role::Secondary
+            },
+            disk: Disk::UpToDate,
+            line,
+            in_sync: Mask::first(count),
+            since: [Sequence::ZERO; REPLICAS_MAX],
+            resyncing: Mask::default(),
+            full: Mask::default(),
+            handed_to: None,
+            role_reason: RoleReason::Created,
+        }
+    }
+}
+
+/// What two replicas tell each other when they meet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Report {
+    /// Highest term known.
+    pub term: Term,
+    /// Role as remembered.
+    pub role: Role,
+    /// It is primary and orders at this moment.
+    pub serving: bool,
+    /// Worth of its data.
+    pub disk: Disk,
+    /// Its past.
+    pub line: Line,
+    /// Its last record.
+    pub last: Sequence,
+    /// Of these, on stable storage.
+    pub stable: Sequence,
+    /// The in-sync set that it knows.
+    pub in_sync: Mask,
+    /// The oldest record that its journal can still hand out; `last` + 1 if none.
+    pub journal_from: Sequence,
+    /// To whom it handed the role over, in the term after its own.
+    pub handed_to: Option<usize>,
+    /// Extents of its own that a crash left in doubt: they are taken from the primary.
+    pub suspects: u64,
+}
+
+/// What a primary tells a replica that it takes on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The primary's term.
+    pub term: Term,
+    /// The primary's past.
+    pub line: Line,
+    /// The primary's last record: where live records begin after a resync.
+    pub at: Sequence,
+    /// How the replica is brought up to date.
+    pub how: How,
+    /// The rule that chose it.
+    pub rule: crate::decision::Rule,
+    /// The in-sync set.
+    pub in_sync: Mask,
+    /// See [`DurableState::since`].
+    pub since: [Sequence; REPLICAS_MAX],
+}
+
+/// How a replica is brought up to date, as it sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum How {
+    /// Records follow on its own last one.
+    Records,
+    /// Blocks and keys come in any order, live records from [`Welcome::at`] on; until the end it
+    /// is inconsistent.
+    Resync,
+}
+
+/// The in-sync set as the primary decided it; sent to all that follow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The primary's term.
+    pub term: Term,
+    /// The primary's past.
+    pub line: Line,
+    /// The set.
+    pub in_sync: Mask,
+    /// See [`DurableState::since`].
+    pub since: [Sequence; REPLICAS_MAX],
+}

@@ -1,0 +1,322 @@
+//! Checkpoints: the overlay goes into object files and the metadata store, beside the caller.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+
+use protocol::units::{BLOCK_BYTES, ObjectId, Sequence};
+
+use super::state::StateRow;
+use super::{Brick, BrickEvent, Task};
+use crate::error::{BrickError, IoFault};
+use crate::files::open_or_make;
+use crate::journal::frame::{LocalOp, Lsn};
+use crate::layout::object_path;
+use crate::medium::{Medium, Op, OpenMode};
+use crate::overlay::{Form, ObjectOverlay, Overlay};
+use crate::store::{Batch, as_io, write_batch};
+
+/// With more files than this one sync of everything is cheaper.
+const SYNCS_MAX: usize = 16;
+/// Longest write into an object's file.
+const WRITE_BYTES_MAX: usize = 1 << 20;
+
+#[derive(Default)]
+pub(super) struct CheckpointState {
+    running: Option<Running>,
+    wanted: bool,
+    /// Bytes of the journal when the last one began.
+    pub(super) journal_from: u64,
+}
+
+struct Running {
+    lsn: Lsn,
+    sequence: Sequence,
+    unsynced: Vec<(ObjectId, Lsn, u64)>,
+    dirs: Vec<(String, u64)>,
+    batch: Option<Batch>,
+    journal_from: u64,
+}
+
+/// What the first half of a checkpoint needs, on whatever thread.
+struct FilesWork<M: Medium> {
+    medium: M,
+    journal: Vec<M::File>,
+    overlay: Arc<Overlay>,
+    objects: Vec<ObjectId>,
+    dirs: BTreeSet<String>,
+}
+
+impl<M: Medium> Brick<M> {
+    pub(super) fn journal_since_checkpoint(&self) -> u64 {
+        self.journal.bytes_written() - self.checkpoint.journal_from
+    }
+
+    pub(super) fn checkpoint_is_due(&mut self) -> bool {
+        let wanted = self.checkpoint.wanted
+            || std::mem::take(&mut self.core.checkpoint_wanted)
+            || self.core.layers.active.bytes >= self.options.overlay_bytes_checkpoint
+            || self.direct_bytes >= self.options.direct_bytes_checkpoint
+            || self.journal_since_checkpoint() >= (self.journal.capacity() / 4).min(64 << 20);
+        self.checkpoint.wanted = wanted;
+        wanted && self.checkpoint.running.is_none()
+    }
+
+    /// Asks for a checkpoint; [`BrickEvent::Checkpointed`] reports it.
+    pub fn checkpoint(&mut self) -> Result<(), BrickError> {
+        self.writable()?;
+        self.checkpoint.wanted = true;
+        self.push()
+    }
+
+    fn state_row(&self) -> StateRow {
+        StateRow {
+            place: self.journal.place(),
+            epoch: self.journal.place().epoch,
+            position: self.position,
+            tracking: self.core.tracking,
+            used_blocks: self.core.used_blocks,
+            floor: self.journal.floor,
+            active: self.core.activity.list(),
+        }
+    }
+
+    /// Everything applied so far becomes the work of a checkpoint. The journal must be pushed.
+    fn freeze(&mut self) -> FilesWork<M> {
+        debug_assert!(!self.journal.has_unpushed());
+        let state = self.state_row();
+        let overlay = self.core.layers.freeze();
+        let unsynced = self.core.unsynced.snapshot();
+        let dirs = self.core.files.dirty_dirs();
+        let mut journal = self.flushes.journal_files();
+        journal.extend(self.journal.unsynced_files());
+        let work = FilesWork {
+            medium: self.medium.clone(),
+            journal,
+            overlay: Arc::clone(&overlay),
+            objects: unsynced.iter().map(|(object, ..)| *object).collect(),
+            dirs: dirs.iter().map(|(dir, _)| dir.clone()).collect(),
+        };
+        let journal_from = self.journal.bytes_written();
+        self.checkpoint.wanted = false;
+        self.checkpoint.journal_from = journal_from;
+        self.direct_bytes = 0;
+        self.checkpoint.running = Some(Running {
+            lsn: state.place.lsn,
+            sequence: self.position.sequence,
+            unsynced,
+            dirs,
+            batch: Some(Batch {
+                overlay,
+                dirty: self.core.dirty.take_changed_rows(),
+                state: state.encode().to_vec(),
+            }),
+            journal_from,
+        });
+        work
+    }
+
+    pub(super) fn begin_checkpoint(&mut self) {
+        if let Err(error) = self.journal.push() {
+            self.fail(error);
+            return;
+        }
+        let work = self.freeze();
+        let token = self.token(Task::CheckpointFiles);
+        let job = move || write_files(&work);
+        self.medium.submit(Op::Job(Box::new(job)), token);
+    }
+
+    pub(super) fn checkpoint_files_done(
+        &mut self,
+        result: io::Result<()>,
+    ) -> Result<(), BrickError> {
+        result.map_err(|error| BrickError::Failed(IoFault::new("write a checkpoint", &error)))?;
+        let batch = self
+            .checkpoint
+            .running
+            .as_mut()
+            .and_then(|running| running.batch.take());
+        let Some(batch) = batch else {
+            return Ok(());
+        };
+        let database = self.core.layers.store.database();
+        let token = self.token(Task::CheckpointStore);
+        let job = move || write_batch(&database, &batch).map_err(as_io);
+        self.medium.submit(Op::Job(Box::new(job)), token);
+        Ok(())
+    }
+
+    pub(super) fn checkpoint_store_done(
+        &mut self,
+        result: io::Result<()>,
+    ) -> Result<(), BrickError> {
+        result.map_err(|error| {
+            BrickError::Failed(IoFault::new("write the metadata store", &error))
+        })?;
+        self.finish_checkpoint()
+    }
+
+    fn finish_checkpoint(&mut self) -> Result<(), BrickError> {
+        let Some(running) = self.checkpoint.running.take() else {
+            return Ok(());
+        };
+        if let Some(frozen) = &self.core.layers.frozen {
+            for (object, over) in &frozen.objects {
+                if over.hides_below {
+                    self.core.files.forget(*object);
+                }
+            }
+        }
+        self.core.layers.thaw().map_err(BrickError::Failed)?;
+        self.core.unsynced.checkpointed(&running.unsynced);
+        for (dir, mark) in &running.dirs {
+            self.core.files.dir_synced(dir, *mark);
+        }
+        self.journal.synced(running.lsn);
+        self.journal.set_checkpointed(running.lsn);
+        self.checkpointed = running.sequence;
+        debug_assert!(self.checkpoint.journal_from >= running.journal_from);
+        self.events
+            .push_back(BrickEvent::Checkpointed(running.sequence));
+        // Extents that nobody writes to need not be read by a recovery.
+        let settled = |object: ObjectId| self.core.unsynced.is_settled(object);
+        let remove = self.core.activity.idle_since(running.lsn, settled);
+        if !remove.is_empty() && !self.read_only {
+            let add = Vec::new();
+            self.local(LocalOp::Activity { add, remove })?;
+        }
+        self.note_stable();
+        self.answer_waiters();
+        Ok(())
+    }
+
+    /// A checkpoint of everything, waiting for it. None may be under way.
+    pub(super) fn checkpoint_now(&mut self) -> Result<(), BrickError> {
+        self.journal.push()?;
+        let work = self.freeze();
+        write_files(&work)
+            .map_err(|error| BrickError::Failed(IoFault::new("write a checkpoint", &error)))?;
+        let batch = self
+            .checkpoint
+            .running
+            .as_mut()
+            .and_then(|running| running.batch.take());
+        if let Some(batch) = batch {
+            let database = self.core.layers.store.database();
+            write_batch(&database, &batch).map_err(BrickError::Failed)?;
+        }
+        self.finish_checkpoint()
+    }
+
+    /// Ends the use of the brick in order: everything is checkpointed and the superblock says so.
+    /// Waits. Without this call nothing is lost, and the next opening replays the journal.
+    pub fn close(mut self) -> Result<(), BrickError> {
+        self.shut_down()
+    }
+
+    /// As [`Brick::close`]; the brick stays in its owner's hands, and takes no changes any more.
+    pub fn shut_down(&mut self) -> Result<(), BrickError> {
+        if self.read_only {
+            return Ok(());
+        }
+        self.writable()?;
+        let mut events = Vec::new();
+        while self.checkpoint.running.is_some() {
+            self.medium.wait();
+            self.poll(&mut events);
+            self.writable()?;
+        }
+        self.checkpoint_now()?;
+        self.change_superblock(|superblock| superblock.clean = true)
+    }
+}
+
+/// The journal becomes stable, then the object files get their blocks, and become durable.
+fn write_files<M: Medium>(work: &FilesWork<M>) -> io::Result<()> {
+    for file in &work.journal {
+        work.medium.sync(file)?;
+    }
+    let mut dirs = work.dirs.clone();
+    let mut files = Vec::new();
+    for (&object, over) in &work.overlay.objects {
+        if over.hides_below {
+            work.medium.unlink(&object_path(object))?;
+        }
+        let is_file = over.info.is_some_and(|info| info.form == Form::File);
+        if is_file && let Some(file) = write_object(&work.medium, object, over, &mut dirs)? {
+            files.push((object, file));
+        }
+    }
+    for &object in &work.objects {
+        if files.iter().any(|(found, _)| *found == object) {
+            continue;
+        }
+        match work.medium.open(&object_path(object), OpenMode::Write) {
+            Ok(file) => files.push((object, file)),
+            // Dropped since.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if files.len() > SYNCS_MAX {
+        return work.medium.sync_all();
+    }
+    for (_, file) in &files {
+        work.medium.sync(file)?;
+    }
+    for dir in &dirs {
+        work.medium.sync_dir(dir)?;
+    }
+    Ok(())
+}
+
+fn write_object<M: Medium>(
+    medium: &M,
+    object: ObjectId,
+    over: &ObjectOverlay,
+    dirs: &mut BTreeSet<String>,
+) -> io::Result<Option<M::File>> {
+    if over.blocks.is_empty() && over.punch.is_empty() {
+        return Ok(None);
+    }
+    let file = if over.blocks.is_empty() {
+        match medium.open(&object_path(object), OpenMode::Write) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
+        }
+    } else {
+        open_or_make(medium, object, dirs)?
+    };
+    let len = medium.len(&file)?;
+    for range in over.punch.iter() {
+        let start = range.start.saturating_mul(BLOCK_BYTES);
+        let end = range.end.saturating_mul(BLOCK_BYTES).min(len);
+        if start >= end {
+            continue;
+        }
+        if end == len {
+            medium.set_len(&file, start)?;
+        } else {
+            medium.punch(&file, start, end - start)?;
+        }
+    }
+    let mut run: Vec<u8> = Vec::new();
+    let mut run_start = 0;
+    for (&block, content) in &over.blocks {
+        let follows = run_start + run.len() as u64 == block * BLOCK_BYTES;
+        if !run.is_empty() && (!follows || run.len() >= WRITE_BYTES_MAX) {
+            medium.write_at(&file, run_start, &run)?;
+            run.clear();
+        }
+        if run.is_empty() {
+            run_start = block * BLOCK_BYTES;
+        }
+        run.extend_from_slice(content);
+    }
+    if !run.is_empty() {
+        medium.write_at(&file, run_start, &run)?;
+    }
+    Ok(Some(file))
+}

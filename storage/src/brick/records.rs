@@ -1,0 +1,154 @@
+//! The journal as the replication log: records from a sequence on.
+
+use bytes::{Bytes, BytesMut};
+use protocol::record::{Change, PAYLOAD_BYTES_MAX, Record};
+use protocol::units::{BLOCK_BYTES, Sequence};
+
+use super::Brick;
+use crate::error::{BrickError, IoFault};
+use crate::journal::frame::{Aux, Frame, Step};
+use crate::medium::Medium;
+
+static ZEROS: [u8; PAYLOAD_BYTES_MAX] = [0; PAYLOAD_BYTES_MAX];
+
+/// A record for a replica that was away.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatchUp {
+    /// The record.
+    pub record: Record,
+    /// Some of the payload is what the object holds now, not what the record wrote: a later record
+    /// writes it again. The receiver is consistent only at the source's present sequence.
+    pub data_as_of_now: bool,
+}
+
+fn broken() -> BrickError {
+    BrickError::Failed(IoFault {
+        op: "decode a journaled record",
+        kind: std::io::ErrorKind::InvalidData,
+        errno: None,
+    })
+}
+
+/// The record of a frame, with zeros for a payload; its changes; and how each was done.
+pub(super) fn changes_of(frame: &Frame) -> Result<(Record, Vec<Change>, Vec<Step>), BrickError> {
+    let len = frame
+        .meta
+        .get(32..36)
+        .and_then(|raw| raw.first_chunk::<4>());
+    let len = len.map_or(0, |raw| u32::from_le_bytes(*raw) as usize);
+    if len > PAYLOAD_BYTES_MAX {
+        return Err(broken());
+    }
+    let zeros = Bytes::from_static(&ZEROS[..len]);
+    let record = Record::decode(frame.meta.clone(), zeros).map_err(|_| broken())?;
+    let steps = Aux::decode(frame.aux.clone(), record.changes.len()).map_err(|_| broken())?;
+    let changes = record.changes.clone();
+    Ok((record, changes, steps))
+}
+
+impl<M: Medium> Brick<M> {
+    /// About how many bytes of the journal follow the record `from`; `None` where it does not reach
+    /// back so far.
+    #[must_use]
+    pub fn journal_bytes_since(&self, from: Sequence) -> Option<u64> {
+        if from >= self.position.sequence {
+            return Some(0);
+        }
+        let next = self.position.sequence.next();
+        (from.next() >= self.oldest_kept()).then(|| self.journal.bytes_from(from.next(), next))
+    }
+
+    /// Peers may need records from here on: their segments are kept, up to the journal's limit.
+    pub fn retain_from(&mut self, from: Sequence) {
+        self.journal.set_retain_from(from);
+    }
+
+    /// Records after `after`, in order, until their bytes come to `bytes_max`, at least one. The
+    /// data of large writes is read from the objects as it is now. [`BrickError::NotKept`] where
+    /// the journal does not reach back so far. May wait for the device.
+    pub fn read_records(
+        &mut self,
+        after: Sequence,
+        bytes_max: usize,
+    ) -> Result<Vec<CatchUp>, BrickError> {
+        let from = after.next();
+        if from > self.position.sequence {
+            return Ok(Vec::new());
+        }
+        let mut frames = Vec::new();
+        let mut bytes = 0;
+        let whole = self.journal.read_records(from, &mut |_, frame| {
+            let (record, _, steps) = changes_of(&frame)?;
+            let size = frame.meta.len() + record.payload.len();
+            if !frames.is_empty() && bytes + size > bytes_max {
+                return Ok(false);
+            }
+            bytes += size;
+            frames.push((record, steps, frame.payload));
+            Ok(true)
+        });
+        // Reading does not stop a brick; only a failed push does, at the next call.
+        let whole = whole?;
+        if !whole && frames.is_empty() {
+            return Err(BrickError::NotKept {
+                wanted: from,
+                oldest: self.oldest_kept(),
+            });
+        }
+        frames
+            .into_iter()
+            .map(|(record, steps, journaled)| self.fill_payload(record, &steps, &journaled))
+            .collect()
+    }
+
+    /// Puts the payload together from what the journal has and what the objects hold.
+    fn fill_payload(
+        &self,
+        mut record: Record,
+        steps: &[Step],
+        journaled: &Bytes,
+    ) -> Result<CatchUp, BrickError> {
+        let data_as_of_now = steps.iter().any(|step| step.direct);
+        if !data_as_of_now {
+            record.payload = journaled.clone();
+            return Ok(CatchUp {
+                record,
+                data_as_of_now,
+            });
+        }
+        let mut payload = BytesMut::with_capacity(record.payload.len());
+        let mut at = 0;
+        let mut take = |payload: &mut BytesMut, len: u64| {
+            let end = at + len as usize;
+            let part = journaled.get(at..end).ok_or_else(broken)?;
+            payload.extend_from_slice(part);
+            at = end;
+            Ok::<(), BrickError>(())
+        };
+        for (change, step) in record.changes.iter().zip(steps) {
+            let &Change::Write {
+                object,
+                offset,
+                len,
+            } = change
+            else {
+                continue;
+            };
+            let len = u64::from(len);
+            if !step.direct {
+                take(&mut payload, len)?;
+                continue;
+            }
+            let start = offset.next_multiple_of(BLOCK_BYTES);
+            let end = (offset + len) / BLOCK_BYTES * BLOCK_BYTES;
+            take(&mut payload, start - offset)?;
+            payload.extend_from_slice(&self.core.read_now(object, start, end - start)?);
+            take(&mut payload, offset + len - end)?;
+        }
+        record.payload = payload.freeze();
+        Ok(CatchUp {
+            record,
+            data_as_of_now,
+        })
+    }
+}

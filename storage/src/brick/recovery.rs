@@ -1,0 +1,438 @@
+//! Making, opening and recovering a brick.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use bytes::Bytes;
+use protocol::ids::{BrickId, PoolId, VolumeId};
+use protocol::record::Record;
+use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, ObjectId, Sequence};
+
+use super::checkpoint::CheckpointState;
+use super::flush::Flushes;
+use super::records::changes_of;
+use super::state::StateRow;
+use super::{Brick, Options, Position};
+use crate::activity::ActivityLog;
+use crate::apply::{Core, Mode};
+use crate::dirty::{DirtyItem, DirtyMaps, SUSPECT};
+use crate::error::{BrickError, CreateError, IoFault, OpenError, ReadError};
+use crate::files::Files;
+use crate::journal::frame::{Frame, FrameKind, LocalOp, Lsn};
+use crate::journal::{Journal, JournalStart, SEGMENTS_MIN, make_segment, record_sequence, replay};
+use crate::layers::Layers;
+use crate::layout::{JOURNAL, LOCK, OBJECTS, STORE};
+use crate::medium::Medium;
+use crate::ranges::RangeSet;
+use crate::store::{self, Store};
+use crate::sum::{BLOCK, block_sum};
+use crate::superblock::{BrickIdentity, Superblock, read_superblock, write_superblock};
+use crate::unsynced::{Marks, Unsynced};
+
+/// Whose brick is expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Expected {
+    /// The pool.
+    pub pool: PoolId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The brick.
+    pub brick: BrickId,
+}
+
+/// What opening a brick found and did.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RecoveryReport {
+    /// The brick was closed in order.
+    pub was_clean: bool,
+    /// Records that were replayed.
+    pub replayed_records: u64,
+    /// Frames that were replayed, the brick's own included.
+    pub replayed_frames: u64,
+    /// Blocks of large writes without a sync that were taken as they were found.
+    pub accepted_blocks: u64,
+    /// Those blocks, as byte ranges, with the ones of earlier recoveries that nobody settled: what
+    /// the order says about them is not what stands there. They must be taken from another replica,
+    /// or be accepted by it; then call [`Brick::clear_suspects`].
+    pub suspect: Vec<(ObjectId, Range<u64>)>,
+}
+
+/// What a replay collects.
+#[derive(Default)]
+struct Replay {
+    report: RecoveryReport,
+    position: Position,
+    floor: (Sequence, Lsn),
+    /// Whole blocks of direct writes that no sync is known for.
+    direct: BTreeMap<ObjectId, Vec<(Lsn, Range<u64>)>>,
+}
+
+fn open_fault(op: &'static str) -> impl Fn(std::io::Error) -> IoFault {
+    move |error| IoFault::new(op, &error)
+}
+
+fn damaged(_: protocol::codec::DecodeError) -> OpenError {
+    OpenError::Damaged { what: JOURNAL }
+}
+
+impl<M: Medium> Brick<M> {
+    /// Makes a brick on an empty medium. Waits; durable on return. A medium that holds one already
+    /// is refused and left as it is.
+    pub fn create(
+        medium: &M,
+        identity: BrickIdentity,
+        state: Bytes,
+        options: &Options,
+    ) -> Result<(), CreateError> {
+        match read_superblock(medium) {
+            Ok(found) => {
+                return Err(CreateError::AlreadyBrick {
+                    pool: found.identity.pool,
+                    volume: found.identity.spec.id,
+                    name: found.identity.spec.name,
+                });
+            }
+            Err(OpenError::NotABrick { .. }) => {}
+            // The first superblock was never whole: the making was interrupted before its end.
+            Err(OpenError::Damaged { .. }) => {}
+            Err(other) => return Err(CreateError::UnreadableBrick(Box::new(other))),
+        }
+        let superblock = Superblock {
+            number: 1,
+            identity,
+            state,
+            deleted: false,
+            clean: true,
+        };
+        superblock.encode()?;
+        let lock = medium
+            .lock(LOCK)
+            .map_err(open_fault("make the lock file"))?;
+        if lock.is_none() {
+            return Err(CreateError::InUse);
+        }
+        let make = || -> std::io::Result<()> {
+            medium.make_dir(JOURNAL)?;
+            medium.make_dir(OBJECTS)?;
+            // What an interrupted making left.
+            medium.unlink(STORE)?;
+            for slot in 0..SEGMENTS_MIN {
+                let slot = u32::try_from(slot).unwrap_or(u32::MAX);
+                make_segment(medium, slot, options.journal.segment_bytes)?;
+            }
+            Ok(())
+        };
+        make().map_err(open_fault("make the brick's directories"))?;
+        store::create(medium, &StateRow::default().encode())?;
+        medium
+            .sync_dir("")
+            .map_err(open_fault("sync the brick's directory"))?;
+        // Last: without it there is no brick.
+        Ok(write_superblock(medium, &superblock, true)?)
+    }
+
+    /// Opens a brick and recovers it: replays what the journal holds past the last checkpoint, and
+    /// ends with a checkpoint. Waits. A refusal changes nothing.
+    pub fn open(
+        medium: M,
+        expected: Option<Expected>,
+        options: Options,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        check_superblock(&medium, expected)?;
+        let lock = match medium.lock(LOCK) {
+            Ok(Some(lock)) => lock,
+            Ok(None) => return Err(OpenError::InUse),
+            Err(error) if error.kind() == std::io::ErrorKind::ReadOnlyFilesystem => {
+                return Err(OpenError::ReadOnly);
+            }
+            Err(error) => return Err(IoFault::new("lock the brick", &error).into()),
+        };
+        // Another process may have written it between the first look and the lock.
+        let superblock = check_superblock(&medium, expected)?;
+        let (mut brick, report) = Self::recover(medium, superblock, options, Some(lock))?;
+        brick.change_superblock(|superblock| superblock.clean = false)?;
+        brick.checkpoint_now()?;
+        brick.events.clear();
+        Ok((brick, report))
+    }
+
+    /// Opens a brick for reading without changing a byte of it; what the journal holds is replayed
+    /// in memory. Takes no lock: nobody may write it meanwhile, which the caller must know.
+    pub fn open_read_only(medium: M) -> Result<(Self, RecoveryReport), OpenError> {
+        let superblock = read_superblock(&medium)?;
+        let room = medium
+            .room()
+            .map_err(open_fault("ask for the file system's room"))?;
+        Self::recover(medium, superblock, Options::for_room(room), None)
+    }
+
+    fn recover(
+        medium: M,
+        superblock: Superblock,
+        options: Options,
+        lock: Option<M::File>,
+    ) -> Result<(Self, RecoveryReport), OpenError> {
+        let read_only = lock.is_none();
+        let store = Store::open(&medium, read_only)?;
+        let row =
+            StateRow::decode(store.state()?).map_err(|_| OpenError::Damaged { what: STORE })?;
+        let mut dirty = DirtyMaps::default();
+        store.each_dirty_row(&mut |key, value| dirty.load_row(key, value))?;
+        let mut activity = ActivityLog::default();
+        activity.apply(&row.active, &[], row.place.lsn);
+        let mut core = Core {
+            medium: medium.clone(),
+            files: Files::new(medium.clone(), read_only),
+            layers: Layers::new(store),
+            dirty,
+            tracking: row.tracking,
+            activity,
+            unsynced: Unsynced::default(),
+            used_blocks: row.used_blocks,
+            large_write_bytes: options.large_write_bytes.max(BLOCK_BYTES),
+            activate: Vec::new(),
+            checkpoint_wanted: false,
+            corrupt_found: Vec::new(),
+        };
+        let mut collected = Replay {
+            position: row.position,
+            floor: row.floor,
+            ..Replay::default()
+        };
+        collected.report.was_clean = superblock.clean;
+        let replayed = replay(
+            &medium,
+            superblock.identity.brick,
+            row.place,
+            &mut |frame, _| collected.frame(&mut core, &frame),
+        )?;
+        settle_suspects(&mut core, &mut collected)?;
+        let epoch = row.epoch.max(replayed.end.epoch) + 1;
+        let journal = Journal::new(JournalStart {
+            medium: medium.clone(),
+            brick: superblock.identity.brick,
+            epoch,
+            sizes: options.journal,
+            end: replayed.end,
+            segments: replayed.segments,
+            free: replayed.free,
+            floor: collected.floor,
+        });
+        let sequence = collected.position.sequence;
+        let brick = Self {
+            medium,
+            options,
+            core,
+            journal,
+            superblock,
+            read_only,
+            position: collected.position,
+            stable: sequence,
+            journal_stable: sequence,
+            checkpointed: row.position.sequence,
+            marks: Marks::default(),
+            flushes: Flushes::new(),
+            checkpoint: CheckpointState::default(),
+            tasks: Default::default(),
+            next_token: 0,
+            events: Default::default(),
+            failed: None,
+            throttled: false,
+            direct_bytes: 0,
+            _lock: lock,
+        };
+        Ok((brick, collected.report))
+    }
+}
+
+fn check_superblock<M: Medium>(
+    medium: &M,
+    expected: Option<Expected>,
+) -> Result<Superblock, OpenError> {
+    let found = read_superblock(medium)?;
+    if let Some(expected) = expected {
+        let identity = &found.identity;
+        let same = identity.pool == expected.pool
+            && identity.spec.id == expected.volume
+            && identity.brick == expected.brick;
+        if !same {
+            return Err(OpenError::Foreign {
+                pool: expected.pool,
+                volume: expected.volume,
+                brick: expected.brick,
+                found_pool: identity.pool,
+                found_volume: identity.spec.id,
+                found_brick: identity.brick,
+            });
+        }
+    }
+    if found.deleted {
+        return Err(OpenError::Deleted {
+            volume: found.identity.spec.id,
+        });
+    }
+    Ok(found)
+}
+
+impl Replay {
+    fn frame<M: Medium>(&mut self, core: &mut Core<M>, frame: &Frame) -> Result<(), OpenError> {
+        self.report.replayed_frames += 1;
+        if frame.kind == FrameKind::Local {
+            let op = LocalOp::decode(frame.meta.clone()).map_err(damaged)?;
+            core.apply_local(&op, frame.lsn);
+            match op {
+                LocalOp::Synced { objects } => self.synced(&objects),
+                LocalOp::Position {
+                    sequence,
+                    term,
+                    generation,
+                } => {
+                    self.position = Position {
+                        sequence,
+                        term,
+                        generation,
+                    };
+                    self.floor = (sequence, frame.lsn);
+                }
+                _ => {}
+            }
+            return Ok(());
+        }
+        let (record, changes, steps) = changes_of(frame)?;
+        let direct = &mut self.direct;
+        let mode = Mode::Replay {
+            steps: steps.into_iter(),
+            direct: &mut |object, blocks| {
+                direct.entry(object).or_default().push((frame.lsn, blocks));
+            },
+        };
+        core.apply(&changes, &frame.payload, mode)?;
+        if frame.kind == FrameKind::Record {
+            self.report.replayed_records += 1;
+            self.note_record(&record, frame);
+        }
+        Ok(())
+    }
+
+    fn note_record(&mut self, record: &Record, frame: &Frame) {
+        self.position = Position {
+            sequence: record_sequence(frame).unwrap_or(record.sequence),
+            term: record.term,
+            generation: record.generation,
+        };
+    }
+
+    fn synced(&mut self, objects: &[(ObjectId, Lsn)]) {
+        for (object, upto) in objects {
+            if let Some(list) = self.direct.get_mut(object) {
+                list.retain(|(lsn, _)| lsn > upto);
+            }
+        }
+    }
+}
+
+/// Looks at every block that may have been lost or half written, and takes what it finds: blocks
+/// of large writes that no sync is known for, and of active extents.
+fn settle_suspects<M: Medium>(core: &mut Core<M>, replay: &mut Replay) -> Result<(), OpenError> {
+    let mut suspects: BTreeMap<ObjectId, RangeSet> = BTreeMap::new();
+    for (object, list) in &replay.direct {
+        for (_, blocks) in list {
+            suspects.entry(*object).or_default().insert(blocks.clone());
+        }
+    }
+    for (object, extent) in core.activity.list() {
+        let blocks = extent * BLOCKS_PER_EXTENT..(extent + 1) * BLOCKS_PER_EXTENT;
+        suspects.entry(object).or_default().insert(blocks);
+    }
+    for (object, ranges) in suspects {
+        let Some(info) = core.layers.info(object)? else {
+            continue;
+        };
+        let end = info.data_end.div_ceil(BLOCK_BYTES);
+        let mut accepted = RangeSet::default();
+        for blocks in ranges.iter_within(0..end) {
+            for block in blocks {
+                if accept_block(core, object, block)? {
+                    accepted.insert(block..block + 1);
+                }
+            }
+        }
+        replay.report.accepted_blocks += accepted.total();
+        for blocks in accepted.iter() {
+            // Kept until someone settles them: this recovery's report may be lost with a crash.
+            let item = DirtyItem::Blocks {
+                object,
+                start: blocks.start,
+                end: blocks.end,
+            };
+            core.dirty.set(SUSPECT, &item, true);
+        }
+    }
+    for item in core.dirty.next(SUSPECT, None, usize::MAX) {
+        if let DirtyItem::Blocks { object, start, end } = item {
+            let range = start * BLOCK_BYTES..end * BLOCK_BYTES;
+            replay.report.suspect.push((object, range));
+        }
+    }
+    // Damage found while replaying partial writes was looked at above, or shows when it is read.
+    core.corrupt_found.clear();
+    Ok(())
+}
+
+/// Takes a block as it is if it does not match its checksum; true if it did not.
+fn accept_block<M: Medium>(
+    core: &mut Core<M>,
+    object: ObjectId,
+    block: u64,
+) -> Result<bool, OpenError> {
+    let sum = core.layers.sum(object, block)?;
+    if sum == 0 {
+        return Ok(false);
+    }
+    let waiting = core.layers.pending(object, block).cloned();
+    let content = match &waiting {
+        Some(content) => content.clone(),
+        None => {
+            let mut content = vec![0; BLOCK];
+            let read = core.files.get(object).and_then(|file| match file {
+                Some(file) => core
+                    .medium
+                    .read_at(&file, block * BLOCK_BYTES, &mut content)
+                    .map(drop),
+                None => Ok(()),
+            });
+            if read.is_err() {
+                // Unreadable: the checksum stays, and reads say so.
+                return Ok(false);
+            }
+            Bytes::from(content)
+        }
+    };
+    let found = block_sum(&content);
+    if found == sum {
+        return Ok(false);
+    }
+    core.accept(object, block, found)
+        .map_err(|error| match error {
+            BrickError::Read(error) => OpenError::Read(error),
+            other => OpenError::Brick(other),
+        })?;
+    Ok(true)
+}
+
+impl<M: Medium> Core<M> {
+    fn accept(&mut self, object: ObjectId, block: u64, sum: u32) -> Result<(), BrickError> {
+        let entry = self.layers.object_mut(object)?;
+        if sum == 0 {
+            entry.blocks.remove(&block);
+            entry.punch.insert(block..block + 1);
+        }
+        self.set_sum(object, block, sum)
+    }
+}
+
+impl From<ReadError> for CreateError {
+    fn from(error: ReadError) -> Self {
+        Self::Brick(BrickError::Read(error))
+    }
+}

@@ -1,0 +1,688 @@
+//! The journal: segments of frames, written in turn and used again.
+//!
+//! A frame is *pushed* when it stands in the page cache: a killed process loses nothing of it. It
+//! is *stable* after the segments' sync. Frames are numbered without gaps for the whole life of the
+//! brick, and each carries the brick's epoch, which rises with every opening for writing. Reading
+//! follows numbers and never goes back to a lower epoch, so neither what an earlier use of a
+//! segment left behind nor the remains of a lost tail are ever taken for a successor.
+
+pub(crate) mod frame;
+mod segment;
+
+use std::collections::VecDeque;
+use std::io;
+
+use protocol::ids::BrickId;
+use protocol::units::Sequence;
+
+use crate::error::{BrickError, IoFault};
+use crate::journal::frame::{Frame, FrameKind, Lsn};
+use crate::layout::{FRAME_ALIGN, FRAME_HEADER_BYTES, SEGMENT_HEADER_BYTES, segment_path};
+use crate::medium::{Medium, OpenMode};
+
+pub(crate) use segment::{SegmentHeader, SegmentReader, list_segments};
+
+/// Fewest segments.
+pub(crate) const SEGMENTS_MIN: u64 = 4;
+
+/// Where the frame after `lsn` stands, or would stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Place {
+    /// The segment; 0 before the first.
+    pub(crate) number: u64,
+    /// Offset in its file.
+    pub(crate) offset: u64,
+    /// The last frame before.
+    pub(crate) lsn: Lsn,
+    /// Its epoch.
+    pub(crate) epoch: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Segment<F> {
+    pub(crate) slot: u32,
+    pub(crate) file: F,
+    pub(crate) len: u64,
+    pub(crate) header: SegmentHeader,
+    /// Bytes in use.
+    pub(crate) end: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct FreeSegment<F> {
+    pub(crate) slot: u32,
+    pub(crate) file: F,
+    pub(crate) len: u64,
+}
+
+/// Where reading for catch-up stopped, so that the next call goes on there.
+#[derive(Debug, Clone, Copy)]
+struct ReadCursor {
+    next: Sequence,
+    number: u64,
+    offset: u64,
+    lsn: Lsn,
+    epoch: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Journal<M: Medium> {
+    medium: M,
+    brick: BrickId,
+    epoch: u32,
+    /// Oldest first; the last one is written.
+    segments: VecDeque<Segment<M::File>>,
+    free: Vec<FreeSegment<M::File>>,
+    next_slot: u32,
+    segment_bytes: u64,
+    total_bytes_max: u64,
+    /// Encoded and not pushed, beginning at `buffer_at` of the last segment.
+    buffer: Vec<u8>,
+    buffer_at: u64,
+    next_lsn: Lsn,
+    pushed: Lsn,
+    stable: Lsn,
+    /// Files with pushed frames that no sync was begun for; and the slot of the last of them.
+    unsynced: Vec<M::File>,
+    unsynced_last: Option<u32>,
+    bytes_written: u64,
+    /// A segment is being made beside.
+    pub(crate) preparing: bool,
+    retain_from: Sequence,
+    /// Everything up to this frame is checkpointed.
+    checkpointed: Lsn,
+    /// Records before this place belong to a history that was left.
+    pub(crate) floor: (Sequence, Lsn),
+    cursor: Option<ReadCursor>,
+}
+
+/// Sizes of a journal, from the file system's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct JournalSizes {
+    /// One segment.
+    pub segment_bytes: u64,
+    /// All that is kept, unless a checkpoint needs more.
+    pub total_bytes_max: u64,
+}
+
+impl JournalSizes {
+    /// A sixteenth of the file system, at most 1 GiB, at least four segments.
+    #[must_use]
+    pub fn for_room(total_bytes: u64) -> Self {
+        let total = (total_bytes / 16).min(1 << 30);
+        let segment_bytes = if total >= 128 << 20 {
+            16 << 20
+        } else {
+            4 << 20
+        };
+        Self {
+            segment_bytes,
+            total_bytes_max: total.max(segment_bytes * SEGMENTS_MIN),
+        }
+    }
+}
+
+/// Makes a segment's file: zero-written, so that later syncs have no metadata to write.
+pub(crate) fn make_segment<M: Medium>(medium: &M, slot: u32, len: u64) -> io::Result<M::File> {
+    const PART: usize = 1 << 20;
+    let file = medium.open(&segment_path(slot), OpenMode::Create)?;
+    let zeros = vec![0; PART];
+    let mut at = medium.len(&file)?;
+    while at < len {
+        let part = (len - at).min(PART as u64);
+        medium.write_at(&file, at, &zeros[..usize::try_from(part).unwrap_or(PART)])?;
+        at += part;
+    }
+    medium.sync(&file)?;
+    medium.sync_dir(crate::layout::JOURNAL)?;
+    Ok(file)
+}
+
+fn fault(op: &'static str) -> impl Fn(io::Error) -> BrickError {
+    move |error| BrickError::Failed(IoFault::new(op, &error))
+}
+
+/// What a journal is opened with.
+pub(crate) struct JournalStart<M: Medium> {
+    pub(crate) medium: M,
+    pub(crate) brick: BrickId,
+    pub(crate) epoch: u32,
+    pub(crate) sizes: JournalSizes,
+    /// After the last whole frame.
+    pub(crate) end: Place,
+    pub(crate) segments: VecDeque<Segment<M::File>>,
+    pub(crate) free: Vec<FreeSegment<M::File>>,
+    pub(crate) floor: (Sequence, Lsn),
+}
+
+impl<M: Medium> Journal<M> {
+    pub(crate) fn new(start: JournalStart<M>) -> Self {
+        let slots = start.segments.iter().map(|segment| segment.slot);
+        let next_slot = slots
+            .chain(start.free.iter().map(|free| free.slot))
+            .max()
+            .map_or(0, |slot| slot + 1);
+        Self {
+            medium: start.medium,
+            brick: start.brick,
+            epoch: start.epoch,
+            next_slot,
+            segment_bytes: start.sizes.segment_bytes,
+            total_bytes_max: start.sizes.total_bytes_max,
+            buffer: Vec::new(),
+            buffer_at: start.end.offset,
+            next_lsn: start.end.lsn.next(),
+            pushed: start.end.lsn,
+            stable: start.end.lsn,
+            unsynced: Vec::new(),
+            unsynced_last: None,
+            bytes_written: 0,
+            preparing: false,
+            retain_from: Sequence::ZERO,
+            checkpointed: start.end.lsn,
+            floor: start.floor,
+            cursor: None,
+            segments: start.segments,
+            free: start.free,
+        }
+    }
+
+    /// Largest frame.
+    pub(crate) fn frame_bytes_max(&self) -> u64 {
+        self.segment_bytes - SEGMENT_HEADER_BYTES
+    }
+    pub(crate) fn last_lsn(&self) -> Lsn {
+        Lsn(self.next_lsn.0 - 1)
+    }
+    pub(crate) fn stable_lsn(&self) -> Lsn {
+        self.stable
+    }
+    pub(crate) fn has_unpushed(&self) -> bool {
+        !self.buffer.is_empty()
+    }
+    /// Bytes of frames since the journal was opened.
+    pub(crate) fn bytes_written(&self) -> u64 {
+        self.bytes_written
+    }
+    /// Bytes that may be written between two checkpoints before room runs short.
+    pub(crate) fn capacity(&self) -> u64 {
+        self.total_bytes_max
+    }
+    pub(crate) fn set_retain_from(&mut self, from: Sequence) {
+        self.retain_from = from;
+    }
+    pub(crate) fn set_checkpointed(&mut self, lsn: Lsn) {
+        self.checkpointed = lsn;
+    }
+
+    /// Where the next frame will stand: what a checkpoint remembers.
+    pub(crate) fn place(&self) -> Place {
+        Place {
+            number: self.segments.back().map_or(0, |s| s.header.number),
+            offset: self.buffer_at + self.buffer.len() as u64,
+            lsn: self.last_lsn(),
+            epoch: self.epoch,
+        }
+    }
+
+    /// Adds a frame to the buffer. `next_seq` is the sequence that the next record will have, or
+    /// that this one has.
+    pub(crate) fn append(
+        &mut self,
+        kind: FrameKind,
+        next_seq: Sequence,
+        (meta, aux, payload): (&[u8], &[u8], &[&[u8]]),
+    ) -> Result<Lsn, BrickError> {
+        let data: usize = payload.iter().map(|part| part.len()).sum();
+        let bytes = (FRAME_HEADER_BYTES + meta.len() + aux.len() + data) as u64;
+        if bytes > self.frame_bytes_max() {
+            return Err(BrickError::TooLarge {
+                bytes,
+                max: self.frame_bytes_max(),
+            });
+        }
+        let at = self.buffer_at + self.buffer.len() as u64;
+        if self
+            .segments
+            .back()
+            .is_none_or(|last| at + bytes > last.len)
+        {
+            self.push()?;
+            self.roll(next_seq)?;
+        }
+        let lsn = self.next_lsn;
+        Frame::encode(
+            &mut self.buffer,
+            (kind, self.epoch, lsn),
+            meta,
+            aux,
+            payload,
+        );
+        let padded = (self.buffer.len() as u64).next_multiple_of(FRAME_ALIGN);
+        self.buffer
+            .resize(usize::try_from(padded).unwrap_or(self.buffer.len()), 0);
+        self.bytes_written += bytes;
+        self.next_lsn = lsn.next();
+        Ok(lsn)
+    }
+
+    /// Writes the buffer into the page cache.
+    pub(crate) fn push(&mut self) -> Result<(), BrickError> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        let Some(segment) = self.segments.back_mut() else {
+            return Ok(());
+        };
+        // Padding may reach past the segment's end by less than the alignment.
+        let room = usize::try_from(segment.len - self.buffer_at).unwrap_or(usize::MAX);
+        let part = &self.buffer[..self.buffer.len().min(room)];
+        self.medium
+            .write_at(&segment.file, self.buffer_at, part)
+            .map_err(fault("write the journal"))?;
+        self.buffer_at += self.buffer.len() as u64;
+        segment.end = self.buffer_at.min(segment.len);
+        if self.unsynced_last != Some(segment.slot) {
+            self.unsynced.push(segment.file.clone());
+            self.unsynced_last = Some(segment.slot);
+        }
+        self.pushed = self.last_lsn();
+        // A rare large frame must not hold its memory for ever.
+        self.buffer.clear();
+        self.buffer.shrink_to(1 << 20);
+        Ok(())
+    }
+
+    /// Pushed frames are not all stable.
+    pub(crate) fn needs_sync(&self) -> bool {
+        self.pushed > self.stable
+    }
+
+    /// Files with pushed frames that no sync was begun for.
+    pub(crate) fn unsynced_files(&self) -> Vec<M::File> {
+        self.unsynced.clone()
+    }
+
+    /// Files to sync for everything pushed to be stable, those of a sync under way included.
+    pub(crate) fn unstable_files(&self, under_way: Vec<M::File>) -> Vec<M::File> {
+        let mut files = under_way;
+        files.extend(self.unsynced.iter().cloned());
+        files
+    }
+
+    /// What must be synced for everything pushed to be stable.
+    pub(crate) fn begin_sync(&mut self) -> (Vec<M::File>, Lsn) {
+        self.unsynced_last = None;
+        (std::mem::take(&mut self.unsynced), self.pushed)
+    }
+
+    pub(crate) fn synced(&mut self, upto: Lsn) {
+        self.stable = self.stable.max(upto);
+    }
+
+    fn total_bytes(&self) -> u64 {
+        let used: u64 = self.segments.iter().map(|segment| segment.len).sum();
+        used + self.free.iter().map(|free| free.len).sum::<u64>()
+    }
+
+    /// Whether the oldest segment may be used again. Its successor must be stable: if both were
+    /// lost, nothing would follow the checkpoint.
+    fn oldest_is_free(&self) -> bool {
+        let Some(second) = self.segments.get(1) else {
+            return false;
+        };
+        let needed = second.header.first_lsn.0 > self.checkpointed.0 + 1
+            || second.header.first_lsn > self.stable;
+        let wanted = second.header.first_seq > self.retain_from;
+        !needed && (!wanted || self.total_bytes() >= self.total_bytes_max)
+    }
+
+    fn roll(&mut self, next_seq: Sequence) -> Result<(), BrickError> {
+        let next = if let Some(free) = self.free.pop() {
+            free
+        } else if self.oldest_is_free()
+            && let Some(oldest) = self.segments.pop_front()
+        {
+            FreeSegment {
+                slot: oldest.slot,
+                file: oldest.file,
+                len: oldest.len,
+            }
+        } else {
+            // Nothing was prepared: a sparse file will do, at slower syncs.
+            let slot = self.take_slot();
+            let make = || -> io::Result<M::File> {
+                let file = self.medium.open(&segment_path(slot), OpenMode::Create)?;
+                self.medium.set_len(&file, self.segment_bytes)?;
+                self.medium.sync_dir(crate::layout::JOURNAL)?;
+                Ok(file)
+            };
+            FreeSegment {
+                slot,
+                file: make().map_err(fault("make a journal segment"))?,
+                len: self.segment_bytes,
+            }
+        };
+        let header = SegmentHeader {
+            number: self.segments.back().map_or(0, |last| last.header.number) + 1,
+            first_lsn: self.next_lsn,
+            first_seq: next_seq,
+            epoch: self.epoch,
+            brick: self.brick,
+        };
+        self.buffer = header.encode();
+        self.buffer_at = 0;
+        self.segments.push_back(Segment {
+            slot: next.slot,
+            file: next.file,
+            len: next.len,
+            header,
+            end: 0,
+        });
+        Ok(())
+    }
+
+    pub(crate) fn take_slot(&mut self) -> u32 {
+        let slot = self.next_slot;
+        self.next_slot += 1;
+        slot
+    }
+
+    /// The slot and length of a segment that should be made ahead, when the last one is half full
+    /// and no other can follow it.
+    pub(crate) fn wants_segment(&mut self) -> Option<(u32, u64)> {
+        let half = self.buffer_at > self.segment_bytes / 2;
+        if self.preparing || !half || !self.free.is_empty() || self.oldest_is_free() {
+            return None;
+        }
+        self.preparing = true;
+        Some((self.take_slot(), self.segment_bytes))
+    }
+
+    pub(crate) fn add_free(&mut self, slot: u32) -> io::Result<()> {
+        self.preparing = false;
+        let file = self.medium.open(&segment_path(slot), OpenMode::Write)?;
+        let len = self.medium.len(&file)?;
+        self.free.push(FreeSegment { slot, file, len });
+        Ok(())
+    }
+
+    /// The first sequence that can be read.
+    pub(crate) fn oldest_kept(&self) -> Option<Sequence> {
+        let first = self.segments.front()?.header.first_seq;
+        Some(first.max(self.floor.0.next()))
+    }
+
+    /// About how many bytes of frames stand at and after `from`.
+    pub(crate) fn bytes_from(&self, from: Sequence, next: Sequence) -> u64 {
+        let mut bytes = 0;
+        let ends = self.segments.iter().skip(1);
+        let ends = ends.map(|segment| segment.header.first_seq).chain([next]);
+        for (segment, after) in self.segments.iter().zip(ends) {
+            let (first, after) = (segment.header.first_seq.0, after.0);
+            if after <= from.0 {
+                continue;
+            }
+            let records = (after.saturating_sub(first)).max(1);
+            let wanted = after - from.0.max(first).min(after);
+            bytes += (u128::from(segment.end) * u128::from(wanted) / u128::from(records)) as u64;
+        }
+        bytes
+    }
+
+    /// Index of the segment in which reading at `from` begins.
+    fn segment_for(&self, from: Sequence) -> usize {
+        let floor = self
+            .segments
+            .iter()
+            .rposition(|segment| segment.header.first_lsn <= self.floor.1)
+            .unwrap_or(0);
+        (floor + 1..self.segments.len())
+            .rev()
+            .find(|&index| self.segments[index].header.first_seq <= from)
+            .unwrap_or(floor)
+    }
+
+    /// Hands out pushed record frames with a sequence from `from` on, in order, until `take` says
+    /// false. `Ok(false)`: the journal does not reach back so far, or is broken there.
+    pub(crate) fn read_records(
+        &mut self,
+        from: Sequence,
+        take: &mut dyn FnMut(Sequence, Frame) -> Result<bool, BrickError>,
+    ) -> Result<bool, BrickError> {
+        self.push()?;
+        if self.oldest_kept().is_none_or(|oldest| from < oldest) {
+            return Ok(false);
+        }
+        let mut index = self.segment_for(from);
+        let mut at = ReadCursor {
+            next: from,
+            ..self.start_of(index)
+        };
+        if let Some(cursor) = self.cursor.filter(|cursor| cursor.next == from)
+            && let Some(found) = self
+                .segments
+                .iter()
+                .position(|s| s.header.number == cursor.number)
+        {
+            (index, at) = (found, cursor);
+        }
+        loop {
+            let go_on = self.read_segment(index, &mut at, from, take)?;
+            self.cursor = Some(at);
+            match go_on {
+                Some(true) if at.lsn < self.pushed => {}
+                Some(_) => return Ok(true),
+                None => return Ok(false),
+            }
+            index += 1;
+            let follows = self.segments.get(index).is_some_and(|segment| {
+                segment.header.first_lsn == at.lsn.next() && segment.header.epoch >= at.epoch
+            });
+            if !follows {
+                return Ok(false);
+            }
+            at = ReadCursor {
+                next: at.next,
+                ..self.start_of(index)
+            };
+        }
+    }
+
+    fn start_of(&self, index: usize) -> ReadCursor {
+        let header = &self.segments[index].header;
+        ReadCursor {
+            next: header.first_seq,
+            number: header.number,
+            offset: SEGMENT_HEADER_BYTES,
+            lsn: Lsn(header.first_lsn.0 - 1),
+            epoch: 0,
+        }
+    }
+
+    /// Reads one segment from `at` on. `Some(true)`: its end was reached; `Some(false)`: `take` has
+    /// enough; `None`: a record is missing.
+    fn read_segment(
+        &self,
+        index: usize,
+        at: &mut ReadCursor,
+        from: Sequence,
+        take: &mut dyn FnMut(Sequence, Frame) -> Result<bool, BrickError>,
+    ) -> Result<Option<bool>, BrickError> {
+        let segment = &self.segments[index];
+        let mut reader = SegmentReader::new(&self.medium, &segment.file, segment.end);
+        while at.lsn < self.pushed {
+            let found = reader
+                .frame_at(at.offset)
+                .map_err(fault("read the journal"))?;
+            let Some((frame, after)) = found else {
+                break;
+            };
+            // The end of what was written here; older bytes follow.
+            if frame.lsn != at.lsn.next() || frame.epoch < at.epoch {
+                break;
+            }
+            (at.lsn, at.epoch) = (frame.lsn, frame.epoch);
+            let (before, lsn) = (at.offset, frame.lsn);
+            at.offset = after;
+            let sequence = record_sequence(&frame).filter(|sequence| *sequence >= from);
+            if let Some(sequence) = sequence.filter(|_| lsn > self.floor.1) {
+                if sequence != at.next {
+                    return Ok(None);
+                }
+                if !take(sequence, frame)? {
+                    at.offset = before;
+                    at.lsn = Lsn(lsn.0 - 1);
+                    return Ok(Some(false));
+                }
+                at.next = sequence.next();
+            }
+        }
+        Ok(Some(true))
+    }
+}
+
+/// The sequence of a record's frame.
+pub(crate) fn record_sequence(frame: &Frame) -> Option<Sequence> {
+    let first = (frame.kind == FrameKind::Record).then(|| frame.meta.first_chunk::<8>())??;
+    Some(Sequence(u64::from_le_bytes(*first)))
+}
+
+/// Reads the frames after `start` in order and returns the place after the last whole one, with
+/// the chain of segments that lead there; the other segments are free.
+pub(crate) fn replay<M: Medium>(
+    medium: &M,
+    brick: BrickId,
+    start: Place,
+    take: &mut dyn FnMut(Frame, Place) -> Result<(), crate::error::OpenError>,
+) -> Result<Replayed<M::File>, crate::error::OpenError> {
+    use crate::error::OpenError;
+    let found = list_segments(medium, brick)?;
+    let mut end = start;
+    let follower = |end: Place| {
+        let number = end.number + 1;
+        found
+            .iter()
+            .filter_map(|(slot, _, _, header)| Some((*slot, (*header)?)))
+            .filter(|(_, header)| {
+                header.number == number
+                    && header.first_lsn == end.lsn.next()
+                    && header.epoch >= end.epoch
+            })
+            .max_by_key(|(_, header)| header.epoch)
+    };
+    let mut last = None;
+    if start.number > 0 {
+        let here = found.iter().find(|(_, _, _, header)| {
+            header.is_some_and(|h| {
+                h.number == start.number
+                    && h.first_lsn <= start.lsn.next()
+                    && h.epoch <= start.epoch
+            })
+        });
+        match here {
+            Some((slot, file, len, _)) => {
+                read_segment(medium, (file, *len), &mut end, take)?;
+                last = Some(*slot);
+            }
+            None if follower(start).is_some() => {}
+            None => {
+                return Err(OpenError::JournalMissing {
+                    wanted: start.lsn.0 + 1,
+                });
+            }
+        }
+    }
+    while let Some((slot, header)) = follower(end) {
+        let Some((_, file, len, _)) = found.iter().find(|(s, ..)| *s == slot) else {
+            break;
+        };
+        let mut next = Place {
+            number: header.number,
+            offset: SEGMENT_HEADER_BYTES,
+            ..end
+        };
+        read_segment(medium, (file, *len), &mut next, take)?;
+        end = next;
+        last = Some(slot);
+    }
+    Ok(sort_out(found, end, last))
+}
+
+/// What [`replay`] found.
+pub(crate) struct Replayed<F> {
+    pub(crate) end: Place,
+    pub(crate) segments: VecDeque<Segment<F>>,
+    pub(crate) free: Vec<FreeSegment<F>>,
+}
+
+fn read_segment<M: Medium>(
+    medium: &M,
+    (file, len): (&M::File, u64),
+    end: &mut Place,
+    take: &mut dyn FnMut(Frame, Place) -> Result<(), crate::error::OpenError>,
+) -> Result<(), crate::error::OpenError> {
+    let mut reader = SegmentReader::new(medium, file, len);
+    loop {
+        let next = reader
+            .frame_at(end.offset)
+            .map_err(|error| IoFault::new("read the journal", &error))?;
+        let Some((frame, after)) = next else {
+            return Ok(());
+        };
+        if frame.lsn != end.lsn.next() || frame.epoch < end.epoch {
+            return Ok(());
+        }
+        end.offset = after;
+        end.lsn = frame.lsn;
+        end.epoch = frame.epoch;
+        take(frame, *end)?;
+    }
+}
+
+/// Walks back from the last segment while numbers follow; the rest is free.
+fn sort_out<F: Clone>(
+    mut found: Vec<segment::Found<F>>,
+    end: Place,
+    last: Option<u32>,
+) -> Replayed<F> {
+    let mut segments = VecDeque::new();
+    let mut wanted = last;
+    while let Some(slot) = wanted.take() {
+        let Some(index) = found.iter().position(|(s, ..)| *s == slot) else {
+            break;
+        };
+        let (slot, file, len, header) = found.swap_remove(index);
+        let Some(header) = header else {
+            break;
+        };
+        let used = if segments.is_empty() { end.offset } else { len };
+        segments.push_front(Segment {
+            slot,
+            file,
+            len,
+            header,
+            end: used,
+        });
+        wanted = found
+            .iter()
+            .filter_map(|(s, _, _, h)| Some((*s, (*h)?)))
+            .filter(|(_, h)| {
+                h.number + 1 == header.number
+                    && h.first_lsn < header.first_lsn
+                    && h.first_seq <= header.first_seq
+                    && h.epoch <= header.epoch
+            })
+            .max_by_key(|(_, h)| h.epoch)
+            .map(|(s, _)| s);
+    }
+    let free = found
+        .into_iter()
+        .map(|(slot, file, len, _)| FreeSegment { slot, file, len })
+        .collect();
+    Replayed {
+        end,
+        segments,
+        free,
+    }
+}

@@ -1,0 +1,267 @@
+//! A disk in memory that crashes on command.
+//!
+//! Each file has a durable image and the changes since its last sync. A crash keeps, for every
+//! 512-byte sector by itself, the effect of the first few of the changes to it: so un-synced writes
+//! are lost, torn and reordered, and an older write never overtakes a newer one. Names are durable
+//! after their directory's sync only. One seed decides everything.
+
+mod state;
+
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Completion, Medium, Op, OpenMode, Room};
+use state::State;
+
+/// When the disk stops working, as if the power went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CrashAt {
+    /// Instead of the n-th sync (of a file, a directory or everything), from 0.
+    Sync(u64),
+    /// Instead of the n-th change of anything, syncs included, from 0.
+    Change(u64),
+}
+
+/// A disk in memory.
+#[derive(Debug, Clone)]
+pub struct SimMedium {
+    state: Arc<Mutex<State>>,
+}
+
+/// An open file of a [`SimMedium`].
+#[derive(Debug, Clone)]
+pub struct SimFile {
+    inode: u64,
+    _lock: Option<Arc<HeldLock>>,
+}
+
+#[derive(Debug)]
+struct HeldLock {
+    path: String,
+    state: Arc<Mutex<State>>,
+}
+
+impl Drop for HeldLock {
+    fn drop(&mut self) {
+        lock(&self.state).locks.remove(&self.path);
+    }
+}
+
+fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
+    state.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl SimMedium {
+    /// An empty disk of `capacity_bytes`; `seed` decides the order in which work ends.
+    #[must_use]
+    pub fn new(seed: u64, capacity_bytes: u64) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(State::new(seed, capacity_bytes))),
+        }
+    }
+
+    /// The disk after a crash, under new seeds. The old one, crashed already or now, gives nothing
+    /// but errors from here on.
+    #[must_use]
+    pub fn crash(&self, seed: u64) -> Self {
+        let mut state = lock(&self.state);
+        state.crashed = true;
+        Self {
+            state: Arc::new(Mutex::new(state.after_crash(seed))),
+        }
+    }
+
+    /// A copy of the disk as it is now, with everything un-synced kept; for comparing two ways on
+    /// from one point. Nothing that is under way is copied.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(lock(&self.state).fork())),
+        }
+    }
+
+    /// When to crash; `None` for never.
+    pub fn set_crash(&self, at: Option<CrashAt>) {
+        lock(&self.state).crash_at = at;
+    }
+
+    /// Whether the disk crashed.
+    #[must_use]
+    pub fn is_crashed(&self) -> bool {
+        lock(&self.state).crashed
+    }
+
+    /// How many syncs, and how many changes of any kind, were asked for.
+    #[must_use]
+    pub fn counts(&self) -> (u64, u64) {
+        let state = lock(&self.state);
+        (state.syncs, state.changes)
+    }
+
+    /// The n-th sync from now on fails with EIO, once.
+    pub fn fail_sync(&self, n: u64) {
+        let mut state = lock(&self.state);
+        state.fail_sync = Some(state.syncs + n);
+    }
+
+    /// Reads of this file fail with EIO from now on.
+    pub fn fail_reads(&self, path: &str) {
+        let mut state = lock(&self.state);
+        if let Some(inode) = state.entries.get(path).copied() {
+            state.unreadable.insert(inode);
+        }
+    }
+
+    /// The disk has this size from now on.
+    pub fn set_capacity(&self, bytes: u64) {
+        lock(&self.state).capacity = bytes;
+    }
+
+    /// Flips a bit of a file, in memory and on the disk; false where there is none.
+    pub fn flip_bit(&self, path: &str, offset: u64, bit: u8) -> bool {
+        let mut state = lock(&self.state);
+        let Some(inode) = state.entries.get(path).copied() else {
+            return false;
+        };
+        state.flip(inode, offset, bit)
+    }
+
+    /// Paths of all files, sorted.
+    #[must_use]
+    pub fn paths(&self) -> Vec<String> {
+        lock(&self.state).entries.keys().cloned().collect()
+    }
+
+    /// Does the next piece of work that was submitted; false if there is none.
+    fn step(&self) -> bool {
+        let Some((op, token)) = lock(&self.state).next_op() else {
+            return false;
+        };
+        let result = match op {
+            Op::Sync(file) => self.sync(&file),
+            Op::SyncDir(path) => self.sync_dir(&path),
+            Op::Prefetch { file, .. } => lock(&self.state).check_readable(file.inode),
+            Op::Job(job) => job(),
+        };
+        let mut state = lock(&self.state);
+        if !state.crashed {
+            state.done.push(Completion { token, result });
+        }
+        true
+    }
+}
+
+impl Medium for SimMedium {
+    type File = SimFile;
+
+    fn kind(&self) -> &'static str {
+        "simulated"
+    }
+
+    fn open(&self, path: &str, mode: OpenMode) -> io::Result<SimFile> {
+        let inode = lock(&self.state).open(path, mode)?;
+        Ok(SimFile { inode, _lock: None })
+    }
+
+    fn lock(&self, path: &str) -> io::Result<Option<SimFile>> {
+        let file = self.open(path, OpenMode::Create)?;
+        if !lock(&self.state).locks.insert(path.to_owned()) {
+            return Ok(None);
+        }
+        Ok(Some(SimFile {
+            inode: file.inode,
+            _lock: Some(Arc::new(HeldLock {
+                path: path.to_owned(),
+                state: Arc::clone(&self.state),
+            })),
+        }))
+    }
+
+    fn len(&self, file: &SimFile) -> io::Result<u64> {
+        lock(&self.state).len(file.inode)
+    }
+
+    fn read_at(&self, file: &SimFile, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
+        lock(&self.state).read(file.inode, offset, buf)
+    }
+
+    fn read_cached(
+        &self,
+        file: &SimFile,
+        offset: u64,
+        buf: &mut [u8],
+    ) -> io::Result<Option<usize>> {
+        if lock(&self.state).random(4) == 0 {
+            return Ok(None);
+        }
+        self.read_at(file, offset, buf).map(Some)
+    }
+
+    fn write_at(&self, file: &SimFile, offset: u64, data: &[u8]) -> io::Result<()> {
+        lock(&self.state).write(file.inode, offset, data)
+    }
+
+    fn set_len(&self, file: &SimFile, len: u64) -> io::Result<()> {
+        lock(&self.state).set_len(file.inode, len)
+    }
+
+    fn punch(&self, file: &SimFile, offset: u64, len: u64) -> io::Result<()> {
+        lock(&self.state).punch(file.inode, offset, len)
+    }
+
+    fn sync(&self, file: &SimFile) -> io::Result<()> {
+        lock(&self.state).sync(file.inode)
+    }
+
+    fn sync_dir(&self, path: &str) -> io::Result<()> {
+        lock(&self.state).sync_dir(path)
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        lock(&self.state).sync_all()
+    }
+
+    fn unlink(&self, path: &str) -> io::Result<()> {
+        lock(&self.state).unlink(path)
+    }
+
+    fn make_dir(&self, path: &str) -> io::Result<bool> {
+        lock(&self.state).make_dir(path)
+    }
+
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        lock(&self.state).list(path)
+    }
+
+    fn room(&self) -> io::Result<Room> {
+        lock(&self.state).room()
+    }
+
+    fn submit(&self, op: Op<SimFile>, token: u64) {
+        lock(&self.state).queue.push((op, token));
+    }
+
+    fn poll(&self, done: &mut Vec<Completion>) {
+        // Some of what is under way ends between two polls, as the seed decides.
+        let waiting = lock(&self.state).queue.len() as u64;
+        let steps = lock(&self.state).random(waiting + 1);
+        for _ in 0..steps {
+            self.step();
+        }
+        done.append(&mut lock(&self.state).done);
+    }
+
+    fn wait(&self) {
+        if lock(&self.state).done.is_empty() {
+            self.step();
+        }
+    }
+
+    fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;
