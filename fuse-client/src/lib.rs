@@ -8,7 +8,12 @@
 #![forbid(unsafe_code)]
 
 mod abi;
+pub mod command;
 pub mod connection;
+pub mod identity;
+mod log;
+pub mod mount;
+pub mod options;
 pub mod serve;
 pub mod session;
 pub mod transport;

@@ -1,14 +1,10 @@
 //! From the kernel's requests to operations.
 
 use bytes::Bytes;
-use protocol::fs::{
-    Caller, IO_BYTES_MAX, NAME_BYTES_MAX, Operation, SetAttributes, SetTime,
-};
+use protocol::fs::{Caller, IO_BYTES_MAX, NAME_BYTES_MAX, Operation, SetAttributes, SetTime};
 
 use super::{EINVAL, ENOSYS, FileSystem, Shape};
-use crate::abi::{
-    Fields, InHeader, ShortRequest, WRITE_HEADER_BYTES, join, opcode, set, write,
-};
+use crate::abi::{Fields, InHeader, ShortRequest, WRITE_HEADER_BYTES, join, opcode, set, write};
 use crate::session::Waiting;
 
 const ENAMETOOLONG: i32 = 36;
@@ -134,11 +130,7 @@ impl FileSystem {
         Ok(Some(plan))
     }
 
-    fn plan_name(
-        &self,
-        header: &InHeader,
-        fields: &mut Fields<'_>,
-    ) -> Result<Plan, ShortRequest> {
+    fn plan_name(&self, header: &InHeader, fields: &mut Fields<'_>) -> Result<Plan, ShortRequest> {
         let parent = self.object(header.node);
         let name = take_name!(fields);
         Ok(match header.opcode {
@@ -171,7 +163,10 @@ impl FileSystem {
                 let mode = fields.u32()?;
                 fields.skip(4)?;
                 let name = take_name!(fields);
-                plain(Operation::MakeDirectory { parent, name, mode }, Shape::Entry)
+                plain(
+                    Operation::MakeDirectory { parent, name, mode },
+                    Shape::Entry,
+                )
             }
             opcode::SYMLINK => {
                 let name = take_name!(fields);
@@ -198,11 +193,7 @@ impl FileSystem {
         })
     }
 
-    fn plan_move(
-        &self,
-        header: &InHeader,
-        fields: &mut Fields<'_>,
-    ) -> Result<Plan, ShortRequest> {
+    fn plan_move(&self, header: &InHeader, fields: &mut Fields<'_>) -> Result<Plan, ShortRequest> {
         let node = fields.u64()?;
         let other = self.object(node);
         if header.opcode == opcode::LINK {
@@ -287,11 +278,7 @@ impl FileSystem {
         })
     }
 
-    fn plan_xattr(
-        &self,
-        header: &InHeader,
-        fields: &mut Fields<'_>,
-    ) -> Result<Plan, ShortRequest> {
+    fn plan_xattr(&self, header: &InHeader, fields: &mut Fields<'_>) -> Result<Plan, ShortRequest> {
         let object = self.object(header.node);
         let text = |name: &[u8]| Bytes::copy_from_slice(name);
         Ok(match header.opcode {

@@ -29,7 +29,6 @@ use protocol::frame::RawFrame;
 use protocol::fs::{Caller, Elsewhere, FS_VERSION, Hello, Operation, Outcome, Reply, kind};
 use protocol::ids::{SessionId, VolumeId};
 use protocol::units::ObjectId;
-use protocol::volume::VolumeKind;
 
 use crate::connection::{Connector, FrameReader};
 pub use dial::DialError;
@@ -191,7 +190,10 @@ impl Session {
                 .map_err(StartError::Thread)
         };
         let threads = vec![
-            spawn("cairn-receive", Box::new(move || receiver.run(link, frames)))?,
+            spawn(
+                "cairn-receive",
+                Box::new(move || receiver.run(link, frames)),
+            )?,
             spawn("cairn-tick", Box::new(move || ticker.tick()))?,
         ];
         Ok(Arc::new(Self {
@@ -470,7 +472,10 @@ impl Shared {
     /// Makes a welcomed connection the one in use and sends what is unanswered.
     fn take_into_use(&self, welcomed: Welcomed) -> io::Result<(Arc<Link>, FrameReader)> {
         let link = Link::start(welcomed.connection)?;
-        tracing::info!(carrier = link.connection().carrier(), "connected to the primary");
+        tracing::info!(
+            carrier = link.connection().carrier(),
+            "connected to the primary"
+        );
         let mut state = self.state.lock();
         let lost = if !welcomed.known && state.confirmed {
             state.confirmed = false;
@@ -597,11 +602,8 @@ impl Shared {
             match dial::locate(&*self.connector, &target, &self.config.volume) {
                 Ok(located) => {
                     let mut state = self.state.lock();
-                    state.volume = located.volume_id;
-                    if located.kind == VolumeKind::Block {
-                        tracing::debug!("the volume is a disk");
-                    }
-                    state.places.located(located);
+                    state.volume = located.volume;
+                    state.places.located(located.nodes);
                     return Ok(true);
                 }
                 Err(error) => last = Some(error),

@@ -360,7 +360,10 @@ impl<W> Table<W> {
 }
 
 /// The object that an outcome says was opened for the session.
-pub(super) fn opened(operation: &Operation, outcome: &Outcome) -> Option<protocol::units::ObjectId> {
+pub(super) fn opened(
+    operation: &Operation,
+    outcome: &Outcome,
+) -> Option<protocol::units::ObjectId> {
     match (operation, outcome) {
         (Operation::Create { .. }, Outcome::Entry(a))
         | (Operation::Open { .. }, Outcome::Attributes(a)) => Some(a.object),
