@@ -97,6 +97,8 @@ pub(crate) enum Command {
         #[arg(long, short)]
         follow: bool,
     },
+    /// Mount a volume: HOST[:PORT][,HOST…]:/VOLUME[/subdir] on a directory
+    Mount(MountArgs),
     /// Watch a replicated volume survive a failure on this machine, in a minute
     Demo {
         /// Leave everything that was made
@@ -108,6 +110,21 @@ pub(crate) enum Command {
         /// Which shell
         shell: clap_complete::Shell,
     },
+}
+
+/// `cairn mount`.
+#[derive(Debug, Args)]
+pub(crate) struct MountArgs {
+    /// HOST[:PORT][,HOST[:PORT]…]:/VOLUME[/subdir]
+    pub(crate) source: String,
+    /// An existing directory
+    pub(crate) point: PathBuf,
+    /// Options as in fstab; docs/mount.md lists them
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub(crate) options: Vec<String>,
+    /// Stay in the foreground
+    #[arg(long)]
+    pub(crate) foreground: bool,
 }
 
 /// `cairn daemon`.

@@ -31,8 +31,26 @@ fn arguments() -> Vec<OsString> {
     words
 }
 
+/// mount(8)'s exit status of a failed mount.
+const MOUNT_FAILED: u8 = 32;
+
+fn called_as_mount_helper(words: &[OsString]) -> bool {
+    let name = words.first().and_then(|word| Path::new(word).file_name());
+    name == Some(OsStr::new("mount.cairn"))
+}
+
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse_from(arguments()) {
+    let words = arguments();
+    let helper = called_as_mount_helper(&words);
+    let words = if helper {
+        match commands::helper_words(&words) {
+            Some(words) => words,
+            None => return ExitCode::SUCCESS,
+        }
+    } else {
+        words
+    };
+    let cli = match Cli::try_parse_from(words) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -41,7 +59,11 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(failure) => {
             output.failure(&failure);
-            ExitCode::from(failure.exit_code)
+            ExitCode::from(if helper {
+                MOUNT_FAILED
+            } else {
+                failure.exit_code
+            })
         }
     }
 }

@@ -10,10 +10,9 @@
 mod abi;
 pub mod command;
 pub mod connection;
-pub mod identity;
-mod log;
-pub mod mount;
-pub mod options;
+mod identity;
+mod kernel;
+mod options;
 pub mod serve;
 pub mod session;
 pub mod transport;

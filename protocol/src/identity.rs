@@ -154,10 +154,18 @@ impl Identity {
 
     /// TLS for connecting to `expected` and nobody else: the handshake fails with any other key.
     pub fn client_config_for(&self, expected: NodeId) -> Result<Arc<ClientConfig>, IdentityError> {
+        self.client(Some(vec![expected]))
+    }
+
+    /// TLS for connecting to any of `expected` and nobody else.
+    pub fn client_config_among(
+        &self,
+        expected: Vec<NodeId>,
+    ) -> Result<Arc<ClientConfig>, IdentityError> {
         self.client(Some(expected))
     }
 
-    fn client(&self, expected: Option<NodeId>) -> Result<Arc<ClientConfig>, IdentityError> {
+    fn client(&self, expected: Option<Vec<NodeId>>) -> Result<Arc<ClientConfig>, IdentityError> {
         let tls = |source| IdentityError::Tls { source };
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
@@ -213,12 +221,12 @@ fn provider() -> Arc<CryptoProvider> {
 /// Accepts any Ed25519 key whose owner signs the handshake, or only one.
 #[derive(Debug)]
 struct AnyKey {
-    expected: Option<NodeId>,
+    expected: Option<Vec<NodeId>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
 impl AnyKey {
-    fn new(expected: Option<NodeId>) -> Self {
+    fn new(expected: Option<Vec<NodeId>>) -> Self {
         Self {
             expected,
             algorithms: provider().signature_verification_algorithms,
@@ -234,7 +242,11 @@ impl AnyKey {
             return Err(CertificateError::BadEncoding.into());
         }
         let id = id_of(certificate).map_err(|_| CertificateError::BadEncoding)?;
-        if self.expected.is_some_and(|expected| expected != id) {
+        if self
+            .expected
+            .as_ref()
+            .is_some_and(|expected| !expected.contains(&id))
+        {
             return Err(CertificateError::ApplicationVerificationFailure.into());
         }
         Ok(())

@@ -184,6 +184,14 @@ pub enum NodeRequest {
         /// The volume.
         volume: VolumeId,
     },
+    /// Answer when what the pool decided about the volume has happened on your node: its replica
+    /// stopped, its brick marked.
+    SettleVolume {
+        /// The volume.
+        volume: VolumeId,
+        /// The version to wait for; absent: that the volume is gone.
+        version: Option<u64>,
+    },
     /// Do this to the volume.
     VolumeCommand {
         /// The volume.

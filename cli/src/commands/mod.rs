@@ -7,11 +7,14 @@ mod create;
 mod daemon;
 mod demo;
 mod events;
+mod mount;
 mod peer;
 mod status;
 mod volume;
 
 use serde_json::Value;
+
+pub(crate) use mount::helper_words;
 
 use crate::args::{Cli, Command, Global};
 use crate::connection;
@@ -31,6 +34,7 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Status { watch } => status::pool(global, output, watch),
         Command::Why { volume } => status::why(global, output, volume),
         Command::Events { follow } => events::run(global, output, follow),
+        Command::Mount(args) => mount::run(global, args),
         Command::Demo { keep } => demo::run(output, keep),
         Command::Completions { shell } => {
             completions::run(output, shell);

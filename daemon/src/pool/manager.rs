@@ -32,6 +32,8 @@ enum Slot {
 enum ManagerRequest {
     /// Open what failed again, then say whether the volume runs here.
     Retry(VolumeId, oneshot::Sender<Result<(), String>>),
+    /// Answer when everything decided up to now has happened here.
+    Settle(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
 }
 
@@ -113,6 +115,20 @@ impl VolumeManager {
         done.await.map_err(|_| gone())?
     }
 
+    /// Waits until everything that is decided up to now has happened here.
+    pub async fn settle(&self) {
+        let (answer, done) = oneshot::channel();
+        if self
+            .requests
+            .send(ManagerRequest::Settle(answer))
+            .await
+            .is_ok()
+        {
+            // An error means that the daemon is ending, and with it everything here.
+            let _ = done.await;
+        }
+    }
+
     /// Stops every replica: each checkpoints and closes.
     pub async fn stop(&self) {
         let (answer, done) = oneshot::channel();
@@ -178,6 +194,12 @@ impl Work {
                         // The asker may have given up; the volume was tried all the same.
                         let _ = answer.send(self.retry(&now, volume).await);
                     }
+                    Some(ManagerRequest::Settle(answer)) => {
+                        let now = Arc::clone(&state.borrow_and_update());
+                        self.reconcile(&now).await;
+                        // The asker may have given up; it happened all the same.
+                        let _ = answer.send(());
+                    }
                     Some(ManagerRequest::Stop(answer)) => {
                         self.stop_all().await;
                         let _ = answer.send(());
@@ -186,6 +208,29 @@ impl Work {
                     None => return,
                 },
             }
+        }
+    }
+
+    /// Leaves the members' identities beside the node's own: a mount on this machine knows by
+    /// them whom to believe while the daemon is down.
+    fn note_members(&self, state: &PoolState) {
+        let members: BTreeMap<_, _> = state
+            .members
+            .iter()
+            .map(|(id, member)| (*id, member.address.clone()))
+            .collect();
+        let write = || -> std::io::Result<()> {
+            let path = self.context.data_dir.join("members.json");
+            let text = serde_json::to_vec(&members)?;
+            if std::fs::read(&path).is_ok_and(|old| old == text) {
+                return Ok(());
+            }
+            let new = path.with_extension("new");
+            std::fs::write(&new, text)?;
+            std::fs::rename(new, path)
+        };
+        if let Err(error) = write() {
+            tracing::warn!(%error, "the members' identities could not be noted for mounts");
         }
     }
 
@@ -212,6 +257,7 @@ impl Work {
             .filter_map(|spec| Some((spec.id, (spec.clone(), replica_on(spec, me)?))))
             .collect();
         self.stop_unwanted(&wanted).await;
+        self.note_members(state);
         self.mark_deleted(state).await;
         for (id, (spec, replica)) in wanted {
             self.start_or_update(id, spec, replica).await;

@@ -109,6 +109,9 @@ impl Node {
                 reports: self.volumes.reports(volume).await,
             }),
             NodeRequest::RetryVolume { volume } => self.retry_volume(volume).await,
+            NodeRequest::SettleVolume { volume, version } => {
+                self.settle_volume(volume, version).await
+            }
             NodeRequest::VolumeCommand { volume, command } => {
                 self.volume_command(volume, command).await
             }
@@ -265,6 +268,31 @@ impl Node {
                 "Repair the directory, then run `cairn volume start` again.",
             )),
         }
+    }
+
+    pub(crate) async fn settle_volume(
+        &self,
+        volume: VolumeId,
+        version: Option<u64>,
+    ) -> Result<NodeReply, Refusal> {
+        let mut state = self.pool.subscribe();
+        let arrived = state.wait_for(|state| match (state.volumes.get(&volume), version) {
+            (None, _) => true,
+            (Some(spec), Some(version)) => spec.version >= version,
+            (Some(_), None) => false,
+        });
+        if tokio::time::timeout(CATCH_UP_WITHIN, arrived)
+            .await
+            .is_err()
+        {
+            return Err(refuse(
+                "behind",
+                "this node does not have the pool's newest configuration yet",
+                "Look at `cairn peer status`.",
+            ));
+        }
+        self.volumes.settle().await;
+        Ok(NodeReply::Done { index: 0 })
     }
 
     pub(crate) async fn volume_command(

@@ -67,6 +67,8 @@ fn report(replica: usize, role: ReplicaRole) -> ReplicaReport {
             out_of_sync_bytes: Some(0),
             lag_bytes: Some(0),
             lag_seconds: Some(0.0),
+            resync: None,
+            last_resync: None,
         }],
         resync: None,
         last_resync: None,

@@ -60,6 +60,9 @@ impl Node {
                 } => self.prepare_brick(spec, replica, force).await,
                 NodeRequest::AbortBrick { spec, replica } => self.abort_brick(spec, replica).await,
                 NodeRequest::RetryVolume { volume } => self.retry_volume(volume).await,
+                NodeRequest::SettleVolume { volume, version } => {
+                    self.settle_volume(volume, version).await
+                }
                 NodeRequest::VolumeCommand { volume, command } => {
                     self.volume_command(volume, command).await
                 }
@@ -146,21 +149,53 @@ impl Node {
     }
 
     /// Stops a volume.
-    pub(crate) async fn stop_volume(&self, name: &str) -> Result<String, Refusal> {
+    pub(crate) async fn stop_volume(self: &Arc<Self>, name: &str) -> Result<String, Refusal> {
         let mut spec = volume_of(&self.pool.state(), name)?;
         match spec.state {
             VolumeState::Stopped => Ok(format!("volume `{name}` is stopped already")),
             VolumeState::Created => Err(not_started(name)),
             VolumeState::Started => {
                 spec.state = VolumeState::Stopped;
-                self.update(spec).await?;
-                Ok(format!("volume `{name}` is stopped"))
+                let version = spec.version + 1;
+                self.update(spec.clone()).await?;
+                let late = self.settle_everywhere(&spec, Some(version)).await;
+                Ok(format!("volume `{name}` is stopped{late}"))
             }
         }
     }
 
+    /// Waits until the nodes that answer have done what was decided, and names the others.
+    async fn settle_everywhere(
+        self: &Arc<Self>,
+        spec: &VolumeSpec,
+        version: Option<u64>,
+    ) -> String {
+        let mut asked = tokio::task::JoinSet::new();
+        for replica in &spec.replicas {
+            let node = Arc::clone(self);
+            let (to, name) = (replica.node, replica.node_name.clone());
+            let request = NodeRequest::SettleVolume {
+                volume: spec.id,
+                version,
+            };
+            asked.spawn(async move {
+                let done = node.ask_node(to, &request, CALL_WITHIN).await;
+                done.is_err().then_some(name)
+            });
+        }
+        let mut late: Vec<String> = Vec::new();
+        while let Some(done) = asked.join_next().await {
+            late.extend(done.ok().flatten());
+        }
+        late.sort();
+        if late.is_empty() {
+            return String::new();
+        }
+        format!("; {} will follow when it can be reached", late.join(", "))
+    }
+
     /// Deletes a volume; its bricks keep their data, marked as deleted.
-    pub(crate) async fn delete_volume(&self, name: &str) -> Result<String, Refusal> {
+    pub(crate) async fn delete_volume(self: &Arc<Self>, name: &str) -> Result<String, Refusal> {
         let spec = volume_of(&self.pool.state(), name)?;
         if spec.state == VolumeState::Started {
             return Err(refuse(
@@ -174,13 +209,14 @@ impl Node {
             expected_version: spec.version,
         })
         .await?;
+        let late = self.settle_everywhere(&spec, None).await;
         let bricks: Vec<String> = spec
             .replicas
             .iter()
             .map(|replica| format!("{}:{}", replica.node_name, replica.path))
             .collect();
         Ok(format!(
-            "volume `{name}` is deleted; its data stays on {} until `cairn brick wipe`",
+            "volume `{name}` is deleted; its data stays on {} until `cairn brick wipe`{late}",
             bricks.join(", ")
         ))
     }

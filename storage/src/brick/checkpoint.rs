@@ -11,7 +11,7 @@ use super::{Brick, BrickEvent, Task};
 use crate::error::{BrickError, IoFault};
 use crate::files::open_or_make;
 use crate::journal::frame::{LocalOp, Lsn};
-use crate::layout::object_path;
+use crate::layout::{object_dirs, object_path};
 use crate::medium::{Medium, Op, OpenMode};
 use crate::overlay::{Form, ObjectOverlay, Overlay};
 use crate::store::{Batch, as_io, write_batch};
@@ -238,10 +238,14 @@ fn write_files<M: Medium>(work: &FilesWork<M>) -> io::Result<()> {
         work.medium.sync(file)?;
     }
     let mut dirs = work.dirs.clone();
+    let mut unlinked = BTreeSet::new();
     let mut files = Vec::new();
     for (&object, over) in &work.overlay.objects {
         if over.hides_below {
+            // Durably, or the old bytes could come back under an object that is made anew.
             work.medium.unlink(&object_path(object))?;
+            let [_, inner] = object_dirs(object);
+            unlinked.insert(inner);
         }
         let is_file = over.info.is_some_and(|info| info.form == Form::File);
         if is_file && let Some(file) = write_object(&work.medium, object, over, &mut dirs)? {
@@ -259,7 +263,7 @@ fn write_files<M: Medium>(work: &FilesWork<M>) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
-    if files.len() > SYNCS_MAX {
+    if files.len() + dirs.len() + unlinked.len() > SYNCS_MAX {
         return work.medium.sync_all();
     }
     for (_, file) in &files {
@@ -267,6 +271,13 @@ fn write_files<M: Medium>(work: &FilesWork<M>) -> io::Result<()> {
     }
     for dir in &dirs {
         work.medium.sync_dir(dir)?;
+    }
+    for dir in unlinked.difference(&dirs) {
+        match work.medium.sync_dir(dir) {
+            // The object never had a file.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => other?,
+        }
     }
     Ok(())
 }

@@ -627,10 +627,10 @@ impl World {
         for index in candidates.into_iter().rev() {
             match self.compare(brick, report, index) {
                 Ok(()) => return index,
-                Err(complaint) => complaints.push((index, complaint)),
+                Err(complaint) => complaints.push(format!("{index}: {complaint}")),
             }
         }
-        panic!("no state fits: {complaints:?}");
+        panic!("no state fits: {}", complaints.join("\n"));
     }
 
     fn compare(
@@ -672,7 +672,8 @@ impl World {
             for (at, sector) in found.chunks(512).enumerate() {
                 if !possible[at].iter().any(|known| known[..] == *sector) {
                     return Err(format!(
-                        "object {object}, block {block}, sector {at} is foreign"
+                        "object {object}, block {block}, sector {at} is foreign: {}",
+                        self.story(object, block, at, &found)
                     ));
                 }
             }
@@ -685,6 +686,28 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// What happened to a block, for a failed run's message.
+    fn story(&self, object: u64, block: u64, sector: usize, found: &[u8]) -> String {
+        let head = |bytes: &[u8]| format!("{:02x?}", &bytes[sector * 512..][..8]);
+        let mut told = format!("found {}, stable {}", head(found), self.stable);
+        for (index, entry) in self.history.iter().enumerate() {
+            let now = entry.model.block(object, block);
+            let here = |change: &&Change| match change {
+                Change::Write { object: o, .. }
+                | Change::Truncate { object: o, .. }
+                | Change::Zero { object: o, .. }
+                | Change::Drop { object: o } => o.0 == object,
+                _ => false,
+            };
+            let changes: Vec<_> = entry.changes.iter().filter(here).collect();
+            if index == 0 || !changes.is_empty() {
+                let sequence = entry.sequence;
+                told += &format!("\n  {index} (record {sequence}) {} {changes:?}", head(&now));
+            }
+        }
+        told
     }
 
     /// What each sector of a block may hold after a crash that led to state `chosen`: every large
