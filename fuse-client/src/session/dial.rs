@@ -86,7 +86,7 @@ pub(super) struct Located {
 }
 
 /// Code of a refusal that passes when the volume is started.
-const NOT_STARTED: &str = "not_started";
+const NOT_STARTED: &str = node_rpc::code::STOPPED;
 
 /// Asks a node where a volume is served.
 pub(super) fn locate(
