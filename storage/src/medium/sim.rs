@@ -67,8 +67,13 @@ impl SimMedium {
     pub fn crash(&self, seed: u64) -> Self {
         let mut state = lock(&self.state);
         state.crashed = true;
+        let next = state.after_crash(seed);
+        // Work that never ends holds handles of this very disk; not dropped under its lock.
+        let never_done = std::mem::take(&mut state.queue);
+        drop(state);
+        drop(never_done);
         Self {
-            state: Arc::new(Mutex::new(state.after_crash(seed))),
+            state: Arc::new(Mutex::new(next)),
         }
     }
 
