@@ -171,7 +171,7 @@ impl State {
         (z ^ (z >> 31)).checked_rem(below).unwrap_or(0)
     }
 
-    fn alive(&self) -> io::Result<()> {
+    pub(super) fn alive(&self) -> io::Result<()> {
         if self.crashed { Err(eio()) } else { Ok(()) }
     }
 
@@ -203,7 +203,7 @@ impl State {
     }
 
     pub(super) fn next_op(&mut self) -> Option<(Op<SimFile>, u64)> {
-        if self.queue.is_empty() || self.crashed {
+        if self.queue.is_empty() {
             return None;
         }
         let mut at = index(self.random(self.queue.len() as u64));
