@@ -251,6 +251,9 @@ impl World {
             while self.flushes.contains_key(&id) {
                 self.brick().wait();
                 self.poll()?;
+                if self.disk.is_crashed() {
+                    return Err(BrickError::ReadOnly);
+                }
             }
         }
         Ok(())
@@ -548,6 +551,7 @@ impl World {
         }
         let disk = self.disk.fork();
         self.brick = None;
+        let _ = self.disk.crash(0);
         self.disk = disk;
         self.killed = true;
     }
