@@ -145,7 +145,10 @@ impl Driver {
     pub(super) fn begin_source(&mut self, replica: usize, decision: Decision, welcome: &Welcome) {
         self.full_wanted = self.full_wanted.without(replica);
         self.send(replica, &Message::Welcome(to_json(welcome)));
-        let now = self.now();
+        // A resync is timed from the moment when the two met.
+        let now = self.links[replica]
+            .as_ref()
+            .map_or(Duration::ZERO, |link| link.since);
         let total = match decision {
             Decision::Full => self.brick.used_bytes(),
             Decision::Journal { after } => self.brick.journal_bytes_since(after).unwrap_or(0),
