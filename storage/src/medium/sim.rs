@@ -151,7 +151,9 @@ impl SimMedium {
                 alive
             }
             Op::Sync(file) => self.sync(&file),
-            Op::SyncDir(path) => self.sync_dir(&path),
+            Op::SyncNew { file, dirs } => self
+                .sync(&file)
+                .and_then(|()| dirs.iter().try_for_each(|dir| self.sync_dir(dir))),
             Op::Prefetch { file, .. } => lock(&self.state).check_readable(file.inode),
             Op::Job(job) => job(),
         };
