@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
+// A table: one row a command.
 fn run(args: &[String]) -> Result<()> {
     let root = root()?;
     std::env::set_current_dir(&root).context("enter the workspace")?;

@@ -385,6 +385,7 @@ impl Driver {
     }
 
     /// Handles what arrived. `Ok(true)`: the link must wait (see [`Driver::handle_stalled`]).
+    // A table: one row a message.
     fn handle(
         &mut self,
         shared: &Shared,
