@@ -25,6 +25,9 @@ const WRITE_BYTES_MAX: usize = 1 << 20;
 pub(super) struct CheckpointState {
     running: Option<Running>,
     wanted: bool,
+    /// The last frame of the one before the last.
+    before_last: Lsn,
+    last: Lsn,
     /// Bytes of the journal when the last one began.
     pub(super) journal_from: u64,
 }
@@ -45,6 +48,8 @@ struct FilesWork<M: Medium> {
     overlay: Arc<Overlay>,
     objects: Vec<ObjectId>,
     dirs: BTreeSet<String>,
+    /// Nobody else may open the brick while this is at work, even if its owner is gone.
+    _lock: Option<M::File>,
 }
 
 impl<M: Medium> Brick<M> {
@@ -96,6 +101,7 @@ impl<M: Medium> Brick<M> {
             overlay: Arc::clone(&overlay),
             objects: unsynced.iter().map(|(object, ..)| *object).collect(),
             dirs: dirs.iter().map(|(dir, _)| dir.clone()).collect(),
+            _lock: self.lock.clone(),
         };
         let journal_from = self.journal.bytes_written();
         self.checkpoint.wanted = false;
@@ -142,7 +148,13 @@ impl<M: Medium> Brick<M> {
         };
         let database = self.core.layers.store.database();
         let token = self.token(Task::CheckpointStore);
-        let job = move || write_batch(&database, &batch).map_err(as_io);
+        let lock = self.lock.clone();
+        let job = move || {
+            let result = write_batch(&database, &batch).map_err(as_io);
+            drop(database);
+            drop(lock);
+            result
+        };
         self.medium.submit(Op::Job(Box::new(job)), token);
         Ok(())
     }
@@ -181,7 +193,9 @@ impl<M: Medium> Brick<M> {
             .push_back(BrickEvent::Checkpointed(running.sequence));
         // Extents that nobody writes to need not be read by a recovery.
         let settled = |object: ObjectId| self.core.unsynced.is_settled(object);
-        let remove = self.core.activity.idle_since(running.lsn, settled);
+        self.checkpoint.before_last = std::mem::replace(&mut self.checkpoint.last, running.lsn);
+        let idle = self.checkpoint.before_last;
+        let remove = self.core.activity.idle_since(idle, settled);
         if !remove.is_empty() && !self.read_only {
             let add = Vec::new();
             self.local(LocalOp::Activity { add, remove })?;

@@ -398,6 +398,21 @@ impl<M: Medium> Brick<M> {
         Ok(sums)
     }
 
+    /// Checks every row of the metadata store, for [`crate::offline::check`].
+    pub(crate) fn check_rows(
+        &self,
+        report: &mut crate::offline::CheckReport,
+    ) -> Result<(), ReadError> {
+        let mut bad = Vec::new();
+        report.rows = self
+            .core
+            .layers
+            .store
+            .check_rows(&mut |error| bad.push(error))?;
+        report.findings.extend(bad.into_iter().map(Into::into));
+        Ok(())
+    }
+
     /// Objects after `after`, ascending, at most `max`.
     pub fn objects_after(
         &self,

@@ -246,7 +246,7 @@ impl<M: Medium> Brick<M> {
             failed: None,
             throttled: false,
             direct_bytes: 0,
-            _lock: lock,
+            lock,
         };
         Ok((brick, collected.report))
     }
