@@ -59,7 +59,9 @@ fn each_test_that_a_document_names_exists() -> Result<()> {
         let text = document(document_name)?;
         let words = text.split('`').skip(1).step_by(2);
         let tests = words.filter(|word| {
-            let plain = word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+            let plain = word
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
             plain && word.matches('_').count() >= UNDERSCORES_OF_A_TEST
         });
         for test in tests {
