@@ -50,7 +50,11 @@ pub struct FileSystem {
     root: ObjectId,
     listings: Listings,
     next_handle: AtomicU64,
+    ready: Mutex<Option<Ready>>,
 }
+
+/// Called once the mount is usable.
+pub type Ready = Box<dyn FnOnce() + Send>;
 
 impl FileSystem {
     /// Serves `root` of the session's volume to the kernel.
@@ -62,9 +66,15 @@ impl FileSystem {
             root,
             listings: Listings(Mutex::new(HashMap::new())),
             next_handle: AtomicU64::new(1),
+            ready: Mutex::new(None),
         });
         session.set_replies(Arc::clone(&this) as Arc<dyn crate::session::Replies>);
         this
+    }
+
+    /// Has `ready` called once kernel and file system have agreed and the mount is usable.
+    pub fn when_ready(&self, ready: Ready) {
+        *self.ready.lock() = Some(ready);
     }
 
     /// Serves until unmounted, by [`THREADS`] threads, then ends the session.
@@ -208,6 +218,9 @@ impl FileSystem {
         body.u32(WRITE_BYTES_MAX).u32(1).u16(PAGES_MAX).u16(0);
         body.u32(high).zeros(28);
         self.reply(header.unique, 0, &[&body.0]);
+        if let Some(ready) = self.ready.lock().take() {
+            ready();
+        }
         Ok(())
     }
 

@@ -18,6 +18,5 @@ pub mod preamble;
 pub mod record;
 pub mod replica;
 pub mod report;
-pub mod rpc;
 pub mod units;
 pub mod volume;

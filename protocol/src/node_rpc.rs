@@ -23,6 +23,16 @@ pub mod kind {
     pub const REPLY: u8 = 2;
 }
 
+/// Codes of refusals that clients act on.
+pub mod code {
+    /// No such volume in the pool.
+    pub const NO_SUCH_VOLUME: &str = "no_such_volume";
+    /// The volume is stopped.
+    pub const STOPPED: &str = "stopped";
+    /// The identity has no right to it.
+    pub const FORBIDDEN: &str = "forbidden";
+}
+
 /// A member of the pool.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Member {

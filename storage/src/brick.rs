@@ -133,8 +133,8 @@ pub enum BrickEvent {
 /// What a completion of the medium belongs to.
 enum Task {
     JournalSync,
-    FileSync(ObjectId),
-    DirSync(String, u64),
+    /// With the directories that it covers.
+    FileSync(ObjectId, Vec<(String, u64)>),
     CheckpointFiles,
     CheckpointStore,
     Prefetch(PendingRead),
@@ -506,8 +506,7 @@ impl<M: Medium> Brick<M> {
                 Ok(())
             }
             Task::JournalSync => self.journal_synced(token, result),
-            Task::FileSync(object) => self.file_synced(object, token, result),
-            Task::DirSync(dir, mark) => self.dir_synced(&dir, mark, token, result),
+            Task::FileSync(object, dirs) => self.file_synced((object, dirs), token, result),
             Task::CheckpointFiles => self.checkpoint_files_done(result),
             Task::CheckpointStore => self.checkpoint_store_done(result),
         };

@@ -338,6 +338,7 @@ impl<M: Medium> Journal<M> {
     }
 
     fn roll(&mut self, next_seq: Sequence) -> Result<(), BrickError> {
+        self.preparing = false;
         let next = if let Some(free) = self.free.pop() {
             free
         } else if self.oldest_is_free()

@@ -41,8 +41,13 @@ pub struct Room {
 pub enum Op<F> {
     /// The file's data, and what is needed to find it, become durable.
     Sync(F),
-    /// A directory's entries become durable.
-    SyncDir(String),
+    /// As [`Op::Sync`], and the entries of these directories become durable.
+    SyncNew {
+        /// The file.
+        file: F,
+        /// Directories.
+        dirs: Vec<String>,
+    },
     /// A part of a file is brought into the page cache.
     Prefetch {
         /// The file.

@@ -5,6 +5,8 @@ use protocol::units::BLOCK_BYTES;
 /// One block's size as memory is counted.
 pub(crate) const BLOCK: usize = BLOCK_BYTES as usize;
 
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
+
 /// CRC-32 of a block of zeros.
 const ZERO_CRC: u32 = zero_crc();
 
@@ -34,12 +36,11 @@ pub fn block_sum(content: &[u8]) -> u32 {
     debug_assert!(content.len() <= BLOCK);
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(content);
-    const ZEROS: [u8; BLOCK] = [0; BLOCK];
     if content.len() < BLOCK {
         hasher.update(&ZEROS[..BLOCK - content.len()]);
     }
     match hasher.finalize() ^ ZERO_CRC {
-        0 if content.iter().all(|byte| *byte == 0) => 0,
+        0 if content == &ZEROS[..content.len()] => 0,
         0 => INSTEAD_OF_ZERO,
         sum => sum,
     }

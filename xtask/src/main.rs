@@ -18,6 +18,7 @@ cargo xtask sim --seeds N      N fresh seeds of the replica-set schedules; --see
 cargo xtask crash --seeds N    N seeds of the crashing disk under the brick
 cargo xtask power-cut --moments N   cuts the power of real bricks at N random moments
 cargo xtask kill --rounds N    kills daemons under a writer, N rounds
+cargo xtask memory --files N   how the daemons' memory grows with files and sparse data
 cargo xtask fuzz [--seconds S] random and mutated bytes into every decoder
 cargo xtask bench [ARGS…]      benches/compare: the same workloads on local, FUSE, GlusterFS and Cairn
 cargo xtask docs               builds the documentation, warnings are errors
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
     }
 }
 
+// A table: one row a command.
 fn run(args: &[String]) -> Result<()> {
     let root = root()?;
     std::env::set_current_dir(&root).context("enter the workspace")?;
@@ -89,6 +91,27 @@ fn run(args: &[String]) -> Result<()> {
                 "--nocapture",
             ];
             cargo_env(&args, &env)
+        }
+        ["memory", rest @ ..] => {
+            let files = number(rest, "--files")?.unwrap_or(1_000_000);
+            cargo(&["build", "--release", "-p", "cairn"])?;
+            let binary = std::env::current_dir()?.join("target/release/cairn");
+            let env = [
+                ("CAIRN_MEMORY_FILES", files.to_string()),
+                ("CAIRN_BIN", binary.display().to_string()),
+            ];
+            cargo_env(
+                &[
+                    "test",
+                    "-p",
+                    "cairn-tests",
+                    "--test",
+                    "memory",
+                    "--",
+                    "--nocapture",
+                ],
+                &env,
+            )
         }
         ["fuzz", rest @ ..] => {
             let seconds = number(rest, "--seconds")?.unwrap_or(60);

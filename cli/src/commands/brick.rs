@@ -168,6 +168,13 @@ impl Checked {
 fn check(output: &Output, dir: &Path) -> Result<u8, Failure> {
     let brick = open(dir)?;
     let mut checked = Checked::default();
+    let mut bad_rows = Vec::new();
+    if let Err(error) = brick.check_rows(&mut |row| bad_rows.push(row.to_string())) {
+        checked.fault(error.to_string());
+    }
+    for row in bad_rows {
+        checked.fault(row);
+    }
     if let Err(error) = brick.scan(&[], &[u8::MAX; 64], &mut |_, _| true) {
         checked.fault(error.to_string());
     }

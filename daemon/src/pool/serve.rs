@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use protocol::ids::{NodeId, VolumeId};
+use protocol::node_rpc::code;
 use protocol::node_rpc::{
     self, LocatedNode, NodeReply, NodeRequest, Refusal, RpcCodecError, VolumeCommand, kind,
 };
 use protocol::report::ReplicaRole;
-use protocol::rpc::code;
 use protocol::volume::{VolumeSpec, VolumeState};
 use tokio::io::{AsyncRead, AsyncWrite};
 

@@ -108,7 +108,7 @@ pub(super) struct Driver {
     pub(super) full_wanted: Mask,
     pub(super) resyncs: Vec<super::source::Resyncs>,
     pub(super) object_bytes_max: u64,
-    own: Weak<RefCell<Driver>>,
+    own: Weak<RefCell<Self>>,
 }
 
 /// What a completion of the brick belongs to.

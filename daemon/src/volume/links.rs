@@ -39,6 +39,8 @@ pub(super) struct LinkIo {
     /// Which connection: a task of an older one must not touch a newer.
     pub(super) epoch: u64,
     pub(super) outbox: Rc<Outbox>,
+    /// When the two met.
+    pub(super) since: Duration,
     /// Records go to it as they are ordered.
     pub(super) feed_live: bool,
     /// A resync runs towards it: dropped to stop it.
@@ -320,9 +322,11 @@ impl Driver {
             self.link_lost(replica, None);
         }
         let epoch = self.sessions.next_id();
+        let now = self.now();
         self.links[replica] = Some(LinkIo {
             epoch,
             outbox,
+            since: now,
             feed_live: false,
             source: None,
             target: super::target::Target::default(),
@@ -330,7 +334,6 @@ impl Driver {
             total_bytes: None,
             questions: super::verify::Questions::default(),
         });
-        let now = self.now();
         self.machine.met(now, replica, report);
         self.heartbeat(replica);
         epoch
@@ -382,6 +385,7 @@ impl Driver {
     }
 
     /// Handles what arrived. `Ok(true)`: the link must wait (see [`Driver::handle_stalled`]).
+    // A table: one row a message.
     fn handle(
         &mut self,
         shared: &Shared,

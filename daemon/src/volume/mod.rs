@@ -138,7 +138,7 @@ pub enum StartError {
         /// Its directory.
         path: PathBuf,
         /// Why.
-        source: storage::OpenError,
+        source: Box<storage::OpenError>,
     },
     /// What the replica remembers of its role does not parse.
     #[error("the brick {} remembers a role that cannot be read: {reason}", path.display())]

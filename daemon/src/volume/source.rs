@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use protocol::ids::GenerationId;
 use protocol::record::{Change, PAYLOAD_BYTES_MAX, Record};
 use protocol::replica::{Doubt, HASH_BYTES, Message, live_record_frame};
-use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Sequence, Term};
+use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, ObjectId, Sequence, Term};
 use replication::decision::{Decision, Means, Rule};
 use replication::progress::Progress;
 use replication::state::{Disk, Membership, Welcome};
@@ -145,7 +145,10 @@ impl Driver {
     pub(super) fn begin_source(&mut self, replica: usize, decision: Decision, welcome: &Welcome) {
         self.full_wanted = self.full_wanted.without(replica);
         self.send(replica, &Message::Welcome(to_json(welcome)));
-        let now = self.now();
+        // A resync is timed from the moment when the two met.
+        let now = self.links[replica]
+            .as_ref()
+            .map_or(Duration::ZERO, |link| link.since);
         let total = match decision {
             Decision::Full => self.brick.used_bytes(),
             Decision::Journal { after } => self.brick.journal_bytes_since(after).unwrap_or(0),
@@ -658,24 +661,34 @@ impl Run {
         };
         for extent in extents {
             let first = extent * BLOCKS_PER_EXTENT;
+            let data_end = self.with(|d| d.brick.data_end(object))?.unwrap_or(u64::MAX);
+            let end = data_end
+                .div_ceil(BLOCK_BYTES)
+                .min(first + BLOCKS_PER_EXTENT);
             let items = if empty {
                 vec![DirtyItem::Blocks {
                     object,
                     start: first,
-                    end: first + BLOCKS_PER_EXTENT,
+                    end,
                 }]
             } else {
                 self.room().await?;
-                self.wanted(object, first).await?
+                self.wanted(object, first, end).await?
             };
             self.send_items(items).await?;
         }
         Ok(())
     }
 
-    /// Offers an extent's hashes and learns which blocks the target lacks.
-    async fn wanted(&self, object: ObjectId, first: u64) -> Result<Vec<DirtyItem>, Stopped> {
-        let len = u32::try_from(EXTENT_BYTES).expect("an extent");
+    /// Offers the hashes of an extent's blocks up to `end` (zeros follow) and learns which blocks
+    /// the target lacks.
+    async fn wanted(
+        &self,
+        object: ObjectId,
+        first: u64,
+        end: u64,
+    ) -> Result<Vec<DirtyItem>, Stopped> {
+        let len = u32::try_from(end.saturating_sub(first) * BLOCK_BYTES).expect("an extent");
         let data = match read_extent(&self.shared, object, first * BLOCK_BYTES, len).await {
             Some(Ok(data)) => data,
             Some(Err(error)) => {

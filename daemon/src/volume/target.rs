@@ -295,19 +295,21 @@ pub(super) fn answer_offer(
     let shared = shared.clone();
     tokio::task::spawn_local(async move {
         let offset = first_block.saturating_mul(BLOCK_BYTES);
-        let len = u32::try_from(EXTENT_BYTES).expect("an extent");
-        let mine = read_extent(&shared, object, offset, len).await;
+        let data_end = shared.borrow().brick.data_end(object).unwrap_or(0);
+        let most = offset.saturating_add(EXTENT_BYTES);
+        let end = data_end.next_multiple_of(BLOCK_BYTES).clamp(offset, most);
+        let len = u32::try_from(end - offset).expect("at most an extent");
         let mut bits = vec![0_u8; (BLOCKS_PER_EXTENT as usize).div_ceil(8)];
-        let mine = match mine {
+        // What is damaged here matches nothing: it is wanted. Beyond either end are zeros.
+        let mine = match read_extent(&shared, object, offset, len).await {
             Some(Ok(data)) => hash_blocks(&data),
-            _ => Bytes::new(), // damaged here: everything is wanted
+            _ => Bytes::from(vec![0; len as usize / BLOCK_BYTES as usize * HASH_BYTES]),
         };
-        for (block, hash) in hashes.chunks(HASH_BYTES).enumerate() {
-            let same = mine
-                .chunks(HASH_BYTES)
-                .nth(block)
-                .is_some_and(|own| own == hash);
-            if !same && block < BLOCKS_PER_EXTENT as usize {
+        let zeros = hash_blocks(&[0; BLOCK_BYTES as usize]);
+        for block in 0..BLOCKS_PER_EXTENT as usize {
+            let range = block * HASH_BYTES..(block + 1) * HASH_BYTES;
+            let own = mine.get(range.clone()).unwrap_or(&zeros);
+            if hashes.get(range).unwrap_or(&zeros) != own {
                 bits[block / 8] |= 1 << (block % 8);
             }
         }

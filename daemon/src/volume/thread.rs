@@ -80,7 +80,7 @@ fn open(spec: &VolumeSpec, me: usize, pool_id: PoolId) -> Result<Opened, StartEr
     let (brick, recovery) =
         bricks::open(spec, me, pool_id, &path).map_err(|source| StartError::Open {
             path: path.clone(),
-            source,
+            source: Box::new(source),
         })?;
     let state = bricks::state_of(&brick).map_err(|reason| StartError::State {
         path: path.clone(),

@@ -181,14 +181,19 @@ fn of_pairs(pairs: &Pairs) -> Answer {
     }
 }
 
+/// Hashes of an extent's blocks, up to where the object's data ends here: what follows is zeros,
+/// and [`differing_blocks`] takes a missing hash for that of zeros.
 async fn of_extent(shared: &Shared, object: ObjectId, extent: u64) -> Answer {
     let mut hashes = BytesMut::new();
     let mut unreadable = vec![0_u8; BLOCKS_PER_EXTENT as usize / 8];
-    let piece = 256 * BLOCK_BYTES;
     let mut offset = extent.saturating_mul(EXTENT_BYTES);
-    let end = offset.saturating_add(EXTENT_BYTES);
+    let data_end = shared.borrow().brick.data_end(object).unwrap_or(0);
+    let end = data_end
+        .next_multiple_of(BLOCK_BYTES)
+        .min(offset.saturating_add(EXTENT_BYTES));
     let mut block = 0;
     while offset < end {
+        let piece = (256 * BLOCK_BYTES).min(end - offset);
         match read_again(shared, object, offset, piece as u32).await {
             Some(Ok(data)) => hashes.extend_from_slice(&hash_blocks(&data)),
             _ => {
@@ -388,14 +393,16 @@ impl Comparison<'_> {
     async fn object(&mut self, object: ObjectId) -> Option<()> {
         let extents = self.shared.borrow().brick.extents(object).ok()?;
         for extent in extents {
-            self.extent(object, extent).await?;
-            self.verdict.bytes_compared += EXTENT_BYTES;
+            let blocks = self.extent(object, extent).await?;
+            self.verdict.bytes_compared += blocks * BLOCK_BYTES;
         }
         Some(())
     }
 
-    async fn extent(&mut self, object: ObjectId, extent: u64) -> Option<()> {
+    /// Returns the blocks compared.
+    async fn extent(&mut self, object: ObjectId, extent: u64) -> Option<u64> {
         let mut bad = Vec::new();
+        let mut blocks = 0;
         for _ in 0..ASKED_AGAIN_MAX {
             let wait = {
                 let mut d = self.shared.borrow_mut();
@@ -404,8 +411,9 @@ impl Comparison<'_> {
             let own = of_extent(self.shared, object, extent).await;
             let theirs = wait.await.ok()?;
             bad = differing_blocks(&own, &theirs);
+            blocks = (own.hashes.len() / HASH_BYTES) as u64;
             if bad.is_empty() {
-                return Some(());
+                return Some(blocks);
             }
         }
         let path = {
@@ -425,7 +433,7 @@ impl Comparison<'_> {
             }])
             .await;
         }
-        Some(())
+        Some(blocks)
     }
 
     fn report(&mut self, path: String, offset: u64, length: u64) {
@@ -529,9 +537,13 @@ fn differing_blocks(own: &Answer, theirs: &Answer) -> Vec<u64> {
         bits.get(block / 8)
             .is_some_and(|byte| byte & (1 << (block % 8)) != 0)
     };
+    let zeros = hash_blocks(&[0; BLOCK_BYTES as usize]);
     let hash = |answer: &Answer, block: usize| {
         let at = block * HASH_BYTES;
-        answer.hashes.get(at..at + HASH_BYTES).map(<[u8]>::to_vec)
+        answer
+            .hashes
+            .get(at..at + HASH_BYTES)
+            .map_or_else(|| zeros.to_vec(), <[u8]>::to_vec)
     };
     (0..BLOCKS_PER_EXTENT as usize)
         .filter(|block| {

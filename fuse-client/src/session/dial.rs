@@ -3,12 +3,12 @@
 use std::io;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use protocol::frame::RawFrame;
 use protocol::fs::{Elsewhere, Hello, HelloReply, kind, refusal};
 use protocol::ids::VolumeId;
+use protocol::node_rpc::{self, LocatedNode, NodeReply, NodeRequest};
 use protocol::preamble::Purpose;
-use protocol::rpc;
 
 use crate::connection::{Connection, Connector, FrameReader, Target, send_all};
 
@@ -79,35 +79,49 @@ fn wrong_kind(kind: u8) -> io::Error {
     })
 }
 
+/// Where a volume is served, as a node says.
+pub(super) struct Located {
+    pub(super) volume: VolumeId,
+    pub(super) nodes: Vec<LocatedNode>,
+}
+
+/// Code of a refusal that passes when the volume is started.
+const NOT_STARTED: &str = node_rpc::code::STOPPED;
+
 /// Asks a node where a volume is served.
 pub(super) fn locate(
     connector: &dyn Connector,
     target: &Target,
     volume: &str,
-) -> Result<rpc::Located, DialError> {
-    let ask = || -> io::Result<rpc::Reply> {
+) -> Result<Located, DialError> {
+    let ask = || -> io::Result<NodeReply> {
         let connection = connector.connect(target, Purpose::Rpc)?;
-        let request = rpc::Request::Locate {
+        let request = NodeRequest::Locate {
             volume: volume.to_owned(),
         };
-        let frame = RawFrame {
-            kind: rpc::KIND_REQUEST,
-            meta: Bytes::from(serde_json::to_vec(&request)?),
-            payload: Bytes::new(),
-        };
+        let frame = node_rpc::encode(node_rpc::kind::REQUEST, &request).map_err(invalid)?;
         let answer = exchange(&*connection, &mut FrameReader::default(), &frame)?;
-        if answer.kind != rpc::KIND_REPLY {
-            return Err(wrong_kind(answer.kind));
-        }
-        Ok(serde_json::from_slice(&answer.meta)?)
+        connection.shutdown();
+        node_rpc::decode(node_rpc::kind::REPLY, &answer).map_err(invalid)
     };
     match ask().map_err(io_error(target))? {
-        rpc::Reply::Located(located) => Ok(located),
-        rpc::Reply::Error(error) => Err(DialError::Refused {
-            lasting: error.code != rpc::code::STOPPED,
+        NodeReply::Located {
+            volume_id, nodes, ..
+        } => Ok(Located {
+            volume: volume_id,
+            nodes,
+        }),
+        NodeReply::Error(error) => Err(DialError::Refused {
+            lasting: error.code != NOT_STARTED,
             message: error.message,
             hint: error.hint,
         }),
+        _ => Err(io_error(target)(invalid(
+            protocol::codec::DecodeError::Invalid {
+                what: "the answer to a question for a volume",
+                value: 0,
+            },
+        ))),
     }
 }
 

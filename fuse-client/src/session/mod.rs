@@ -29,7 +29,6 @@ use protocol::frame::RawFrame;
 use protocol::fs::{Caller, Elsewhere, FS_VERSION, Hello, Operation, Outcome, Reply, kind};
 use protocol::ids::{SessionId, VolumeId};
 use protocol::units::ObjectId;
-use protocol::volume::VolumeKind;
 
 use crate::connection::{Connector, FrameReader};
 pub use dial::DialError;
@@ -603,11 +602,8 @@ impl Shared {
             match dial::locate(&*self.connector, &target, &self.config.volume) {
                 Ok(located) => {
                     let mut state = self.state.lock();
-                    state.volume = located.volume_id;
-                    if located.kind == VolumeKind::Block {
-                        tracing::debug!("the volume is a disk");
-                    }
-                    state.places.located(located);
+                    state.volume = located.volume;
+                    state.places.located(located.nodes);
                     return Ok(true);
                 }
                 Err(error) => last = Some(error),

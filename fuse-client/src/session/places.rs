@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use protocol::ids::NodeId;
-use protocol::rpc::{Located, LocatedNode};
+use protocol::node_rpc::LocatedNode;
 
 use crate::connection::Target;
 
@@ -44,12 +44,19 @@ impl Places {
         targets
     }
 
-    /// A node answered.
-    pub(super) fn located(&mut self, located: Located) {
-        if let Some(node) = located.nodes.iter().find(|node| node.primary) {
+    /// A node answered. Only a node itself says where it can be reached on this machine, so that
+    /// is kept when another node answers later.
+    pub(super) fn located(&mut self, mut nodes: Vec<LocatedNode>) {
+        if let Some(node) = nodes.iter().find(|node| node.primary) {
             self.primary = Some(node.id);
         }
-        self.nodes = located.nodes;
+        for node in &mut nodes {
+            let before = self.nodes.iter().find(|known| known.id == node.id);
+            if let (None, Some(before)) = (&node.unix_socket, before) {
+                node.unix_socket.clone_from(&before.unix_socket);
+            }
+        }
+        self.nodes = nodes;
     }
 
     /// A node named the primary.

@@ -41,8 +41,6 @@ pub(super) struct Flushes<M: Medium> {
     journal: Option<JournalSync<M::File>>,
     /// A sync of the journal up to here should begin.
     wanted: Lsn,
-    /// Syncs of directories under way.
-    dirs: Vec<(String, u64, u64)>,
 }
 
 impl<M: Medium> Flushes<M> {
@@ -52,7 +50,6 @@ impl<M: Medium> Flushes<M> {
             waiters: VecDeque::new(),
             journal: None,
             wanted: Lsn(0),
-            dirs: Vec::new(),
         }
     }
 
@@ -80,9 +77,6 @@ impl<M: Medium> Brick<M> {
                 tokens.insert(token);
             }
         }
-        if !tokens.is_empty() {
-            self.sync_dirs(&mut tokens);
-        }
         self.flushes.next += 1;
         let id = FlushId(self.flushes.next);
         let lsn = self.journal.last_lsn();
@@ -109,28 +103,18 @@ impl<M: Medium> Brick<M> {
                 &error,
             )))
         })?;
-        let token = self.token(Task::FileSync(object));
+        // A file that nobody finds is not durable, so its directories count as a part of it.
+        let dirs = self.core.files.dirty_dirs();
+        let names: Vec<String> = dirs.iter().map(|(dir, _)| dir.clone()).collect();
+        let token = self.token(Task::FileSync(object, dirs));
         self.core.unsynced.begin(object, token);
-        self.medium.submit(Op::Sync(file), token);
+        let op = if names.is_empty() {
+            Op::Sync(file)
+        } else {
+            Op::SyncNew { file, dirs: names }
+        };
+        self.medium.submit(op, token);
         Ok(Some(token))
-    }
-
-    fn sync_dirs(&mut self, tokens: &mut HashSet<u64>) {
-        for (dir, mark) in self.core.files.dirty_dirs() {
-            let under_way = self
-                .flushes
-                .dirs
-                .iter()
-                .find(|(d, m, _)| *d == dir && *m == mark);
-            if let Some((_, _, token)) = under_way {
-                tokens.insert(*token);
-                continue;
-            }
-            let token = self.token(Task::DirSync(dir.clone(), mark));
-            self.flushes.dirs.push((dir.clone(), mark, token));
-            tokens.insert(token);
-            self.medium.submit(Op::SyncDir(dir), token);
-        }
     }
 
     /// Begins syncs of everything that has none.
@@ -139,7 +123,6 @@ impl<M: Medium> Brick<M> {
             // A failure is noted in the brick.
             let _ = self.sync_object(object);
         }
-        self.sync_dirs(&mut HashSet::new());
     }
 
     /// Begins a sync that nobody waits for.
@@ -192,31 +175,20 @@ impl<M: Medium> Brick<M> {
 
     pub(super) fn file_synced(
         &mut self,
-        object: ObjectId,
+        (object, dirs): (ObjectId, Vec<(String, u64)>),
         token: u64,
         result: io::Result<()>,
     ) -> Result<(), BrickError> {
         result.map_err(|error| BrickError::Failed(IoFault::new("sync an object", &error)))?;
+        for (dir, mark) in dirs {
+            self.core.files.dir_synced(&dir, mark);
+        }
         if let Some(upto) = self.core.unsynced.ended(object, token) {
             // Only saves the next recovery some work: it need not be stable, nor wait for it.
             self.local(LocalOp::Synced {
                 objects: vec![(object, upto)],
             })?;
         }
-        self.token_done(token);
-        Ok(())
-    }
-
-    pub(super) fn dir_synced(
-        &mut self,
-        dir: &str,
-        mark: u64,
-        token: u64,
-        result: io::Result<()>,
-    ) -> Result<(), BrickError> {
-        result.map_err(|error| BrickError::Failed(IoFault::new("sync a directory", &error)))?;
-        self.core.files.dir_synced(dir, mark);
-        self.flushes.dirs.retain(|(_, _, t)| *t != token);
         self.token_done(token);
         Ok(())
     }

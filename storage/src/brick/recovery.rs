@@ -149,6 +149,13 @@ impl<M: Medium> Brick<M> {
         };
         // Another process may have written it between the first look and the lock.
         let superblock = check_superblock(&medium, expected)?;
+        if !superblock.clean {
+            // After a kill the page cache is ahead of the disk. What recovery builds on must not
+            // vanish in a later power cut while what it built stays.
+            medium
+                .sync_all()
+                .map_err(open_fault("sync the file system"))?;
+        }
         let (mut brick, report) = Self::recover(medium, superblock, options, Some(lock))?;
         brick.change_superblock(|superblock| superblock.clean = false)?;
         brick.checkpoint_now()?;

@@ -67,9 +67,7 @@ impl DirMedium {
     }
 
     fn open_dir(&self, path: &str) -> io::Result<File> {
-        let path = if path.is_empty() { "." } else { path };
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        Ok(openat(&self.inner.root, path, flags, Mode::empty())?.into())
+        open_dir_at(self.inner.root.as_fd(), path)
     }
 
     fn ring_submit(&self, uring: &Uring, entry: Entry, token: u64) {
@@ -226,11 +224,12 @@ impl Medium for DirMedium {
                 self.ring_submit(uring, Entry::Read(file, offset, len), token);
             }
             (_, op) => {
-                let medium = self.inner.root.try_clone();
+                let root = self.inner.root.try_clone();
                 let open_dir = move |path: &str| -> io::Result<File> {
-                    let path = if path.is_empty() { "." } else { path };
-                    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-                    Ok(openat(medium?.as_fd(), path, flags, Mode::empty())?.into())
+                    let root = root
+                        .as_ref()
+                        .map_err(|error| io::Error::from(error.kind()))?;
+                    open_dir_at(root.as_fd(), path)
                 };
                 self.inner
                     .threads
@@ -256,6 +255,12 @@ impl Medium for DirMedium {
     fn wake_fd(&self) -> Option<BorrowedFd<'_>> {
         Some(self.inner.finished.event())
     }
+}
+
+fn open_dir_at(root: BorrowedFd<'_>, path: &str) -> io::Result<File> {
+    let path = if path.is_empty() { "." } else { path };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    Ok(openat(root, path, flags, Mode::empty())?.into())
 }
 
 /// Where holes cannot be made, zeros take their place.

@@ -113,7 +113,7 @@ impl Threads {
         op: Op<Arc<File>>,
         token: u64,
         finished: &Arc<Finished>,
-        open_dir: impl FnOnce(&str) -> io::Result<File> + Send + 'static,
+        open_dir: impl Fn(&str) -> io::Result<File> + Send + 'static,
     ) {
         let done = Arc::clone(finished);
         let (to, work): (_, Work) = match op {
@@ -121,9 +121,15 @@ impl Threads {
                 &self.waiters,
                 Box::new(move || done.end(token, file.sync_data())),
             ),
-            Op::SyncDir(path) => (
+            Op::SyncNew { file, dirs } => (
                 &self.waiters,
-                Box::new(move || done.end(token, open_dir(&path).and_then(|dir| dir.sync_all()))),
+                Box::new(move || {
+                    let sync = || -> io::Result<()> {
+                        file.sync_data()?;
+                        dirs.iter().try_for_each(|dir| open_dir(dir)?.sync_all())
+                    };
+                    done.end(token, sync());
+                }),
             ),
             Op::Prefetch { file, offset, len } => (
                 &self.waiters,

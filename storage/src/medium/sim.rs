@@ -67,8 +67,13 @@ impl SimMedium {
     pub fn crash(&self, seed: u64) -> Self {
         let mut state = lock(&self.state);
         state.crashed = true;
+        let next = state.after_crash(seed);
+        // Work that never ends holds handles of this very disk; not dropped under its lock.
+        let never_done = std::mem::take(&mut state.queue);
+        drop(state);
+        drop(never_done);
         Self {
-            state: Arc::new(Mutex::new(state.after_crash(seed))),
+            state: Arc::new(Mutex::new(next)),
         }
     }
 
@@ -138,16 +143,21 @@ impl SimMedium {
         let Some((op, token)) = lock(&self.state).next_op() else {
             return false;
         };
+        let alive = lock(&self.state).alive();
         let result = match op {
+            // Not run, so that it ends; dropped here and not under the lock.
+            op if alive.is_err() => {
+                drop(op);
+                alive
+            }
             Op::Sync(file) => self.sync(&file),
-            Op::SyncDir(path) => self.sync_dir(&path),
+            Op::SyncNew { file, dirs } => self
+                .sync(&file)
+                .and_then(|()| dirs.iter().try_for_each(|dir| self.sync_dir(dir))),
             Op::Prefetch { file, .. } => lock(&self.state).check_readable(file.inode),
             Op::Job(job) => job(),
         };
-        let mut state = lock(&self.state);
-        if !state.crashed {
-            state.done.push(Completion { token, result });
-        }
+        lock(&self.state).done.push(Completion { token, result });
         true
     }
 }

@@ -69,7 +69,7 @@ impl Model {
             for index in 0..part {
                 content[inside + index] = byte(done as usize + index);
             }
-            if content.iter().all(|byte| *byte == 0) {
+            if *content == [0; BLOCK] {
                 blocks.remove(&block);
             }
             done += part as u64;

@@ -1,0 +1,210 @@
+//! BAD-1: whatever bytes arrive, every decoder answers with a value or a typed error; and what it
+//! accepts, it encodes to something that it accepts again as the same.
+
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use cairn_tests::{Random, setting};
+use protocol::frame::{RawFrame, take_frame};
+use protocol::fs::{Hello, HelloReply, Operation, Outcome, Reply, Request};
+use protocol::ids::{GenerationId, SessionId};
+use protocol::preamble::{PREAMBLE_BYTES, Purpose};
+use protocol::record::{Change, Record};
+use protocol::replica::Message;
+use protocol::units::{ObjectId, Sequence, Term};
+
+fn seeds() -> Vec<RawFrame> {
+    let name = Bytes::from_static(b"name");
+    let request = |operation, payload: &'static [u8]| {
+        let payload = Bytes::from_static(payload);
+        Request {
+            slot: 3,
+            number: 9,
+            caller: Default::default(),
+            operation,
+            payload,
+        }
+        .encode()
+    };
+    let record = Record {
+        sequence: Sequence(5),
+        term: Term(2),
+        generation: GenerationId([9; 16]),
+        changes: vec![
+            Change::Put {
+                key: name.clone(),
+                value: name.clone(),
+            },
+            Change::Write {
+                object: ObjectId(7),
+                offset: 4096,
+                len: 4,
+            },
+            Change::Zero {
+                object: ObjectId(7),
+                offset: 1,
+                len: 2,
+            },
+        ],
+        payload: name.clone(),
+    };
+    let reply = |outcome| {
+        let (sequence, stable) = (Sequence(4), Sequence(3));
+        Reply {
+            slot: 1,
+            number: 2,
+            sequence,
+            stable,
+            outcome,
+        }
+        .encode()
+    };
+    vec![
+        request(
+            Operation::Create {
+                parent: ObjectId(1),
+                name: name.clone(),
+                mode: 0,
+                exclusive: true,
+            },
+            b"",
+        ),
+        request(
+            Operation::Write {
+                object: ObjectId(2),
+                offset: 0,
+                append: false,
+                kill_privileges: false,
+            },
+            b"data",
+        ),
+        request(
+            Operation::SetAttributes {
+                object: ObjectId(2),
+                set: Default::default(),
+            },
+            b"",
+        ),
+        request(
+            Operation::ReadDirectory {
+                object: ObjectId(2),
+                cookie: 0,
+                bytes_max: 1,
+                plus: true,
+            },
+            b"",
+        ),
+        reply(Outcome::Entry(Default::default())),
+        reply(Outcome::Data(name.clone())),
+        reply(Outcome::FileSystem(Default::default())),
+        Hello {
+            version: 1,
+            session: SessionId([1; 16]),
+            client_name: "c".into(),
+            mounted_at_ms: 0,
+            read_only: false,
+            opens: vec![ObjectId(3)],
+        }
+        .encode(),
+        Message::Record(record).encode(),
+        Message::Doubts {
+            items: Vec::new(),
+            last: true,
+            unknown: false,
+        }
+        .encode(),
+        Message::ExactKeys {
+            from: name.clone(),
+            to: name.clone(),
+            pairs: vec![(name.clone(), name)],
+        }
+        .encode(),
+        Message::Flush {
+            id: 1,
+            objects: Some(vec![ObjectId(1)]),
+        }
+        .encode(),
+    ]
+}
+
+fn mutate(frame: &RawFrame, random: &mut Random) -> RawFrame {
+    let mut meta = BytesMut::from(&frame.meta[..]);
+    for _ in 0..=random.below(4) {
+        let len = meta.len() as u64;
+        match random.below(4) {
+            0 if len > 0 => meta[random.below(len) as usize] = random.below(256) as u8,
+            1 if len > 0 => meta.truncate(random.below(len) as usize),
+            2 => meta.extend_from_slice(&random.below(u64::MAX).to_le_bytes()),
+            _ if len >= 4 => {
+                let at = random.below(len - 3) as usize;
+                meta[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
+            }
+            _ => {}
+        }
+    }
+    let kind = if random.below(4) == 0 {
+        random.below(256) as u8
+    } else {
+        frame.kind
+    };
+    RawFrame {
+        kind,
+        meta: meta.freeze(),
+        payload: frame.payload.clone(),
+    }
+}
+
+/// Decodes in every way; what is accepted survives being encoded again.
+fn decode_all(frame: &RawFrame) {
+    if let Ok(request) = Request::decode(frame) {
+        assert_eq!(Request::decode(&request.encode()).as_ref(), Ok(&request));
+    }
+    if let Ok(reply) = Reply::decode(frame) {
+        let again = Reply::decode(&reply.encode());
+        assert_eq!(again.as_ref(), Ok(&reply));
+    }
+    if let Ok(hello) = Hello::decode(frame) {
+        assert_eq!(Hello::decode(&hello.encode()).as_ref(), Ok(&hello));
+    }
+    if let Ok(reply) = HelloReply::decode(frame) {
+        assert_eq!(HelloReply::decode(&reply.encode()).as_ref(), Ok(&reply));
+    }
+    if let Ok(message) = Message::decode(frame) {
+        assert_eq!(Message::decode(&message.encode()).as_ref(), Ok(&message));
+    }
+    if let Ok(record) = Record::decode(frame.meta.clone(), frame.payload.clone()) {
+        let again = Record::decode(record.encode_meta(), record.payload.clone());
+        assert_eq!(again.as_ref(), Ok(&record));
+    }
+}
+
+#[test]
+fn no_bytes_from_a_stranger_panic_a_decoder() {
+    let seconds = setting("CAIRN_FUZZ_SECONDS", 0);
+    let rounds_min = 300_000_u64;
+    let mut random = Random::from_env("CAIRN_FUZZ_SEED");
+    let seeds = seeds();
+    let began = Instant::now();
+    let mut rounds = 0_u64;
+    while rounds < rounds_min || began.elapsed() < Duration::from_secs(seconds) {
+        rounds += 1;
+        let seed = &seeds[random.below(seeds.len() as u64) as usize];
+        let frame = mutate(seed, &mut random);
+        decode_all(&frame);
+        // The same as a stream of bytes, damaged anywhere.
+        let mut stream = BytesMut::new();
+        frame.write_to(&mut stream);
+        let at = random.below(stream.len() as u64) as usize;
+        stream[at] ^= 1 << random.below(8);
+        stream.truncate(random.below(stream.len() as u64 + 1) as usize);
+        while let Ok(Some(frame)) = take_frame(&mut stream) {
+            decode_all(&frame);
+        }
+        let mut preamble = Purpose::Rpc.encode();
+        preamble[random.below(PREAMBLE_BYTES as u64) as usize] = random.below(256) as u8;
+        if let Ok(purpose) = Purpose::decode(&preamble) {
+            assert_eq!(purpose.encode(), preamble);
+        }
+    }
+    println!("{rounds} mutated messages; none panicked");
+}
