@@ -105,10 +105,45 @@ pub(crate) enum Command {
         #[arg(long)]
         keep: bool,
     },
+    /// How fast it is here, with the limit measured beside it
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Completions for a shell, on standard output
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
+    },
+}
+
+/// `cairn bench`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BenchCommand {
+    /// Files in a directory, against the same on a local one
+    Fs {
+        /// An existing directory, such as a mount
+        dir: PathBuf,
+        /// The local directory that sets the limit [default: the system's temporary directory]
+        #[arg(long, value_name = "DIR")]
+        beside: Option<PathBuf>,
+        /// Much less of everything: a quick look
+        #[arg(long)]
+        small: bool,
+    },
+    /// Round trips to a node of the pool over TLS, against plain TCP on this machine
+    Net {
+        /// Its name or address
+        node: String,
+        /// A quick look
+        #[arg(long)]
+        small: bool,
+    },
+    /// What the file system under a directory can do: the limit of a brick there
+    Disk {
+        /// An existing directory
+        dir: PathBuf,
+        /// Much less of everything: a quick look
+        #[arg(long)]
+        small: bool,
     },
 }
 

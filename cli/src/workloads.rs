@@ -13,9 +13,9 @@ use serde::{Deserialize, Serialize};
 
 /// open(2)'s O_DIRECT on Linux, all architectures that Cairn is built for.
 const O_DIRECT: i32 = 0o40000;
-const BLOCK: usize = 4096;
+pub(crate) const BLOCK: usize = 4096;
 /// Threads of the concurrent workloads.
-const THREADS: usize = 16;
+pub(crate) const THREADS: usize = 16;
 /// Files in one directory of the small-file workloads.
 const FILES_A_DIRECTORY: usize = 500;
 
@@ -71,7 +71,8 @@ pub struct Measure {
     pub p99_us: Option<f64>,
 }
 
-fn rate(
+/// A figure from how much was done in which time, and how long each operation took.
+pub fn rate(
     workload: &str,
     count: f64,
     unit: &str,
@@ -118,7 +119,7 @@ pub fn run(
     fs::remove_dir_all(&work)
 }
 
-fn sequential(
+pub(crate) fn sequential(
     work: &Path,
     sizes: &Sizes,
     cold: Cold<'_>,
@@ -168,7 +169,7 @@ fn sequential(
 }
 
 /// Bytes that compress to nothing less.
-fn noise(len: usize) -> Vec<u8> {
+pub(crate) fn noise(len: usize) -> Vec<u8> {
     let mut bytes = vec![0; len];
     blake3::Hasher::new()
         .update(b"cairn bench")
@@ -240,7 +241,7 @@ fn random(work: &Path, sizes: &Sizes, done: &mut dyn FnMut(Measure)) -> io::Resu
     paths.iter().try_for_each(fs::remove_file)
 }
 
-fn synced_writes(path: &Path, sizes: &Sizes) -> io::Result<Measure> {
+pub(crate) fn synced_writes(path: &Path, sizes: &Sizes) -> io::Result<Measure> {
     let file = File::options().write(true).open(path)?;
     let data = noise(BLOCK);
     let mut offsets = Offsets(1);
@@ -261,9 +262,14 @@ fn synced_writes(path: &Path, sizes: &Sizes) -> io::Result<Measure> {
     ))
 }
 
-type Act = fn(&File, &mut [u8], u64) -> io::Result<()>;
+pub(crate) type Act = fn(&File, &mut [u8], u64) -> io::Result<()>;
 
-fn concurrent(name: &str, paths: &[PathBuf], sizes: &Sizes, act: Act) -> io::Result<Measure> {
+pub(crate) fn concurrent(
+    name: &str,
+    paths: &[PathBuf],
+    sizes: &Sizes,
+    act: Act,
+) -> io::Result<Measure> {
     let stop = AtomicBool::new(false);
     let began = Instant::now();
     let each = std::thread::scope(|scope| {

@@ -1,5 +1,6 @@
 //! One file a command.
 
+mod bench;
 mod brick;
 mod brick_export;
 mod completions;
@@ -36,6 +37,7 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
         Command::Events { follow } => events::run(global, output, follow),
         Command::Mount(args) => mount::run(global, args),
         Command::Demo { keep } => demo::run(output, keep),
+        Command::Bench(command) => bench::run(global, output, &command),
         Command::Completions { shell } => {
             completions::run(output, shell);
             Ok(exit::DONE)

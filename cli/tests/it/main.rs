@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod admission;
+mod bench;
 mod bricks;
 mod command_line;
 mod http;
