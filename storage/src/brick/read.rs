@@ -356,12 +356,6 @@ impl<M: Medium> Brick<M> {
         Ok(Some(size))
     }
 
-    /// Checks every row of the metadata store against its checksum, tells each bad one, and returns
-    /// how many there are in all. Waits; for tools.
-    pub fn check_rows(&self, bad: &mut dyn FnMut(ReadError)) -> Result<u64, ReadError> {
-        self.core.layers.store.check_rows(bad)
-    }
-
     /// Whether the object exists.
     pub fn exists(&self, object: ObjectId) -> Result<bool, ReadError> {
         Ok(self.core.layers.info(object)?.is_some())
