@@ -192,7 +192,7 @@ impl<M: Medium> Brick<M> {
         self.events
             .push_back(BrickEvent::Checkpointed(running.sequence));
         // Extents that nobody writes to need not be read by a recovery.
-        let settled = |object: ObjectId| self.core.unsynced.is_settled(object);
+        let settled = |object, lsn| self.core.unsynced.is_settled_upto(object, lsn);
         self.checkpoint.before_last = std::mem::replace(&mut self.checkpoint.last, running.lsn);
         let idle = self.checkpoint.before_last;
         let remove = self.core.activity.idle_since(idle, settled);
