@@ -87,10 +87,11 @@ pub(super) async fn serve_client(driver: Shared, stream: Stream) {
     };
     if let Some((session, connection)) = opened {
         read_requests(&driver, session, connection, &mut reader, &mut buffer).await;
-        let mut d = driver.borrow_mut();
-        let now = d.now();
-        d.sessions.disconnected(session, connection, now);
-        drop(d);
+        {
+            let mut d = driver.borrow_mut();
+            let now = d.now();
+            d.sessions.disconnected(session, connection, now);
+        }
         // A word about where to go instead may still be on its way.
         let _ = tokio::time::timeout(LAST_WORD_WITHIN, outbox.below(1)).await;
     } else {
