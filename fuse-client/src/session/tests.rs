@@ -137,7 +137,7 @@ fn releases_are_not_sent_again_since_the_hello_says_what_is_open() {
     bench.sent(1, Operation::Release { object: OBJECT });
     let kept = bench.sent(2, look());
     let again: Vec<_> = bench.resend().iter().map(request).collect();
-    assert_eq!(again, [kept.clone()]);
+    assert_eq!(again, std::slice::from_ref(&kept));
     assert_eq!(bench.table.len(), 1);
     // Closed after the hello was written: it is still to be said.
     let hello = bench.table.mark();
@@ -180,7 +180,7 @@ fn a_change_that_was_given_up_keeps_its_slot_until_it_is_answered() {
     let now = bench.now;
     assert_eq!(bench.table.interrupt(1, now, false), Interrupted::Answer(1));
     let again: Vec<_> = bench.resend().iter().map(request).collect();
-    assert_eq!(again, [sent.clone()]);
+    assert_eq!(again, std::slice::from_ref(&sent));
     assert_eq!(bench.answer(&sent), None);
     let next = bench.sent(2, change());
     assert_eq!((next.slot, next.number), (sent.slot, 2));
