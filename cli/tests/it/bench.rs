@@ -13,7 +13,14 @@ fn figures(run: Run) -> Vec<Value> {
     let results = report["results"].as_array().expect("figures").clone();
     for figure in &results {
         assert!(figure["value"].as_f64() > Some(0.0), "{figure}");
-        for key in ["workload", "unit", "p50_us", "p99_us", "limit", "ratio_to_limit"] {
+        for key in [
+            "workload",
+            "unit",
+            "p50_us",
+            "p99_us",
+            "limit",
+            "ratio_to_limit",
+        ] {
             assert!(figure.get(key).is_some(), "{key} is left out: {figure}");
         }
     }
@@ -26,7 +33,11 @@ fn a_disk_is_measured_and_left_as_it_was() {
     let dir = root.path().to_str().expect("text");
     let results = figures(cairn(&["bench", "disk", dir, "--small", "--json", "-q"]));
     let of = |name: &str| results.iter().find(|figure| figure["workload"] == name);
-    for name in ["seq_write_1m", "rand_write_4k_fdatasync", "rand_read_4k_direct_16"] {
+    for name in [
+        "seq_write_1m",
+        "rand_write_4k_fdatasync",
+        "rand_read_4k_direct_16",
+    ] {
         assert!(of(name).is_some(), "{name}: {results:?}");
     }
     assert_eq!(std::fs::read_dir(root.path()).expect("list").count(), 0);
