@@ -90,6 +90,7 @@ impl Stage {
 
 impl Drop for Stage {
     fn drop(&mut self) {
+        let _ = run("ip", &["netns", "delete", NAMESPACE]);
         let _ = run("umount", &[&text(&self.mount)]);
         let _ = fs::remove_file(&self.image);
         let _ = fs::remove_dir_all(&self.dir);
@@ -182,38 +183,85 @@ fn fuse(stage: &Stage, base: &Path) -> Result<Target> {
     })
 }
 
+/// GlusterFS refuses loopback addresses: it gets a network namespace with an address of its own
+/// (RFC 5737), which nothing outside can reach.
+const NAMESPACE: &str = "cairn-compare";
+const GLUSTER_HOST: &str = "192.0.2.1";
+
+fn namespace() -> Result<()> {
+    if Path::new("/run/netns").join(NAMESPACE).exists() {
+        return Ok(());
+    }
+    run("ip", &["netns", "add", NAMESPACE])?;
+    let inside = |words: &[&str]| run("ip", &[&["-n", NAMESPACE], words].concat());
+    inside(&["link", "set", "lo", "up"])?;
+    inside(&[
+        "link", "add", "inner", "type", "veth", "peer", "name", "outer",
+    ])?;
+    inside(&[
+        "address",
+        "add",
+        &format!("{GLUSTER_HOST}/24"),
+        "dev",
+        "inner",
+    ])?;
+    inside(&["link", "set", "outer", "up"])?;
+    inside(&["link", "set", "inner", "up"])?;
+    Ok(())
+}
+
+/// Words that run a program in the namespace; its mounts are seen everywhere.
+fn within(program: &str) -> Vec<String> {
+    vec![
+        format!("--net=/run/netns/{NAMESPACE}"),
+        "--".to_owned(),
+        program.to_owned(),
+    ]
+}
+
+fn run_within(program: &str, words: &[&str]) -> Result<String> {
+    let mut all = within(program);
+    all.extend(words.iter().map(|word| (*word).to_owned()));
+    run(
+        "nsenter",
+        &all.iter().map(String::as_str).collect::<Vec<_>>(),
+    )
+}
+
 fn gluster(stage: &Stage, base: &Path, label: &str, options: &[(&str, &str)]) -> Result<Target> {
-    let daemon = Command::new("glusterd")
+    namespace()?;
+    let daemon = Command::new("nsenter")
+        .args(within("glusterd"))
         .args(["--no-daemon", "--log-level", "ERROR"])
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .context("start glusterd")?;
     wait("glusterd", || {
-        run("gluster", &["--mode=script", "volume", "list"]).is_ok()
+        run_within("gluster", &["--mode=script", "volume", "list"]).is_ok()
     })?;
     let volume = format!("cairncompare{label}");
-    let _ = run(
+    let _ = run_within(
         "gluster",
         &["--mode=script", "volume", "stop", &volume, "force"],
     );
-    let _ = run("gluster", &["--mode=script", "volume", "delete", &volume]);
-    let host = "127.0.0.1";
+    let _ = run_within("gluster", &["--mode=script", "volume", "delete", &volume]);
+    let host = GLUSTER_HOST;
     let bricks: Vec<_> = (1..=2)
         .map(|n| format!("{host}:{}/b{n}", base.display()))
         .collect();
     let create = ["--mode=script", "volume", "create", &volume, "replica", "2"];
-    run(
+    run_within(
         "gluster",
         &[&create[..], &[&bricks[0], &bricks[1], "force"]].concat(),
     )?;
     for (key, value) in options {
-        run(
+        run_within(
             "gluster",
             &["--mode=script", "volume", "set", &volume, key, value],
         )?;
     }
-    run("gluster", &["--mode=script", "volume", "start", &volume])?;
+    run_within("gluster", &["--mode=script", "volume", "start", &volume])?;
     let mount = mount_point(stage, &format!("mnt-{volume}"))?;
     let target = Target {
         dir: mount,
@@ -253,8 +301,8 @@ impl Target {
         let Kind::Gluster { volume, .. } = &self.kind else {
             return Ok(());
         };
-        let source = format!("127.0.0.1:/{volume}");
-        run("mount", &["-t", "glusterfs", &source, &text(&self.dir)])?;
+        let source = format!("{GLUSTER_HOST}:/{volume}");
+        run_within("mount", &["-t", "glusterfs", &source, &text(&self.dir)])?;
         wait("the GlusterFS mount", || is_mounted(&self.dir))
     }
 
@@ -265,8 +313,8 @@ impl Target {
                 Kind::Local | Kind::Fuse { .. } => Ok(()),
                 Kind::Gluster { volume, .. } => {
                     run("umount", &[&text(&self.dir)])?;
-                    let source = format!("127.0.0.1:/{volume}");
-                    run("mount", &["-t", "glusterfs", &source, &text(&self.dir)])?;
+                    let source = format!("{GLUSTER_HOST}:/{volume}");
+                    run_within("mount", &["-t", "glusterfs", &source, &text(&self.dir)])?;
                     wait("the GlusterFS mount", || is_mounted(&self.dir))
                 }
                 Kind::Cairn { lab, mount } => {
@@ -293,11 +341,11 @@ impl Target {
             }
             Kind::Gluster { mut daemon, volume } => {
                 run("umount", &[&text(&self.dir)])?;
-                run(
+                run_within(
                     "gluster",
                     &["--mode=script", "volume", "stop", &volume, "force"],
                 )?;
-                run("gluster", &["--mode=script", "volume", "delete", &volume])?;
+                run_within("gluster", &["--mode=script", "volume", "delete", &volume])?;
                 daemon.kill()?;
                 daemon.wait()?;
                 Ok(())

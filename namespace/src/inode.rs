@@ -114,10 +114,10 @@ impl Inode {
         }
     }
 
-    /// What a write or truncation takes away (the set-user-id bit; the set-group-id bit where
-    /// the group may execute).
+    /// What a write, a truncation or a new owner takes away from everything but a directory (the
+    /// set-user-id bit; the set-group-id bit where the group may execute).
     pub(crate) fn kill_privileges(&mut self) {
-        if !self.is_file() {
+        if self.is_directory() {
             return;
         }
         self.mode &= !S_ISUID;

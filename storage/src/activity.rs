@@ -76,14 +76,15 @@ impl ActivityLog {
         self.entries.keys().copied().collect()
     }
 
-    /// The least recently used extent whose object is settled: no write is on its way to the disk.
+    /// The least recently used extent that is settled: none of its writes is on its way to the disk.
+    /// `settled` is asked with the object and the extent's last write.
     pub(crate) fn oldest_settled(
         &self,
-        settled: impl Fn(ObjectId) -> bool,
+        settled: impl Fn(ObjectId, Lsn) -> bool,
     ) -> Option<(ObjectId, u64)> {
         self.entries
             .iter()
-            .filter(|((object, _), _)| settled(*object))
+            .filter(|((object, _), entry)| settled(*object, entry.used))
             .min_by_key(|(_, entry)| entry.used)
             .map(|(key, _)| *key)
     }
@@ -98,11 +99,11 @@ impl ActivityLog {
     pub(crate) fn idle_since(
         &self,
         lsn: Lsn,
-        settled: impl Fn(ObjectId) -> bool,
+        settled: impl Fn(ObjectId, Lsn) -> bool,
     ) -> Vec<(ObjectId, u64)> {
         self.entries
             .iter()
-            .filter(|((object, _), entry)| entry.used <= lsn && settled(*object))
+            .filter(|((object, _), entry)| entry.used <= lsn && settled(*object, entry.used))
             .map(|(key, _)| *key)
             .collect()
     }

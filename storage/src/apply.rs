@@ -249,10 +249,10 @@ impl<M: Medium> Core<M> {
         if !self.is_active(object, blocks.start..blocks.end.min(old_end), (lsn, stable)) {
             return Ok(false);
         }
-        let mut open = || -> std::io::Result<bool> {
-            let (file, fresh) = self.files.get_or_make(object)?;
+        let open = || -> std::io::Result<bool> {
+            let file = self.files.get_or_make(object)?;
             // What a lost write left past the end must not come back: a checkpoint cuts it first.
-            Ok(!fresh || self.medium.len(&file)? <= old_end * BLOCK_BYTES)
+            Ok(self.medium.len(&file)? <= old_end * BLOCK_BYTES)
         };
         let clean = match open() {
             Ok(clean) => clean,
@@ -315,12 +315,12 @@ impl<M: Medium> Core<M> {
         lsn: Lsn,
         sums: &mut Vec<u32>,
     ) -> Result<bool, BrickError> {
-        let write = |files: &mut Files<M>| {
-            let (file, _) = files.get_or_make(object)?;
+        let write = || {
+            let file = self.files.get_or_make(object)?;
             self.medium
                 .write_at(&file, blocks.start * BLOCK_BYTES, data)
         };
-        if let Err(error) = write(&mut self.files) {
+        if let Err(error) = write() {
             let fault = IoFault::new("write an object's file", &error);
             if fault.is_no_space() {
                 // Some of it may have been written; the blocks get their content from the journal.

@@ -167,7 +167,7 @@ pub struct Brick<M: Medium> {
     throttled: bool,
     direct_bytes: u64,
     /// Dropped last: nobody else may open the brick before everything above is gone.
-    _lock: Option<M::File>,
+    lock: Option<M::File>,
 }
 
 impl<M: Medium> Brick<M> {

@@ -1,8 +1,9 @@
 //! Object files: opening, and what of their directories is not durable yet.
 
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use protocol::units::ObjectId;
 
@@ -12,28 +13,76 @@ use crate::medium::{Medium, OpenMode};
 /// Most files kept open.
 const OPEN_FILES_MAX: usize = 512;
 
-/// Opens an object's file, making it and its directories where they are missing. The directories
-/// whose entries changed are added to `dirs`.
-pub(crate) fn open_or_make<M: Medium>(
-    medium: &M,
-    object: ObjectId,
-    dirs: &mut BTreeSet<String>,
-) -> io::Result<M::File> {
-    let path = object_path(object);
-    match medium.open(&path, OpenMode::Write) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        other => return other,
+/// Directories with entries that are not durable, shared by the brick's thread and a checkpoint's:
+/// each may find a file that the other has just made.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct DirtyDirs {
+    inner: Arc<Mutex<Marks>>,
+}
+
+#[derive(Debug, Default)]
+struct Marks {
+    /// Each with the number of its last change.
+    dirs: BTreeMap<String, u64>,
+    changes: u64,
+}
+
+impl DirtyDirs {
+    fn lock(&self) -> MutexGuard<'_, Marks> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
-    let [outer, inner] = object_dirs(object);
-    if medium.make_dir(&outer)? {
-        dirs.insert(OBJECTS.to_owned());
+
+    fn add(&self, dir: String) {
+        let mut marks = self.lock();
+        marks.changes += 1;
+        let change = marks.changes;
+        marks.dirs.insert(dir, change);
     }
-    if medium.make_dir(&inner)? {
-        dirs.insert(outer);
+
+    /// Directories to be synced, each with the mark to give to [`DirtyDirs::synced`].
+    pub(crate) fn list(&self) -> Vec<(String, u64)> {
+        let marks = self.lock();
+        marks
+            .dirs
+            .iter()
+            .map(|(dir, mark)| (dir.clone(), *mark))
+            .collect()
     }
-    let file = medium.open(&path, OpenMode::Create)?;
-    dirs.insert(inner);
-    Ok(file)
+
+    /// The directories are durable, as far as nothing changed in them since.
+    pub(crate) fn synced(&self, dirs: &[(String, u64)]) {
+        let mut marks = self.lock();
+        for (dir, mark) in dirs {
+            if marks.dirs.get(dir) == Some(mark) {
+                marks.dirs.remove(dir);
+            }
+        }
+    }
+
+    /// Opens an object's file, making it and its directories where they are missing. A directory
+    /// is listed before its entry is made: whoever finds the entry finds the mark.
+    pub(crate) fn open_or_make<M: Medium>(
+        &self,
+        medium: &M,
+        object: ObjectId,
+    ) -> io::Result<M::File> {
+        let path = object_path(object);
+        match medium.open(&path, OpenMode::Write) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => return other,
+        }
+        let [outer, inner] = object_dirs(object);
+        self.add(inner.clone());
+        match medium.open(&path, OpenMode::Create) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            other => return other,
+        }
+        self.add(OBJECTS.to_owned());
+        self.add(outer.clone());
+        medium.make_dir(&outer)?;
+        medium.make_dir(&inner)?;
+        medium.open(&path, OpenMode::Create)
+    }
 }
 
 /// Open object files.
@@ -41,9 +90,7 @@ pub(crate) struct Files<M: Medium> {
     medium: M,
     read_only: bool,
     open: RefCell<HashMap<ObjectId, M::File>>,
-    /// Directories with entries that are not durable, and when that was last made so.
-    dirty_dirs: BTreeMap<String, u64>,
-    changes: u64,
+    pub(crate) dirty_dirs: DirtyDirs,
 }
 
 impl<M: Medium> Files<M> {
@@ -52,8 +99,7 @@ impl<M: Medium> Files<M> {
             medium,
             read_only,
             open: RefCell::default(),
-            dirty_dirs: BTreeMap::new(),
-            changes: 0,
+            dirty_dirs: DirtyDirs::default(),
         }
     }
 
@@ -85,31 +131,14 @@ impl<M: Medium> Files<M> {
         }
     }
 
-    /// For writing; true if it was not open before, so that nothing is known of its length.
-    pub(crate) fn get_or_make(&mut self, object: ObjectId) -> io::Result<(M::File, bool)> {
+    /// For writing.
+    pub(crate) fn get_or_make(&self, object: ObjectId) -> io::Result<M::File> {
         if let Some(file) = self.open.borrow().get(&object) {
-            return Ok((file.clone(), false));
+            return Ok(file.clone());
         }
-        let mut dirs = BTreeSet::new();
-        let file = open_or_make(&self.medium, object, &mut dirs)?;
-        self.changes += 1;
-        for dir in dirs {
-            self.dirty_dirs.insert(dir, self.changes);
-        }
+        let file = self.dirty_dirs.open_or_make(&self.medium, object)?;
         self.keep(object, &file);
-        Ok((file, true))
-    }
-
-    /// Directories to be synced, each with the mark to give to [`Files::dir_synced`].
-    pub(crate) fn dirty_dirs(&self) -> Vec<(String, u64)> {
-        let dirs = self.dirty_dirs.iter();
-        dirs.map(|(dir, mark)| (dir.clone(), *mark)).collect()
-    }
-
-    pub(crate) fn dir_synced(&mut self, dir: &str, mark: u64) {
-        if self.dirty_dirs.get(dir) == Some(&mark) {
-            self.dirty_dirs.remove(dir);
-        }
+        Ok(file)
     }
 
     /// The file is, or will be, another one.

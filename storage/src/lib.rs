@@ -27,6 +27,7 @@ mod journal;
 mod layers;
 pub mod layout;
 pub mod medium;
+pub mod offline;
 mod overlay;
 mod place;
 mod ranges;

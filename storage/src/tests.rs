@@ -1,4 +1,6 @@
 //! Scenarios on real directories and on the simulated disk.
 
+mod limits;
+mod oracle;
 mod real;
 mod util;

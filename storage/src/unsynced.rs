@@ -73,6 +73,13 @@ impl Unsynced {
         !self.objects.contains_key(&object)
     }
 
+    /// Whether everything written to the object up to this frame is on stable storage.
+    pub(crate) fn is_settled_upto(&self, object: ObjectId, lsn: Lsn) -> bool {
+        self.objects
+            .get(&object)
+            .is_none_or(|entry| lsn < entry.first)
+    }
+
     pub(crate) fn objects(&self) -> Vec<ObjectId> {
         self.objects.keys().copied().collect()
     }

@@ -4,10 +4,10 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 
 use protocol::control::exit;
-use protocol::units::{BLOCK_BYTES, ObjectId};
+use protocol::units::BLOCK_BYTES;
 use protocol::volume::{VolumeKind, VolumeSpec};
 use serde_json::{Value, json};
-use storage::{DirBrick, EngineChoice, Medium as _, OpenError, ReadError, Superblock};
+use storage::{DirBrick, EngineChoice, Medium as _, OpenError, Superblock};
 
 use super::brick_export;
 use crate::args::{BrickCommand, Global};
@@ -16,8 +16,8 @@ use crate::output::{Output, bytes_text};
 
 /// Bytes read at once.
 pub(super) const READ_BYTES: u64 = 1 << 20;
-/// Objects listed at once.
-const OBJECTS_AT_ONCE: usize = 1024;
+/// Objects between two words about progress.
+const OBJECTS_BETWEEN_NOTES: u64 = 1000;
 /// Damaged places that are told one by one.
 const FAULTS_TOLD_MAX: usize = 100;
 
@@ -164,21 +164,27 @@ impl Checked {
     }
 }
 
-/// Reads every block and every key against its checksum; for a file system, walks the tree.
+/// Reads every row, block and kept record against its checksum; for a file system, walks the tree.
 fn check(output: &Output, dir: &Path) -> Result<u8, Failure> {
+    let mut told = 0;
+    let report = storage::offline::check(dir, &mut |so_far| {
+        if so_far.objects >= told + OBJECTS_BETWEEN_NOTES {
+            told = so_far.objects;
+            let checked = bytes_text(so_far.blocks * BLOCK_BYTES);
+            output.note(&format!("{} objects, {checked} checked", so_far.objects));
+        }
+    })
+    .map_err(|error| open_failure(dir, &error))?;
+    let mut checked = Checked {
+        objects: report.objects,
+        bytes: report.blocks * BLOCK_BYTES,
+        more_faults: report.more,
+        ..Checked::default()
+    };
+    for finding in &report.findings {
+        checked.fault(finding.to_string());
+    }
     let brick = open(dir)?;
-    let mut checked = Checked::default();
-    let mut bad_rows = Vec::new();
-    if let Err(error) = brick.check_rows(&mut |row| bad_rows.push(row.to_string())) {
-        checked.fault(error.to_string());
-    }
-    for row in bad_rows {
-        checked.fault(row);
-    }
-    if let Err(error) = brick.scan(&[], &[u8::MAX; 64], &mut |_, _| true) {
-        checked.fault(error.to_string());
-    }
-    check_objects(output, &brick, &mut checked);
     if brick.identity().spec.kind == VolumeKind::Fs {
         check_tree(&brick, &mut checked);
     }
@@ -186,6 +192,8 @@ fn check(output: &Output, dir: &Path) -> Result<u8, Failure> {
     if output.json {
         output.value(&json!({
             "whole": whole, "objects": checked.objects, "bytes_checked": checked.bytes,
+            "rows_checked": report.rows, "records_checked": report.records,
+            "orphan_files": report.orphan_files,
             "faults": checked.faults, "more_faults": checked.more_faults,
         }));
     } else {
@@ -203,67 +211,6 @@ fn check(output: &Output, dir: &Path) -> Result<u8, Failure> {
         ));
     }
     Ok(if whole { exit::DONE } else { exit::REFUSED })
-}
-
-fn check_objects(output: &Output, brick: &DirBrick, checked: &mut Checked) {
-    let mut after: Option<ObjectId> = None;
-    loop {
-        let objects = match brick.objects_after(after, OBJECTS_AT_ONCE) {
-            Ok(objects) => objects,
-            Err(error) => return checked.fault(error.to_string()),
-        };
-        let Some(last) = objects.last() else {
-            return;
-        };
-        after = Some(*last);
-        for object in objects {
-            checked.objects += 1;
-            if let Err(error) = check_object(brick, object, checked) {
-                checked.fault(error.to_string());
-            }
-        }
-        output.note(&format!(
-            "{} objects, {} checked",
-            checked.objects,
-            bytes_text(checked.bytes)
-        ));
-    }
-}
-
-fn check_object(
-    brick: &DirBrick,
-    object: ObjectId,
-    checked: &mut Checked,
-) -> Result<(), ReadError> {
-    let end = brick.data_end(object)?;
-    for extent in brick.extents(object)? {
-        let from = extent * protocol::units::EXTENT_BYTES;
-        let until = (from + protocol::units::EXTENT_BYTES).min(end);
-        let mut at = from;
-        while at < until {
-            let len = READ_BYTES.min(until - at);
-            match brick.read_now(object, at, u32::try_from(len).unwrap_or(u32::MAX)) {
-                Ok(data) => checked.bytes += data.len() as u64,
-                // Told per block: find the others in this stretch.
-                Err(ReadError::Corrupt { .. }) => check_blocks(brick, object, at, len, checked),
-                Err(error) => checked.fault(error.to_string()),
-            }
-            at += len;
-        }
-    }
-    Ok(())
-}
-
-fn check_blocks(brick: &DirBrick, object: ObjectId, from: u64, len: u64, checked: &mut Checked) {
-    let mut at = from;
-    while at < from + len {
-        let step = BLOCK_BYTES.min(from + len - at);
-        match brick.read_now(object, at, u32::try_from(step).unwrap_or(u32::MAX)) {
-            Ok(data) => checked.bytes += data.len() as u64,
-            Err(error) => checked.fault(error.to_string()),
-        }
-        at += step;
-    }
 }
 
 fn check_tree(brick: &DirBrick, checked: &mut Checked) {

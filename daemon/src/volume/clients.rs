@@ -25,6 +25,8 @@ use super::stream::{ReadHalf, Stream};
 
 /// How long a client may take to greet.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the last word to a client may take.
+const LAST_WORD_WITHIN: Duration = Duration::from_millis(500);
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
 /// Room that is kept for what is on the way to a replica besides what is counted.
@@ -88,6 +90,9 @@ pub(super) async fn serve_client(driver: Shared, stream: Stream) {
         let mut d = driver.borrow_mut();
         let now = d.now();
         d.sessions.disconnected(session, connection, now);
+        drop(d);
+        // A word about where to go instead may still be on its way.
+        let _ = tokio::time::timeout(LAST_WORD_WITHIN, outbox.below(1)).await;
     } else {
         // A refusal is on its way: let the client read it.
         let _ = tokio::time::timeout(GREETING_TIMEOUT, reader.read_buf(&mut buffer)).await;
@@ -482,7 +487,8 @@ impl Driver {
             .flatten()
             .filter(|link| link.feed_live)
             .all(|link| {
-                let margin = SPACE_MARGIN_BYTES + queued(link);
+                let margin =
+                    SPACE_MARGIN_BYTES + queued(link) + link.ordered_bytes.iter().sum::<u64>();
                 link.free_bytes.is_none_or(|free| free >= bytes + margin)
             });
         here && there

@@ -261,10 +261,16 @@ impl Driver {
         self.appended = true;
         self.throttled |= pace == Pace::Throttle;
         let mut frame = None;
-        for link in self.links.iter().flatten().filter(|link| link.feed_live) {
+        for link in self
+            .links
+            .iter_mut()
+            .flatten()
+            .filter(|link| link.feed_live)
+        {
             let frame = frame.get_or_insert_with(|| {
                 live_record_frame(record.encode_meta(), record.payload.clone())
             });
+            link.ordered_bytes[0] += (frame.meta.len() + frame.payload.len()) as u64;
             link.outbox.send(frame.clone());
         }
         Ok(sequence)

@@ -47,6 +47,9 @@ pub(super) struct LinkIo {
     pub(super) source: Option<Rc<super::source::Source>>,
     pub(super) target: super::target::Target,
     pub(super) free_bytes: Option<u64>,
+    /// Bytes ordered since the last word about room, and between the two before: what that word
+    /// did not know of yet.
+    pub(super) ordered_bytes: [u64; 2],
     pub(super) total_bytes: Option<u64>,
     pub(super) questions: super::verify::Questions,
 }
@@ -331,6 +334,7 @@ impl Driver {
             source: None,
             target: super::target::Target::default(),
             free_bytes: None,
+            ordered_bytes: [0; 2],
             total_bytes: None,
             questions: super::verify::Questions::default(),
         });
@@ -412,6 +416,7 @@ impl Driver {
                 ..
             } => {
                 if let Some(link) = &mut self.links[replica] {
+                    link.ordered_bytes = [0, link.ordered_bytes[0]];
                     link.free_bytes = Some(free_bytes);
                     link.total_bytes = Some(total_bytes);
                 }

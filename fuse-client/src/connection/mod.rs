@@ -2,6 +2,8 @@
 
 mod frames;
 mod plain;
+#[cfg(test)]
+mod tests;
 mod tls;
 
 use std::fmt;

@@ -130,6 +130,8 @@ pub(super) struct Welcomed {
     pub(super) connection: Box<dyn Connection>,
     pub(super) frames: FrameReader,
     pub(super) known: bool,
+    /// The table's mark when the hello was written.
+    pub(super) mark: u64,
     pub(super) block: bool,
 }
 
@@ -156,6 +158,7 @@ pub(super) fn hello(
     target: &Target,
     volume: VolumeId,
     hello: &Hello,
+    mark: u64,
 ) -> Result<Welcomed, DialError> {
     let mut frames = FrameReader::default();
     let mut ask = || -> io::Result<(Box<dyn Connection>, HelloReply)> {
@@ -173,6 +176,7 @@ pub(super) fn hello(
             connection,
             frames,
             known,
+            mark,
             block,
         }),
         HelloReply::Elsewhere(elsewhere) => Err(DialError::Elsewhere {

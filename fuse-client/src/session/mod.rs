@@ -483,7 +483,7 @@ impl Shared {
         } else {
             Vec::new()
         };
-        let mut frames = state.table.resend();
+        let mut frames = state.table.resend(welcomed.mark);
         frames.extend(state.table.refill(true));
         state.refused = false;
         if !state.ended {
@@ -615,7 +615,7 @@ impl Shared {
     /// Says hello to every node at once, so that a dead one costs no time, and takes the first
     /// that welcomes. Only the primary does.
     fn dial_all(&self) -> Result<Welcomed, DialError> {
-        let (nodes, volume, hello) = {
+        let (nodes, volume, hello, mark) = {
             let state = self.state.lock();
             let hello = Hello {
                 version: FS_VERSION,
@@ -625,7 +625,12 @@ impl Shared {
                 read_only: self.config.read_only,
                 opens: state.opens.list(OPENS_MAX),
             };
-            (state.places.to_try(), state.volume, hello)
+            (
+                state.places.to_try(),
+                state.volume,
+                hello,
+                state.table.mark(),
+            )
         };
         let (sender, receiver) = std::sync::mpsc::channel();
         for (node, targets) in nodes {
@@ -633,7 +638,7 @@ impl Shared {
             let connector = Arc::clone(&self.connector);
             std::thread::spawn(move || {
                 for target in targets {
-                    let result = dial::hello(&*connector, &target, volume, &hello);
+                    let result = dial::hello(&*connector, &target, volume, &hello, mark);
                     let welcomed = result.is_ok();
                     // Nobody listens once another node welcomed.
                     if sender.send((node, result)).is_err() || welcomed {

@@ -297,16 +297,22 @@ impl<W> Table<W> {
         waiter
     }
 
-    /// A new connection: everything to send on it, in order. Releases are dropped: the hello
-    /// said what is open.
-    pub(super) fn resend(&mut self) -> Vec<RawFrame> {
+    /// Tells what was submitted before now from what comes later.
+    pub(super) fn mark(&self) -> u64 {
+        self.next_order
+    }
+
+    /// A new connection: everything to send on it, in order. Releases from before `hello` (a
+    /// [`Table::mark`]) are dropped: it said what is open.
+    pub(super) fn resend(&mut self, hello: u64) -> Vec<RawFrame> {
         let gone: Vec<u64> = self
             .pending
             .iter()
-            .filter(|(_, (_, p))| {
+            .filter(|(order, (_, p))| {
                 let abandoned_open =
                     p.waiter.is_none() && matches!(p.operation, Operation::Open { .. });
-                abandoned_open || matches!(p.operation, Operation::Release { .. })
+                let released = matches!(p.operation, Operation::Release { .. });
+                abandoned_open || (released && **order < hello)
             })
             .map(|(order, _)| *order)
             .collect();

@@ -1,1 +1,293 @@
+//! The table of requests and the list of opens, by scenario.
 
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use protocol::frame::RawFrame;
+use protocol::fs::{Caller, Operation, Request, SLOT_NONE, SLOTS_MAX};
+use protocol::units::ObjectId;
+
+use super::opens::Opens;
+use super::table::{INTERRUPT_PATIENCE, Interrupted, Submission, Submitted, Table};
+
+const OBJECT: ObjectId = ObjectId(9);
+
+fn change() -> Operation {
+    Operation::Unlink {
+        parent: OBJECT,
+        name: Bytes::from_static(b"name"),
+    }
+}
+
+fn look() -> Operation {
+    Operation::GetAttributes { object: OBJECT }
+}
+
+/// A table whose waiters are the kernel's numbers of their requests.
+struct Bench {
+    table: Table<u64>,
+    now: Instant,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self {
+            table: Table::new(),
+            now: Instant::now(),
+        }
+    }
+
+    fn submit(&mut self, unique: u64, operation: Operation, connected: bool) -> Submitted<u64> {
+        let submission = Submission {
+            waiter: Some(unique),
+            unique: Some(unique),
+            caller: Caller::default(),
+            operation,
+            payload: Bytes::new(),
+        };
+        self.table.submit(submission, self.now, connected)
+    }
+
+    fn sent(&mut self, unique: u64, operation: Operation) -> Request {
+        match self.submit(unique, operation, true) {
+            Submitted::Send(frame) => request(&frame),
+            other => panic!("not sent: {other:?}"),
+        }
+    }
+
+    /// Everything that is sent again after a hello that was written now.
+    fn resend(&mut self) -> Vec<RawFrame> {
+        let mark = self.table.mark();
+        self.table.resend(mark)
+    }
+
+    fn answer(&mut self, request: &Request) -> Option<u64> {
+        let answered = self.table.answered(request.slot, request.number, true);
+        answered.expect("it was asked").waiter
+    }
+}
+
+fn request(frame: &RawFrame) -> Request {
+    Request::decode(frame).expect("our own encoding")
+}
+
+#[test]
+fn numbers_of_a_slot_rise_by_one_and_a_slot_carries_one_request() {
+    let mut bench = Bench::new();
+    let first = bench.sent(1, change());
+    let second = bench.sent(2, change());
+    assert_ne!(first.slot, second.slot);
+    assert_eq!((first.number, second.number), (1, 1));
+    assert_eq!(bench.answer(&first), Some(1));
+    let third = bench.sent(3, change());
+    assert_eq!((third.slot, third.number), (first.slot, 2));
+    assert_eq!(bench.sent(4, look()).slot, SLOT_NONE);
+}
+
+#[test]
+fn an_answer_that_nobody_waits_for_is_told_from_others() {
+    let mut bench = Bench::new();
+    let first = bench.sent(1, change());
+    assert!(bench.table.answered(first.slot, 7, true).is_none());
+    assert_eq!(bench.answer(&first), Some(1));
+    let again = bench.table.answered(first.slot, first.number, true);
+    assert!(again.is_none());
+}
+
+#[test]
+fn a_change_without_a_free_slot_waits_for_the_next_one() {
+    let mut bench = Bench::new();
+    let under_way: Vec<_> = (0..u64::from(SLOTS_MAX))
+        .map(|unique| bench.sent(unique, change()))
+        .collect();
+    assert!(matches!(
+        bench.submit(1000, change(), true),
+        Submitted::Waits
+    ));
+    assert!(matches!(
+        bench.submit(1001, look(), true),
+        Submitted::Send(_)
+    ));
+    let freed = &under_way[5];
+    let answered = bench.table.answered(freed.slot, freed.number, true);
+    let next = answered.and_then(|a| a.next).expect("it goes now");
+    let next = request(&next);
+    assert_eq!((next.slot, next.number), (freed.slot, 2));
+    assert_eq!(bench.answer(&next), Some(1000));
+}
+
+#[test]
+fn unanswered_requests_are_sent_again_in_order_under_their_numbers() {
+    let mut bench = Bench::new();
+    let first = bench.sent(1, change());
+    let second = bench.sent(2, look());
+    let third = bench.sent(3, change());
+    assert_eq!(bench.answer(&second), Some(2));
+    // Asked while there is no connection.
+    let Submitted::Send(fourth) = bench.submit(4, change(), false) else {
+        panic!("it has a slot");
+    };
+    let again: Vec<_> = bench.resend().iter().map(request).collect();
+    assert_eq!(again, [first, third, request(&fourth)]);
+}
+
+#[test]
+fn releases_are_not_sent_again_since_the_hello_says_what_is_open() {
+    let mut bench = Bench::new();
+    bench.sent(1, Operation::Release { object: OBJECT });
+    let kept = bench.sent(2, look());
+    let again: Vec<_> = bench.resend().iter().map(request).collect();
+    assert_eq!(again, [kept.clone()]);
+    assert_eq!(bench.table.len(), 1);
+    // Closed after the hello was written: it is still to be said.
+    let hello = bench.table.mark();
+    let Submitted::Send(late) = bench.submit(3, Operation::Release { object: OBJECT }, false)
+    else {
+        panic!("no slot is needed");
+    };
+    let again: Vec<_> = bench.table.resend(hello).iter().map(request).collect();
+    assert_eq!(again, [kept, request(&late)]);
+}
+
+#[test]
+fn a_signal_is_patient_while_connected_and_not_otherwise() {
+    let mut bench = Bench::new();
+    let asked = bench.sent(1, look());
+    let now = bench.now;
+    assert_eq!(bench.table.interrupt(1, now, true), Interrupted::Noted);
+    assert!(bench.table.impatient(now, true).is_empty());
+    assert_eq!(bench.table.impatient(now, false), [1]);
+    // Given up: its answer is nobody's.
+    assert!(
+        bench
+            .table
+            .answered(asked.slot, asked.number, true)
+            .is_none()
+    );
+    bench.sent(2, look());
+    let late = now + INTERRUPT_PATIENCE;
+    assert_eq!(bench.table.interrupt(2, late, true), Interrupted::Answer(2));
+    assert_eq!(bench.table.interrupt(2, late, true), Interrupted::Unknown);
+    bench.sent(3, look());
+    assert_eq!(bench.table.interrupt(3, now, true), Interrupted::Noted);
+    assert_eq!(bench.table.impatient(late, true), [3]);
+}
+
+#[test]
+fn a_change_that_was_given_up_keeps_its_slot_until_it_is_answered() {
+    let mut bench = Bench::new();
+    let sent = bench.sent(1, change());
+    let now = bench.now;
+    assert_eq!(bench.table.interrupt(1, now, false), Interrupted::Answer(1));
+    let again: Vec<_> = bench.resend().iter().map(request).collect();
+    assert_eq!(again, [sent.clone()]);
+    assert_eq!(bench.answer(&sent), None);
+    let next = bench.sent(2, change());
+    assert_eq!((next.slot, next.number), (sent.slot, 2));
+}
+
+#[test]
+fn a_change_that_was_never_sent_goes_when_it_is_interrupted() {
+    let mut bench = Bench::new();
+    let now = bench.now;
+    assert!(matches!(
+        bench.submit(1, change(), false),
+        Submitted::Send(_)
+    ));
+    assert_eq!(bench.table.interrupt(1, now, false), Interrupted::Answer(1));
+    assert!(bench.resend().is_empty());
+    assert_eq!(bench.table.len(), 0);
+    // Its number is skipped, its slot is free.
+    assert_eq!(bench.sent(2, change()).number, 2);
+}
+
+#[test]
+fn an_interrupted_change_that_waits_for_a_slot_never_happens() {
+    let mut bench = Bench::new();
+    for unique in 0..u64::from(SLOTS_MAX) {
+        bench.sent(unique, change());
+    }
+    assert!(matches!(
+        bench.submit(1000, change(), true),
+        Submitted::Waits
+    ));
+    let now = bench.now;
+    assert_eq!(
+        bench.table.interrupt(1000, now, true),
+        Interrupted::Answer(1000)
+    );
+    assert_eq!(bench.table.len(), usize::from(SLOTS_MAX));
+}
+
+#[test]
+fn a_slot_freed_by_giving_up_goes_to_who_waits_for_one() {
+    let mut bench = Bench::new();
+    for unique in 0..u64::from(SLOTS_MAX) {
+        bench.submit(unique, change(), false);
+    }
+    assert!(matches!(
+        bench.submit(1000, change(), false),
+        Submitted::Waits
+    ));
+    let now = bench.now;
+    assert_eq!(bench.table.interrupt(3, now, false), Interrupted::Answer(3));
+    let frames = bench.table.refill(true);
+    assert_eq!(frames.len(), 1);
+    assert_eq!(bench.answer(&request(&frames[0])), Some(1000));
+}
+
+#[test]
+fn an_open_given_up_by_its_process_is_still_answered_so_that_it_can_be_undone() {
+    let mut bench = Bench::new();
+    let open = bench.sent(1, Operation::Open { object: OBJECT });
+    let now = bench.now;
+    assert_eq!(bench.table.interrupt(1, now, false), Interrupted::Answer(1));
+    assert_eq!(bench.answer(&open), None);
+    // Unless the connection went, and with it what the primary counted.
+    bench.sent(2, Operation::Open { object: OBJECT });
+    assert_eq!(bench.table.interrupt(2, now, false), Interrupted::Answer(2));
+    assert!(bench.resend().is_empty());
+}
+
+#[test]
+fn a_forgotten_session_loses_the_changes_that_were_sent_and_only_those() {
+    let mut bench = Bench::new();
+    bench.sent(1, change());
+    let read = bench.sent(2, look());
+    let Submitted::Send(unsent) = bench.submit(3, change(), false) else {
+        panic!("it has a slot");
+    };
+    assert_eq!(bench.table.forgotten(), [1]);
+    let again: Vec<_> = bench.resend().iter().map(request).collect();
+    assert_eq!(again, [read, request(&unsent)]);
+}
+
+#[test]
+fn what_is_older_than_a_limit_is_given_up() {
+    let mut bench = Bench::new();
+    let began = bench.now;
+    bench.sent(1, look());
+    bench.now += Duration::from_secs(2);
+    bench.sent(2, look());
+    let mut late = bench.table.older_than(began + Duration::from_secs(1));
+    assert_eq!(late, [1]);
+    late = bench.table.older_than(bench.now);
+    assert_eq!(late, [2]);
+}
+
+#[test]
+fn the_last_close_gives_back_all_that_the_primary_counts() {
+    let mut opens = Opens::default();
+    assert!(!opens.again(OBJECT));
+    opens.opened(OBJECT);
+    assert!(opens.again(OBJECT));
+    // Two at once, before either was answered.
+    opens.opened(OBJECT);
+    assert_eq!(opens.list(10), [OBJECT, OBJECT]);
+    assert_eq!(opens.list(1), [OBJECT]);
+    assert_eq!(opens.closed(OBJECT), 0);
+    assert_eq!(opens.closed(OBJECT), 0);
+    assert_eq!(opens.closed(OBJECT), 2);
+    assert_eq!(opens.closed(OBJECT), 0);
+    assert!(opens.list(10).is_empty());
+}

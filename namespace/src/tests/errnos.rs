@@ -301,6 +301,36 @@ fn a_write_takes_set_id_bits_and_capabilities_away() {
     assert_eq!(bench.attributes(object).mode, 0o102_745);
 }
 
+/// A new owner took the bits from regular files only; pjdfstest's chown/00 found it.
+#[test]
+fn a_new_owner_takes_set_id_bits_from_everything_but_directories() {
+    let mut bench = Bench::new();
+    for (text, kind) in [("f", 0o100_000), ("p", 0o010_000), ("s", 0o140_000)] {
+        let node = Operation::MakeNode {
+            parent: ROOT,
+            name: name(text),
+            mode: kind | 0o6755,
+            rdev: 0,
+        };
+        let object = bench.entry(node).object;
+        let set = SetAttributes {
+            gid: Some(7),
+            kill_privileges: true,
+            ..SetAttributes::default()
+        };
+        let changed = bench.entry(Operation::SetAttributes { object, set });
+        assert_eq!(changed.mode, kind | 0o755);
+    }
+    let object = bench.directory(ROOT, "d");
+    let set = SetAttributes {
+        mode: Some(0o6755),
+        kill_privileges: true,
+        ..SetAttributes::default()
+    };
+    let kept = bench.entry(Operation::SetAttributes { object, set });
+    assert_eq!(kept.mode, 0o046_755);
+}
+
 #[test]
 fn writes_and_sizes_end_where_a_file_offset_ends() {
     let mut bench = Bench::new();

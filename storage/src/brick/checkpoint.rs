@@ -9,7 +9,7 @@ use protocol::units::{BLOCK_BYTES, ObjectId, Sequence};
 use super::state::StateRow;
 use super::{Brick, BrickEvent, Task};
 use crate::error::{BrickError, IoFault};
-use crate::files::open_or_make;
+use crate::files::DirtyDirs;
 use crate::journal::frame::{LocalOp, Lsn};
 use crate::layout::{object_dirs, object_path};
 use crate::medium::{Medium, Op, OpenMode};
@@ -25,6 +25,9 @@ const WRITE_BYTES_MAX: usize = 1 << 20;
 pub(super) struct CheckpointState {
     running: Option<Running>,
     wanted: bool,
+    /// The last frame of the one before the last.
+    before_last: Lsn,
+    last: Lsn,
     /// Bytes of the journal when the last one began.
     pub(super) journal_from: u64,
 }
@@ -33,7 +36,6 @@ struct Running {
     lsn: Lsn,
     sequence: Sequence,
     unsynced: Vec<(ObjectId, Lsn, u64)>,
-    dirs: Vec<(String, u64)>,
     batch: Option<Batch>,
     journal_from: u64,
 }
@@ -44,7 +46,9 @@ struct FilesWork<M: Medium> {
     journal: Vec<M::File>,
     overlay: Arc<Overlay>,
     objects: Vec<ObjectId>,
-    dirs: BTreeSet<String>,
+    dirs: DirtyDirs,
+    /// Nobody else may open the brick while this is at work, even if its owner is gone.
+    _lock: Option<M::File>,
 }
 
 impl<M: Medium> Brick<M> {
@@ -87,7 +91,6 @@ impl<M: Medium> Brick<M> {
         let state = self.state_row();
         let overlay = self.core.layers.freeze();
         let unsynced = self.core.unsynced.snapshot();
-        let dirs = self.core.files.dirty_dirs();
         let mut journal = self.flushes.journal_files();
         journal.extend(self.journal.unsynced_files());
         let work = FilesWork {
@@ -95,7 +98,8 @@ impl<M: Medium> Brick<M> {
             journal,
             overlay: Arc::clone(&overlay),
             objects: unsynced.iter().map(|(object, ..)| *object).collect(),
-            dirs: dirs.iter().map(|(dir, _)| dir.clone()).collect(),
+            dirs: self.core.files.dirty_dirs.clone(),
+            _lock: self.lock.clone(),
         };
         let journal_from = self.journal.bytes_written();
         self.checkpoint.wanted = false;
@@ -105,7 +109,6 @@ impl<M: Medium> Brick<M> {
             lsn: state.place.lsn,
             sequence: self.position.sequence,
             unsynced,
-            dirs,
             batch: Some(Batch {
                 overlay,
                 dirty: self.core.dirty.take_changed_rows(),
@@ -142,7 +145,13 @@ impl<M: Medium> Brick<M> {
         };
         let database = self.core.layers.store.database();
         let token = self.token(Task::CheckpointStore);
-        let job = move || write_batch(&database, &batch).map_err(as_io);
+        let lock = self.lock.clone();
+        let job = move || {
+            let result = write_batch(&database, &batch).map_err(as_io);
+            drop(database);
+            drop(lock);
+            result
+        };
         self.medium.submit(Op::Job(Box::new(job)), token);
         Ok(())
     }
@@ -170,9 +179,6 @@ impl<M: Medium> Brick<M> {
         }
         self.core.layers.thaw().map_err(BrickError::Failed)?;
         self.core.unsynced.checkpointed(&running.unsynced);
-        for (dir, mark) in &running.dirs {
-            self.core.files.dir_synced(dir, *mark);
-        }
         self.journal.synced(running.lsn);
         self.journal.set_checkpointed(running.lsn);
         self.checkpointed = running.sequence;
@@ -180,8 +186,10 @@ impl<M: Medium> Brick<M> {
         self.events
             .push_back(BrickEvent::Checkpointed(running.sequence));
         // Extents that nobody writes to need not be read by a recovery.
-        let settled = |object: ObjectId| self.core.unsynced.is_settled(object);
-        let remove = self.core.activity.idle_since(running.lsn, settled);
+        let settled = |object, lsn| self.core.unsynced.is_settled_upto(object, lsn);
+        self.checkpoint.before_last = std::mem::replace(&mut self.checkpoint.last, running.lsn);
+        let idle = self.checkpoint.before_last;
+        let remove = self.core.activity.idle_since(idle, settled);
         if !remove.is_empty() && !self.read_only {
             let add = Vec::new();
             self.local(LocalOp::Activity { add, remove })?;
@@ -237,7 +245,6 @@ fn write_files<M: Medium>(work: &FilesWork<M>) -> io::Result<()> {
     for file in &work.journal {
         work.medium.sync(file)?;
     }
-    let mut dirs = work.dirs.clone();
     let mut unlinked = BTreeSet::new();
     let mut files = Vec::new();
     for (&object, over) in &work.overlay.objects {
@@ -248,7 +255,7 @@ fn write_files<M: Medium>(work: &FilesWork<M>) -> io::Result<()> {
             unlinked.insert(inner);
         }
         let is_file = over.info.is_some_and(|info| info.form == Form::File);
-        if is_file && let Some(file) = write_object(&work.medium, object, over, &mut dirs)? {
+        if is_file && let Some(file) = write_object(&work.medium, object, over, &work.dirs)? {
             files.push((object, file));
         }
     }
@@ -263,22 +270,25 @@ fn write_files<M: Medium>(work: &FilesWork<M>) -> io::Result<()> {
             Err(error) => return Err(error),
         }
     }
+    // Listed only now: the brick's thread may have made one of these files meanwhile.
+    let dirs = work.dirs.list();
     if files.len() + dirs.len() + unlinked.len() > SYNCS_MAX {
-        return work.medium.sync_all();
+        work.medium.sync_all()?;
+        work.dirs.synced(&dirs);
+        return Ok(());
     }
     for (_, file) in &files {
         work.medium.sync(file)?;
     }
-    for dir in &dirs {
-        work.medium.sync_dir(dir)?;
-    }
-    for dir in unlinked.difference(&dirs) {
+    unlinked.extend(dirs.iter().map(|(dir, _)| dir.clone()));
+    for dir in &unlinked {
         match work.medium.sync_dir(dir) {
-            // The object never had a file.
+            // A dropped object never had a file, or one could not be made.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             other => other?,
         }
     }
+    work.dirs.synced(&dirs);
     Ok(())
 }
 
@@ -286,7 +296,7 @@ fn write_object<M: Medium>(
     medium: &M,
     object: ObjectId,
     over: &ObjectOverlay,
-    dirs: &mut BTreeSet<String>,
+    dirs: &DirtyDirs,
 ) -> io::Result<Option<M::File>> {
     if over.blocks.is_empty() && over.punch.is_empty() {
         return Ok(None);
@@ -298,7 +308,7 @@ fn write_object<M: Medium>(
             Err(error) => return Err(error),
         }
     } else {
-        open_or_make(medium, object, dirs)?
+        dirs.open_or_make(medium, object)?
     };
     let len = medium.len(&file)?;
     for range in over.punch.iter() {

@@ -97,14 +97,14 @@ impl<M: Medium> Brick<M> {
             return Ok(Some(token));
         }
         let opened = self.core.files.get_or_make(object);
-        let (file, _) = opened.map_err(|error| {
+        let file = opened.map_err(|error| {
             self.fail(BrickError::Failed(IoFault::new(
                 "open an object's file",
                 &error,
             )))
         })?;
         // A file that nobody finds is not durable, so its directories count as a part of it.
-        let dirs = self.core.files.dirty_dirs();
+        let dirs = self.core.files.dirty_dirs.list();
         let names: Vec<String> = dirs.iter().map(|(dir, _)| dir.clone()).collect();
         let token = self.token(Task::FileSync(object, dirs));
         self.core.unsynced.begin(object, token);
@@ -180,9 +180,7 @@ impl<M: Medium> Brick<M> {
         result: io::Result<()>,
     ) -> Result<(), BrickError> {
         result.map_err(|error| BrickError::Failed(IoFault::new("sync an object", &error)))?;
-        for (dir, mark) in dirs {
-            self.core.files.dir_synced(&dir, mark);
-        }
+        self.core.files.dirty_dirs.synced(&dirs);
         if let Some(upto) = self.core.unsynced.ended(object, token) {
             // Only saves the next recovery some work: it need not be stable, nor wait for it.
             self.local(LocalOp::Synced {

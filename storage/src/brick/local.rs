@@ -206,25 +206,33 @@ impl<M: Medium> Brick<M> {
         }
         wanted.sort_unstable();
         wanted.dedup();
-        let (mut add, mut remove) = (Vec::new(), Vec::new());
+        let mut add = Vec::new();
         let stable = self.journal.stable_lsn();
         for (object, extent) in wanted {
             if self.core.activity.state(object, extent, stable) != Activity::Absent {
                 continue;
             }
-            if self.core.activity.len() + add.len() < ACTIVE_EXTENTS_MAX + remove.len() {
+            if self.core.activity.len() + add.len() < ACTIVE_EXTENTS_MAX {
                 add.push((object, extent));
                 continue;
             }
-            let settled = |object: ObjectId| self.core.unsynced.is_settled(object);
-            match self.core.activity.oldest_settled(settled) {
-                Some(key) if !remove.contains(&key) => {
-                    remove.push(key);
+            let unsynced = &self.core.unsynced;
+            let found = self
+                .core
+                .activity
+                .oldest_settled(|object, lsn| unsynced.is_settled_upto(object, lsn));
+            match found {
+                Some(key) => {
+                    // At once, so that the next one is another.
+                    self.local(LocalOp::Activity {
+                        add: Vec::new(),
+                        remove: vec![key],
+                    })?;
                     add.push((object, extent));
                 }
                 // All are in use: the oldest is synced, and a later write finds it settled. Until
                 // then large writes go through the journal.
-                _ => {
+                None => {
                     if let Some(oldest) = self.core.activity.oldest_object() {
                         self.sync_in_background(oldest)?;
                     }
@@ -232,7 +240,8 @@ impl<M: Medium> Brick<M> {
                 }
             }
         }
-        if !add.is_empty() || !remove.is_empty() {
+        if !add.is_empty() {
+            let remove = Vec::new();
             self.local(LocalOp::Activity { add, remove })?;
             self.want_journal_sync();
         }

@@ -356,12 +356,6 @@ impl<M: Medium> Brick<M> {
         Ok(Some(size))
     }
 
-    /// Checks every row of the metadata store against its checksum, tells each bad one, and returns
-    /// how many there are in all. Waits; for tools.
-    pub fn check_rows(&self, bad: &mut dyn FnMut(ReadError)) -> Result<u64, ReadError> {
-        self.core.layers.store.check_rows(bad)
-    }
-
     /// Whether the object exists.
     pub fn exists(&self, object: ObjectId) -> Result<bool, ReadError> {
         Ok(self.core.layers.info(object)?.is_some())
@@ -396,6 +390,21 @@ impl<M: Medium> Brick<M> {
             .map_or(0, |at| at + 1);
         sums.truncate(used);
         Ok(sums)
+    }
+
+    /// Checks every row of the metadata store, for [`crate::offline::check`].
+    pub(crate) fn check_rows(
+        &self,
+        report: &mut crate::offline::CheckReport,
+    ) -> Result<(), ReadError> {
+        let mut bad = Vec::new();
+        report.rows = self
+            .core
+            .layers
+            .store
+            .check_rows(&mut |error| bad.push(error))?;
+        report.findings.extend(bad.into_iter().map(Into::into));
+        Ok(())
     }
 
     /// Objects after `after`, ascending, at most `max`.

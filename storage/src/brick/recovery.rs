@@ -246,7 +246,7 @@ impl<M: Medium> Brick<M> {
             failed: None,
             throttled: false,
             direct_bytes: 0,
-            _lock: lock,
+            lock,
         };
         Ok((brick, collected.report))
     }
@@ -356,13 +356,18 @@ fn settle_suspects<M: Medium>(core: &mut Core<M>, replay: &mut Replay) -> Result
             continue;
         };
         let end = info.data_end.div_ceil(BLOCK_BYTES);
-        let mut accepted = RangeSet::default();
-        for blocks in ranges.iter_within(0..end) {
-            for block in blocks {
-                if accept_block(core, object, block)? {
-                    accepted.insert(block..block + 1);
-                }
+        let (mut accepted, mut zero) = (RangeSet::default(), RangeSet::default());
+        for block in ranges.iter_within(0..end).flatten() {
+            match accept_block(core, object, block)? {
+                Found::Whole => {}
+                Found::Zero => zero.insert(block..block + 1),
+                Found::Accepted => accepted.insert(block..block + 1),
             }
+        }
+        if !zero.is_empty() {
+            // What a lost write left in a hole must not show through a later one that is lost.
+            let entry = core.layers.object_mut(object)?;
+            zero.iter().for_each(|blocks| entry.punch.insert(blocks));
         }
         replay.report.accepted_blocks += accepted.total();
         for blocks in accepted.iter() {
@@ -386,15 +391,25 @@ fn settle_suspects<M: Medium>(core: &mut Core<M>, replay: &mut Replay) -> Result
     Ok(())
 }
 
-/// Takes a block as it is if it does not match its checksum; true if it did not.
+/// What stands in a block that may be lost or half written.
+enum Found {
+    /// What belongs there, or nothing readable.
+    Whole,
+    /// It should be zero; what the file holds there does not count.
+    Zero,
+    /// Something else, which counts from now on.
+    Accepted,
+}
+
+/// Takes a block as it is if it does not match its checksum.
 fn accept_block<M: Medium>(
     core: &mut Core<M>,
     object: ObjectId,
     block: u64,
-) -> Result<bool, OpenError> {
+) -> Result<Found, OpenError> {
     let sum = core.layers.sum(object, block)?;
     if sum == 0 {
-        return Ok(false);
+        return Ok(Found::Zero);
     }
     let waiting = core.layers.pending(object, block).cloned();
     let content = match &waiting {
@@ -410,21 +425,21 @@ fn accept_block<M: Medium>(
             });
             if read.is_err() {
                 // Unreadable: the checksum stays, and reads say so.
-                return Ok(false);
+                return Ok(Found::Whole);
             }
             Bytes::from(content)
         }
     };
     let found = block_sum(&content);
     if found == sum {
-        return Ok(false);
+        return Ok(Found::Whole);
     }
     core.accept(object, block, found)
         .map_err(|error| match error {
             BrickError::Read(error) => OpenError::Read(error),
             other => OpenError::Brick(other),
         })?;
-    Ok(true)
+    Ok(Found::Accepted)
 }
 
 impl<M: Medium> Core<M> {

@@ -1,0 +1,423 @@
+//! Full disks, failing disks, damage, and what the journal keeps.
+
+use bytes::Bytes;
+use protocol::ids::GenerationId;
+use protocol::record::Change;
+use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Term};
+
+use super::util::*;
+use crate::medium::sim::SimMedium;
+use crate::offline::{Finding, check_medium};
+use crate::{
+    Brick, BrickError, BrickEvent, DirtyItem, JournalSizes, OpenError, Options, Pace, ReadError,
+    SeekFor,
+};
+
+fn options() -> Options {
+    Options {
+        large_write_bytes: 64 << 10,
+        unsynced_bytes_max: 2 << 20,
+        overlay_bytes_checkpoint: 1 << 20,
+        overlay_bytes_max: 2 << 20,
+        direct_bytes_checkpoint: 64 << 20,
+        reserve_bytes: 1 << 20,
+        journal: JournalSizes {
+            segment_bytes: 1 << 20,
+            total_bytes_max: 4 << 20,
+        },
+    }
+}
+
+fn fresh(capacity: u64) -> (SimMedium, Brick<SimMedium>) {
+    let disk = SimMedium::new(5, capacity);
+    Brick::create(&disk, identity(), Bytes::new(), &options()).expect("create");
+    let (brick, _) = Brick::open(disk.clone(), None, options()).expect("open");
+    (disk, brick)
+}
+
+/// Kills the process and starts it again.
+fn restart(disk: &mut SimMedium, brick: Brick<SimMedium>) -> Brick<SimMedium> {
+    *disk = disk.fork();
+    drop(brick);
+    let (brick, _) = Brick::open(disk.clone(), None, options()).expect("open");
+    brick
+}
+
+fn drop_object(object: u64) -> Change {
+    Change::Drop {
+        object: ObjectId(object),
+    }
+}
+
+/// BAD-3
+#[test]
+fn a_full_disk_is_refused_before_the_order_and_truncation_works_on_it() {
+    let (_, mut brick) = fresh(40 << 20);
+    let part = 100_000;
+    let mut object = 1;
+    while brick.admit(part).is_ok() {
+        write(&mut brick, object, 0, &pattern(object, part as usize));
+        flush(&mut brick);
+        object += 1;
+        assert!(object < 1000, "the disk never fills");
+    }
+    let full = brick.space().expect("room").free_bytes;
+    let changes = (1..object).map(drop_object).collect();
+    apply(&mut brick, changes, Vec::new(), 0);
+    checkpoint(&mut brick);
+    assert!(brick.space().expect("room").free_bytes > full + part);
+    assert_eq!(brick.used_bytes(), 0);
+    brick.close().expect("close");
+}
+
+#[test]
+fn a_failed_sync_stops_the_brick_for_changes_and_not_for_reads() {
+    let (disk, mut brick) = fresh(1 << 30);
+    write(&mut brick, 1, 0, b"before");
+    disk.fail_sync(0);
+    brick.flush(crate::FlushWhat::All).expect("begun");
+    let mut events = Vec::new();
+    while !events
+        .iter()
+        .any(|event| matches!(event, BrickEvent::Failed(_)))
+    {
+        brick.wait();
+        brick.poll(&mut events);
+    }
+    assert!(
+        !events
+            .iter()
+            .any(|event| matches!(event, BrickEvent::Flushed(_)))
+    );
+    let record = next(&brick, vec![put("a", "b")], Vec::new());
+    assert!(matches!(
+        brick.append(&record, 0),
+        Err(BrickError::Failed(_))
+    ));
+    assert_eq!(&read(&mut brick, 1, 0, 6).expect("read")[..], b"before");
+}
+
+/// DUR-4
+#[test]
+fn a_check_names_every_flipped_bit_and_changes_nothing() {
+    let (disk, mut brick) = fresh(1 << 30);
+    apply(&mut brick, vec![put("k", "v")], Vec::new(), 0);
+    write(&mut brick, 0x7, 0, &pattern(9, 200_000));
+    write(&mut brick, 0x8, 0, b"inline");
+    brick.close().expect("close");
+    let check = |disk: &SimMedium| check_medium(disk.fork(), &mut |_| {}).expect("checked");
+    let whole = check(&disk);
+    assert!(whole.is_whole(), "{whole:?}");
+    assert_eq!((whole.objects, whole.blocks), (2, 50));
+    let path = crate::layout::object_path(ObjectId(7));
+    assert!(disk.flip_bit(&path, 5 * BLOCK_BYTES + 77, 3));
+    let corrupt = ReadError::Corrupt {
+        object: ObjectId(7),
+        block: 5,
+    };
+    assert_eq!(check(&disk).findings, [Finding::Unreadable(corrupt)]);
+    let changes = disk.counts();
+    let _ = check(&disk);
+    assert_eq!(disk.counts(), changes);
+}
+
+#[test]
+fn unreadable_sectors_are_an_error_of_those_blocks_alone() {
+    let (disk, mut brick) = fresh(1 << 30);
+    write(&mut brick, 7, 0, &pattern(1, 100_000));
+    write(&mut brick, 9, 0, &pattern(2, 100_000));
+    checkpoint(&mut brick);
+    disk.fail_reads(&crate::layout::object_path(ObjectId(7)));
+    assert!(matches!(read(&mut brick, 7, 0, 10), Err(ReadError::Io(_))));
+    assert!(read(&mut brick, 9, 0, 10).is_ok());
+    // A part of a block that cannot be read does not become a block that can.
+    write(&mut brick, 7, 10, b"part");
+    assert!(matches!(
+        read(&mut brick, 7, 10, 4),
+        Err(ReadError::Corrupt { .. })
+    ));
+}
+
+/// BAD-4
+#[test]
+fn a_brick_of_another_format_is_refused_with_both_versions_named() {
+    let (disk, brick) = fresh(1 << 30);
+    brick.close().expect("close");
+    let flip = |copy: u64| disk.flip_bit(crate::layout::SUPERBLOCK, copy * 131_072 + 8, 1);
+    assert!(flip(0) && flip(1));
+    let before = disk.counts();
+    let refused = Brick::open(disk.clone(), None, options()).map(drop);
+    assert!(matches!(
+        refused,
+        Err(OpenError::Format { found: 3, known: 1 })
+    ));
+    assert_eq!(disk.counts(), before);
+}
+
+#[test]
+fn one_damaged_superblock_copy_does_no_harm() {
+    let (disk, mut brick) = fresh(1 << 30);
+    brick
+        .set_state(Bytes::from_static(b"one"))
+        .expect("durable");
+    brick
+        .set_state(Bytes::from_static(b"two"))
+        .expect("durable");
+    drop(brick);
+    for copy in 0..2 {
+        let disk = disk.fork();
+        assert!(disk.flip_bit(crate::layout::SUPERBLOCK, copy * 131_072 + 500, 1));
+        let (brick, _) = Brick::open(disk, None, options()).expect("the other copy");
+        assert!(brick.state() == "one" || brick.state() == "two");
+    }
+}
+
+#[test]
+fn the_journal_keeps_what_peers_need_up_to_its_limit() {
+    let (_, mut brick) = fresh(1 << 30);
+    brick.retain_from(Sequence(1));
+    let block = pattern(3, 30_000);
+    for _ in 0..60 {
+        write(&mut brick, 1, 0, &block);
+    }
+    checkpoint(&mut brick);
+    assert_eq!(brick.oldest_kept(), Sequence(1));
+    let bytes = brick.journal_bytes_since(Sequence(30)).expect("kept");
+    assert!((600_000..1_300_000).contains(&bytes), "{bytes}");
+    let records = brick.read_records(Sequence(0), 100_000).expect("kept");
+    assert_eq!(
+        records.first().map(|found| found.record.sequence),
+        Some(Sequence(1))
+    );
+    assert_eq!(records.len(), 3);
+    for _ in 0..200 {
+        write(&mut brick, 1, 0, &block);
+        flush(&mut brick);
+    }
+    assert!(brick.oldest_kept() > Sequence(60), "the limit counts");
+    let refused = brick.read_records(Sequence(3), 1000);
+    assert!(matches!(refused, Err(BrickError::NotKept { .. })));
+    assert_eq!(brick.journal_bytes_since(Sequence(3)), None);
+    assert!(matches!(
+        brick.mark_dirty_since(2, Sequence(3)),
+        Err(BrickError::NotKept { .. })
+    ));
+    let kept = brick.oldest_kept();
+    let tail = brick
+        .read_records(Sequence(kept.0 - 1), usize::MAX)
+        .expect("kept");
+    assert_eq!(
+        tail.last().map(|found| found.record.sequence),
+        Some(brick.applied())
+    );
+}
+
+#[test]
+fn a_new_position_ends_what_the_journal_can_tell() {
+    let (mut disk, mut brick) = fresh(1 << 30);
+    for _ in 0..5 {
+        write(&mut brick, 1, 0, b"x");
+    }
+    // Back, into another history: the old records 3 to 5 must not be taken for the new ones.
+    brick
+        .set_applied(Sequence(2), Term(2), GenerationId([8; 16]))
+        .expect("set");
+    for _ in 0..2 {
+        write(&mut brick, 2, 0, b"new");
+    }
+    for round in 0..2 {
+        assert_eq!(brick.applied(), Sequence(4));
+        assert_eq!(brick.oldest_kept(), Sequence(3));
+        let records = brick.read_records(Sequence(2), usize::MAX).expect("kept");
+        assert!(records.iter().all(|found| found.record.payload == "new"));
+        assert_eq!(records.len(), 2);
+        if round == 0 {
+            flush(&mut brick);
+            brick = restart(&mut disk, brick);
+        }
+    }
+}
+
+#[test]
+fn records_out_of_order_and_oversized_ones_are_refused_before_anything_changes() {
+    let (_, mut brick) = fresh(1 << 30);
+    let early = record(Sequence(2), vec![put("a", "b")], Vec::new());
+    assert!(matches!(
+        brick.append(&early, 0),
+        Err(BrickError::OutOfOrder { .. })
+    ));
+    let huge = (0..40)
+        .map(|key| put(&format!("{key}"), &"x".repeat(60_000)))
+        .collect();
+    let huge = record(Sequence(1), huge, Vec::new());
+    assert!(matches!(
+        brick.append(&huge, 0),
+        Err(BrickError::TooLarge { .. })
+    ));
+    let short = Change::Write {
+        object: ObjectId(1),
+        offset: 0,
+        len: 9,
+    };
+    let short = record(Sequence(1), vec![short], vec![1]);
+    assert!(matches!(
+        brick.append(&short, 0),
+        Err(BrickError::Payload { .. })
+    ));
+    assert_eq!(brick.get(b"0").expect("get"), None);
+    assert_eq!(brick.applied(), Sequence(0));
+}
+
+/// RS-1
+#[test]
+fn a_missing_replica_is_owed_each_block_once_also_after_recycling_and_restarts() {
+    let (mut disk, mut brick) = fresh(1 << 30);
+    write(&mut brick, 1, 0, &pattern(1, 900_000));
+    for round in 0..300 {
+        write_for(
+            &mut brick,
+            1,
+            (round % 20) * 40_960,
+            &pattern(round, 5000),
+            0b10,
+        );
+        flush(&mut brick);
+    }
+    brick = restart(&mut disk, brick);
+    let summary = brick.dirty_summary(1);
+    assert_eq!(summary.blocks, 40);
+    assert_eq!(summary.bytes, 40 * BLOCK_BYTES);
+    assert!(brick.dirty_summary(0).is_clean());
+    let items = brick.next_dirty(1, None, 3);
+    assert_eq!(items.len(), 3);
+    brick.clear_dirty(1, &items).expect("clear");
+    flush(&mut brick);
+    brick = restart(&mut disk, brick);
+    assert_eq!(brick.dirty_summary(1).blocks, 34);
+}
+
+#[test]
+fn what_the_journal_kept_can_be_marked_dirty_afterwards() {
+    let (_, mut brick) = fresh(1 << 30);
+    write(&mut brick, 1, 0, &pattern(1, 100_000));
+    let before = brick.applied();
+    apply(
+        &mut brick,
+        vec![put("a", "1"), drop_object(5)],
+        Vec::new(),
+        0,
+    );
+    write(&mut brick, 1, 8192, &pattern(2, 4096));
+    let cut = Change::Truncate {
+        object: ObjectId(1),
+        size: 90_000,
+    };
+    apply(&mut brick, vec![cut], Vec::new(), 0);
+    brick.mark_dirty_since(3, before).expect("kept");
+    let blocks = |start, end| DirtyItem::Blocks {
+        object: ObjectId(1),
+        start,
+        end,
+    };
+    let wanted = [
+        blocks(2, 3),
+        blocks(21, 25),
+        DirtyItem::Dropped {
+            object: ObjectId(5),
+        },
+        DirtyItem::Key {
+            key: Bytes::from_static(b"a"),
+        },
+    ];
+    assert_eq!(brick.next_dirty(3, None, 100), wanted);
+    brick.mark_all_dirty(3).expect("all");
+    brick
+        .set_full_progress(3, Bytes::from_static(b"half"))
+        .expect("progress");
+    assert!(brick.dirty_summary(3).all);
+    assert_eq!(brick.full_progress(3), "half");
+    brick.clear_all_dirty(3).expect("clear");
+    assert!(brick.dirty_summary(3).is_clean());
+}
+
+#[test]
+fn holes_and_data_are_found_where_they_are() {
+    let (_, mut brick) = fresh(1 << 30);
+    write(&mut brick, 1, 2 * BLOCK_BYTES, &pattern(1, 8192));
+    write(&mut brick, 1, 8 << 20, &pattern(2, 4096));
+    write(&mut brick, 2, 100, b"inline");
+    for _ in 0..2 {
+        let size = 9 << 20;
+        let seek = |object, offset, what| {
+            brick
+                .seek(ObjectId(object), offset, what, size)
+                .expect("seek")
+        };
+        assert_eq!(seek(1, 0, SeekFor::Data), Some(8192));
+        assert_eq!(seek(1, 9000, SeekFor::Data), Some(9000));
+        assert_eq!(seek(1, 9000, SeekFor::Hole), Some(16384));
+        assert_eq!(seek(1, 16384, SeekFor::Data), Some(8 << 20));
+        assert_eq!(
+            seek(1, (8 << 20) + 1, SeekFor::Hole),
+            Some((8 << 20) + 4096)
+        );
+        assert_eq!(seek(1, (8 << 20) + 4096, SeekFor::Data), None);
+        assert_eq!(seek(2, 0, SeekFor::Data), Some(0));
+        assert_eq!(seek(2, 0, SeekFor::Hole), Some(4096));
+        assert_eq!(seek(3, 5, SeekFor::Hole), Some(5));
+        assert_eq!(seek(3, 5, SeekFor::Data), None);
+        checkpoint(&mut brick);
+    }
+    let cut = Change::Truncate {
+        object: ObjectId(1),
+        size: 10_000,
+    };
+    apply(&mut brick, vec![cut], Vec::new(), 0);
+    checkpoint(&mut brick);
+    assert_eq!(brick.data_end(ObjectId(1)).expect("known"), 10_000);
+    assert_eq!(brick.used_bytes(), 2 * BLOCK_BYTES);
+}
+
+#[test]
+fn a_caller_that_outruns_the_disk_is_asked_to_wait_and_told_to_go_on() {
+    let (_, mut brick) = fresh(1 << 30);
+    let big = pattern(1, 512 << 10);
+    let mut pace = Pace::Ready;
+    for at in 0..20 {
+        let change = Change::Write {
+            object: ObjectId(1),
+            offset: at * (512 << 10),
+            len: 512 << 10,
+        };
+        let record = next(&brick, vec![change], big.clone());
+        pace = brick.append(&record, 0).expect("append");
+        brick.push().expect("push");
+        if pace == Pace::Throttle {
+            break;
+        }
+    }
+    assert_eq!(pace, Pace::Throttle);
+    wait_for(&mut brick, |event| {
+        matches!(event, BrickEvent::Unthrottled).then_some(())
+    });
+}
+
+/// RS-2, and the reason for the activity log.
+#[test]
+fn an_overwrite_in_place_waits_for_its_extent_to_be_listed_and_then_skips_the_journal() {
+    let (_, mut brick) = fresh(1 << 30);
+    let big = pattern(1, 256 << 10);
+    write(&mut brick, 1, 0, &big);
+    flush(&mut brick);
+    let mut journaled = Vec::new();
+    for round in 0..3 {
+        let before = brick.applied();
+        write(&mut brick, 1, 0, &pattern(round + 2, 256 << 10));
+        flush(&mut brick);
+        checkpoint(&mut brick);
+        let found = brick.read_records(before, usize::MAX).expect("kept");
+        journaled.push(!found[0].data_as_of_now);
+    }
+    // The first goes through the journal and lists the extent; the later ones go direct.
+    assert_eq!(journaled, [true, false, false]);
+}
