@@ -218,7 +218,8 @@ fn stopped(dir: &Path, last: Option<&str>, error: &io::Error) -> Failure {
     )
 }
 
-/// A directory of the benchmark's own, gone when dropped.
+/// A directory of the benchmark's own, gone when dropped. The workloads keep what they read from
+/// in another one, in the system's temporary directory.
 struct Scratch {
     path: PathBuf,
     device: u64,
@@ -249,7 +250,7 @@ impl Scratch {
                 "Make room there, name another directory, or use --small.",
             ));
         }
-        let path = dir.join(format!("cairn-bench-{}", std::process::id()));
+        let path = dir.join(format!("cairn-bench-scratch-{}", std::process::id()));
         fs::create_dir(&path).map_err(unusable)?;
         let device = fs::metadata(&path).map_err(unusable)?.dev();
         Ok(Self { path, device })
