@@ -421,3 +421,45 @@ fn an_overwrite_in_place_waits_for_its_extent_to_be_listed_and_then_skips_the_jo
     // The first goes through the journal and lists the extent; the later ones go direct.
     assert_eq!(journaled, [true, false, false]);
 }
+
+/// BAD-3
+#[test]
+fn a_large_write_that_finds_no_room_in_its_file_goes_through_the_journal() {
+    let (mut disk, mut brick) = fresh(1 << 30);
+    write(&mut brick, 1, 0, &pattern(1, 200_000));
+    flush(&mut brick);
+    disk.set_capacity(1 << 20);
+    let data = pattern(2, 300_000);
+    write(&mut brick, 1, 200_704, &data);
+    disk.set_capacity(1 << 30);
+    flush(&mut brick);
+    assert!(brick.failure().is_none());
+    let back = brick.read_records(Sequence(1), usize::MAX).expect("kept");
+    assert!(!back[0].data_as_of_now);
+    for _ in 0..2 {
+        let found = read(&mut brick, 1, 200_704, 300_000).expect("read");
+        assert!(found[..] == data[..]);
+        brick = restart(&mut disk, brick);
+    }
+}
+
+#[test]
+fn a_missing_replica_is_owed_what_a_zeroed_range_cut_and_not_its_empty_rest() {
+    let (_, mut brick) = fresh(1 << 30);
+    write(&mut brick, 1, 0, &pattern(1, 100_000));
+    let before = brick.applied();
+    let zero = Change::Zero {
+        object: ObjectId(1),
+        offset: 90_000,
+        len: i64::MAX as u64 - 90_000,
+    };
+    apply(&mut brick, vec![zero], Vec::new(), 0b10);
+    let owed = [DirtyItem::Blocks {
+        object: ObjectId(1),
+        start: 21,
+        end: 25,
+    }];
+    assert_eq!(brick.next_dirty(1, None, 10), owed);
+    brick.mark_dirty_since(2, before).expect("kept");
+    assert_eq!(brick.next_dirty(2, None, 10), owed);
+}
