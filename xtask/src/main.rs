@@ -192,6 +192,8 @@ fn docs() -> Result<()> {
         &[
             "doc",
             "--workspace",
+            // Comments on a program's arguments are its help, not documentation.
+            "--lib",
             "--no-deps",
             "--document-private-items",
             "--quiet",
