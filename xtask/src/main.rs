@@ -98,6 +98,7 @@ fn run(args: &[String]) -> Result<()> {
             let binary = std::env::current_dir()?.join("target/release/cairn");
             let env = [
                 ("CAIRN_MEMORY_FILES", files.to_string()),
+                ("CAIRN_MEMORY_SPARSE_GB", "100".to_owned()),
                 ("CAIRN_BIN", binary.display().to_string()),
             ];
             cargo_env(
