@@ -9,7 +9,8 @@
 //!   such a block is reported as suspect; nothing reads as an error;
 //! - what changed is dirty for the replica that lacks it.
 //!
-//! `CAIRN_CRASH_SEEDS=N` runs N seeds instead of the fixed few, `CAIRN_CRASH_SEED=S` only that one.
+//! `CAIRN_CRASH_SEEDS=N` runs N seeds instead of the fixed few, `CAIRN_CRASH_SEED=S` only that one,
+//! with `CAIRN_CRASH_POINT=P` only one crash of it.
 
 extern crate cairn_storage as storage;
 
@@ -41,6 +42,9 @@ fn seeds() -> Vec<u64> {
 
 /// Crash points below `count`: all of them in a long run.
 fn points(seed: u64, count: u64) -> impl Iterator<Item = u64> {
+    if let Some(point) = number("CAIRN_CRASH_POINT") {
+        return (point..point + 1).step_by(1);
+    }
     let long = ["CAIRN_CRASH_SEED", "CAIRN_CRASH_SEEDS"];
     let is_long = long.into_iter().any(|name| number(name).is_some());
     let stride = if is_long { 1 } else { SHORT_STRIDE };
