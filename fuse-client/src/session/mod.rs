@@ -386,6 +386,7 @@ impl Shared {
     fn run(&self, mut link: Arc<Link>, mut frames: FrameReader) {
         loop {
             match self.receive(&link, &mut frames) {
+                _ if self.state.lock().ended => return,
                 Ok(()) => tracing::info!("the node is primary no more"),
                 Err(error) => tracing::info!(%error, "the connection to the primary broke"),
             }
