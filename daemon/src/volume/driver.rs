@@ -297,6 +297,8 @@ impl Driver {
                 self.machine.local_applied(self.machine.last());
             }
             self.start_flush();
+            // A flush that had nothing to wait for is told at once, by no wake-up.
+            self.brick_events();
             let mut quiet = true;
             while let Some(output) = self.machine.poll() {
                 quiet = false;

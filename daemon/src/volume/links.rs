@@ -435,6 +435,7 @@ impl Driver {
                 self.machine
                     .membership_changed(replica, &membership, true)?;
                 self.recovery.suspect.clear();
+                self.brick.clear_suspects()?;
                 self.resyncs[self.me].finished();
             }
             Message::Membership(json) => {
