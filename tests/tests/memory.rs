@@ -68,6 +68,7 @@ fn a_daemons_memory_stays_within_its_bound_however_many_files_it_serves() -> Res
     }
     sparse.set_len(sparse_bytes)?;
     sparse.sync_all()?;
+    drop(sparse);
     tell(
         &lab,
         &format!("{} GB of sparse data", sparse_bytes / 1_000_000_000),
