@@ -111,6 +111,8 @@ struct State {
     confirmed: bool,
     /// The pool refuses this client until an operator changes that.
     refused: bool,
+    /// The end waits for what is under way.
+    ending: bool,
     ended: bool,
 }
 
@@ -173,6 +175,7 @@ impl Session {
                 pinged: now,
                 confirmed: false,
                 refused: false,
+                ending: false,
                 ended: false,
             }),
             changed: Condvar::new(),
@@ -281,6 +284,7 @@ impl Session {
     pub fn end(&self) {
         let deadline = Instant::now() + END_TIMEOUT;
         let mut state = self.shared.state.lock();
+        state.ending = true;
         while state.table.len() > 0 && state.link.is_some() {
             if self
                 .shared
@@ -442,7 +446,9 @@ impl Shared {
         if let (Some(object), true) = (opened, answered.waiter.is_some()) {
             state.opens.opened(object);
         }
-        if state.table.len() == 0 {
+        // Only the end waits for that; waking the thread of deadlines each time would cost more
+        // than the answer.
+        if state.ending && state.table.len() == 0 {
             self.changed.notify_all();
         }
         drop(state);
