@@ -383,8 +383,10 @@ impl Lab {
 
     /// Unmounts and ends everything, in order.
     pub fn finish(mut self) -> Result<(), LabError> {
-        for at in std::mem::take(&mut self.mounts) {
-            unmount(&at)?;
+        // A mount that cannot be taken away in order is left to the lazy way of `drop`: its
+        // processes must not outlive the nodes and hang whoever looks at it.
+        for at in self.mounts.clone() {
+            self.umount(&at)?;
         }
         for node in 0..self.nodes.len() {
             self.stop(node)?;

@@ -1,6 +1,6 @@
 //! POSIX rules over a small key-value store: an operation in, a change set out.
 //!
-//! The primary calls [`execute`] once for each request. It reads the volume's keys through
+//! The primary calls [`execute()`] once for each request. It reads the volume's keys through
 //! [`Store`] and answers with one of five things ([`Executed`]): an outcome, a change set that
 //! carries its outcome with it, or an instruction that needs the objects' data. Nothing is
 //! changed here: the caller orders the change set, applies it everywhere and then replies, so

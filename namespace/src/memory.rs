@@ -1,5 +1,5 @@
 //! A volume in memory: keys and objects as plain collections, and the reference for how a
-//! caller drives [`crate::execute`]. For tests, simulation and the client's test server.
+//! caller drives [`crate::execute()`]. For tests, simulation and the client's test server.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;

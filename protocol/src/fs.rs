@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::frame::RawFrame;
-use crate::ids::{NodeId, SessionId};
+use crate::ids::{NodeId, SessionId, VolumeId};
 use crate::units::{ObjectId, Sequence, Term, Timestamp};
 
 /// Frame kinds of this module.
@@ -50,6 +50,8 @@ pub const SLOT_NONE: u16 = u16::MAX;
 pub struct Hello {
     /// [`FS_VERSION`] of the client.
     pub version: u16,
+    /// The volume, as in the preamble, but said inside TLS: the two must agree.
+    pub volume: VolumeId,
     /// The session: a new one, or the one that goes on after a reconnect.
     pub session: SessionId,
     /// Name of the client for `volume status`: the machine's name.

@@ -4,7 +4,7 @@
 //! event at a time, with the time where it matters, and carries out the [`machine::Output`]s that
 //! it leaves, in order. The same code runs in the daemon and under simulation.
 //!
-//! * [`line`]: a replica's past as generations, and how two pasts relate.
+//! * [`mod@line`]: a replica's past as generations, and how two pasts relate.
 //! * [`decision`]: what two replicas that meet have to do, and the rule that says so.
 //! * [`state`]: what a replica must not forget, and what it tells on meeting.
 //! * [`machine`]: roles, activation, the in-sync set, confirmation, flushes, hand-over.

@@ -537,8 +537,7 @@ impl<M: Medium> Core<M> {
         else {
             return Ok(Step::default());
         };
-        let mut step = self.zero(object, size, info.data_end - size, recorded)?;
-        step.old_end = Some(info.data_end);
+        let step = self.zero(object, size, info.data_end - size, recorded)?;
         let entry = self.layers.object_mut(object)?;
         if let Some(info) = &mut entry.info {
             info.data_end = size;
@@ -563,6 +562,18 @@ impl<M: Medium> Core<M> {
         let Some(info) = self.layers.info(object)? else {
             return Ok(Step::default());
         };
+        let mut step = self.zero_range(object, info, (offset, len), recorded)?;
+        step.old_end = Some(info.data_end);
+        Ok(step)
+    }
+
+    fn zero_range(
+        &mut self,
+        object: ObjectId,
+        info: Info,
+        (offset, len): (u64, u64),
+        recorded: Option<Step>,
+    ) -> Result<Step, BrickError> {
         let end = offset.saturating_add(len).min(info.data_end);
         if offset >= end {
             return Ok(Step::default());
@@ -663,8 +674,9 @@ impl<M: Medium> Core<M> {
             return Ok(Step::default());
         };
         self.used_blocks = self.used_blocks.saturating_sub(info.allocated);
+        // What was written directly stays without a sync: until the drop is stable, a crash may
+        // lead back to it.
         self.files.forget(object);
-        self.unsynced.forget(object);
         let entry = self.layers.object_mut(object)?;
         *entry = crate::overlay::ObjectOverlay {
             hides_below: true,

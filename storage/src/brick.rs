@@ -425,6 +425,12 @@ impl<M: Medium> Brick<M> {
         Ok(())
     }
 
+    /// Whether the caller should wait for [`BrickEvent::Unthrottled`].
+    #[must_use]
+    pub fn is_throttled(&self) -> bool {
+        self.throttled
+    }
+
     /// Whether there is room for `bytes` more of data and metadata, besides the reserve. Ask before
     /// ordering a change; what was admitted does not fail for want of space.
     pub fn admit(&self, bytes: u64) -> Result<(), NoSpace> {

@@ -19,6 +19,8 @@ use crate::ranges::RangeSet;
 pub const DIRTY_BYTES_MAX: usize = 64 << 20;
 /// Estimated cost of an entry besides its key.
 const ENTRY_BYTES: usize = 64;
+/// Longest range that is kept as one; past it the map says "everything". 256 GiB.
+const RANGE_EXTENTS_MAX: u64 = 1 << 16;
 /// Longest cursor of a comparison of everything.
 pub const PROGRESS_BYTES_MAX: usize = 1024;
 
@@ -108,6 +110,8 @@ struct ReplicaMap {
     dropped: BTreeSet<ObjectId>,
     keys: BTreeSet<Bytes>,
     key_bytes: usize,
+    /// Ranges in `blocks`.
+    ranges: usize,
     all: bool,
     progress: Bytes,
     // What the store's rows do not say yet.
@@ -278,11 +282,13 @@ impl DirtyMaps {
                 let object = ObjectId(u64::from_be_bytes(*object));
                 let base = u64::from_be_bytes(extent.try_into().ok()?) * BLOCKS_PER_EXTENT;
                 let ranges = map.blocks.entry(object).or_default();
+                map.ranges -= ranges.len();
                 for pair in value.chunks_exact(4) {
                     let start = u64::from(u16::from_le_bytes([pair[0], pair[1]]));
                     let end = u64::from(u16::from_le_bytes([pair[2], pair[3]]));
                     ranges.insert(base + start..base + end);
                 }
+                map.ranges += ranges.len();
             }
             ROW_DROPPED => {
                 let object = u64::from_be_bytes(rest.try_into().ok()?);
@@ -300,16 +306,12 @@ impl DirtyMaps {
 
 impl ReplicaMap {
     fn cost(&self) -> usize {
-        // The number of ranges is estimated by objects; a single object's many ranges are counted
-        // where they grow, in `set_blocks`.
-        (self.keys.len() + self.dropped.len() + self.blocks.len()) * ENTRY_BYTES + self.key_bytes
+        let entries = self.keys.len() + self.dropped.len() + self.blocks.len() + self.ranges;
+        entries * ENTRY_BYTES + self.key_bytes
     }
 
-    fn check_limit(&mut self, object: Option<ObjectId>) {
-        let ranges = object
-            .and_then(|object| self.blocks.get(&object))
-            .map_or(0, RangeSet::len);
-        if self.cost() + ranges * ENTRY_BYTES > DIRTY_BYTES_MAX {
+    fn check_limit(&mut self) {
+        if self.cost() > DIRTY_BYTES_MAX {
             self.set_all(true);
         }
     }
@@ -324,6 +326,7 @@ impl ReplicaMap {
         self.changed_dropped.append(&mut self.dropped);
         self.changed_keys.append(&mut self.keys);
         self.key_bytes = 0;
+        self.ranges = 0;
         self.all = all;
         self.progress = Bytes::new();
         self.changed_head = true;
@@ -333,18 +336,25 @@ impl ReplicaMap {
         if blocks.is_empty() {
             return;
         }
-        if dirty {
-            self.blocks
+        let extents = extents_of(&blocks);
+        if dirty && extents.end - extents.start > RANGE_EXTENTS_MAX {
+            self.set_all(true);
+        } else if dirty {
+            let ranges = self.blocks.entry(object).or_default();
+            self.ranges -= ranges.len();
+            ranges.insert(blocks);
+            self.ranges += ranges.len();
+            self.changed_extents
                 .entry(object)
                 .or_default()
-                .insert(blocks.clone());
-            let changed = self.changed_extents.entry(object).or_default();
-            changed.insert(extents_of(&blocks));
-            self.check_limit(Some(object));
+                .insert(extents);
+            self.check_limit();
         } else if let Some(ranges) = self.blocks.get_mut(&object) {
             // Only what was set changes: `blocks` may reach to the end of everything.
             let touched: Vec<_> = ranges.iter_within(blocks.clone()).collect();
+            self.ranges -= ranges.len();
             ranges.remove(blocks);
+            self.ranges += ranges.len();
             if ranges.is_empty() {
                 self.blocks.remove(&object);
             }
@@ -363,7 +373,7 @@ impl ReplicaMap {
         };
         if changed {
             self.changed_dropped.insert(object);
-            self.check_limit(None);
+            self.check_limit();
         }
     }
 
@@ -374,7 +384,7 @@ impl ReplicaMap {
             self.key_bytes += key.len();
             self.keys.insert(key.clone());
             self.changed_keys.insert(key);
-            self.check_limit(None);
+            self.check_limit();
         } else if !dirty && self.keys.remove(key) {
             self.key_bytes -= key.len();
             self.changed_keys.insert(Bytes::copy_from_slice(key));
@@ -470,6 +480,9 @@ mod tests {
             maps.mark_blocks(1, ObjectId(1), block * 2..block * 2 + 1);
         }
         assert!(maps.summary(0).all);
+        maps.set_all(0, false);
+        maps.mark_blocks(1, ObjectId(1), 5..u64::MAX);
+        assert!(maps.summary(0).all, "a range without an end");
         maps.set_all(0, false);
         assert!(maps.summary(0).is_clean());
     }

@@ -1,5 +1,6 @@
 //! Scenarios on real directories and on the simulated disk.
 
+mod golden;
 mod limits;
 mod oracle;
 mod real;

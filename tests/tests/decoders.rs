@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 use cairn_tests::{Random, setting};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{Hello, HelloReply, Operation, Outcome, Reply, Request};
-use protocol::ids::{GenerationId, SessionId};
+use protocol::ids::{GenerationId, SessionId, VolumeId};
 use protocol::preamble::{PREAMBLE_BYTES, Purpose};
 use protocol::record::{Change, Record};
 use protocol::replica::Message;
@@ -99,6 +99,7 @@ fn seeds() -> Vec<RawFrame> {
         reply(Outcome::FileSystem(Default::default())),
         Hello {
             version: 1,
+            volume: VolumeId([2; 16]),
             session: SessionId([1; 16]),
             client_name: "c".into(),
             mounted_at_ms: 0,

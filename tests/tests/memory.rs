@@ -37,8 +37,8 @@ fn a_daemons_memory_stays_within_its_bound_however_many_files_it_serves() -> Res
         skip("there is no /dev/fuse");
         return Ok(());
     }
-    let files = setting("CAIRN_MEMORY_FILES", 20_000);
-    let sparse_bytes = setting("CAIRN_MEMORY_SPARSE_GB", 100) * 1_000_000_000;
+    let files = setting("CAIRN_MEMORY_FILES", 5_000);
+    let sparse_bytes = setting("CAIRN_MEMORY_SPARSE_GB", 10) * 1_000_000_000;
     let dir = tempfile::tempdir()?;
     let mut lab = Lab::new(&binary(), dir.path(), 2)?;
     lab.form_pool()?;

@@ -14,7 +14,7 @@ const HELP: &str = "\
 cargo xtask test [--full]      everything that must hold: packages, tidy, format, lints, documentation, tests, demo
 cargo xtask ci                 the same, as .ci/run calls it: a skipped test is a failure
 cargo xtask tidy               dependency edges, purity, file and function lengths, words
-cargo xtask sim --seeds N      N fresh seeds of the replica-set schedules; --seed S runs one
+cargo xtask sim --seeds N      N fresh schedules of the replica-set machine; --seed S draws 1,000 from one seed
 cargo xtask crash --seeds N    N seeds of the crashing disk under the brick
 cargo xtask power-cut --moments N   cuts the power of real bricks at N random moments
 cargo xtask kill --rounds N    kills daemons under a writer, N rounds
@@ -98,6 +98,7 @@ fn run(args: &[String]) -> Result<()> {
             let binary = std::env::current_dir()?.join("target/release/cairn");
             let env = [
                 ("CAIRN_MEMORY_FILES", files.to_string()),
+                ("CAIRN_MEMORY_SPARSE_GB", "100".to_owned()),
                 ("CAIRN_BIN", binary.display().to_string()),
             ];
             cargo_env(
@@ -192,6 +193,8 @@ fn docs() -> Result<()> {
         &[
             "doc",
             "--workspace",
+            // Comments on a program's arguments are its help, not documentation.
+            "--lib",
             "--no-deps",
             "--document-private-items",
             "--quiet",
@@ -201,14 +204,15 @@ fn docs() -> Result<()> {
 }
 
 fn sim(args: &[&str]) -> Result<()> {
-    let (key, value) = match (number_of(args, "--seed")?, number_of(args, "--seeds")?) {
-        (Some(seed), _) => ("CAIRN_SIM_SEED", seed),
-        (None, seeds) => ("CAIRN_SIM_SEEDS", seeds.unwrap_or(20_000)),
+    let (cases, seed) = match (number_of(args, "--seed")?, number_of(args, "--seeds")?) {
+        (Some(seed), _) => (1000, seed),
+        (None, cases) => (cases.unwrap_or(20_000), std::process::id().into()),
     };
-    // A schedule is a proptest case; its count is what PROPTEST_CASES says.
+    // Proptest draws every schedule from this one seed: the same seed and count are the same run.
+    println!("sim: PROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases}");
     let env = [
-        (key, value.to_string()),
-        ("PROPTEST_CASES", value.to_string()),
+        ("PROPTEST_RNG_SEED", seed.to_string()),
+        ("PROPTEST_CASES", cases.to_string()),
     ];
     cargo_env(
         &[
@@ -220,7 +224,7 @@ fn sim(args: &[&str]) -> Result<()> {
         ],
         &env,
     )?;
-    println!("sim: {value} schedules a property, none failed");
+    println!("sim: {cases} schedules a property, seed {seed}, none failed");
     Ok(())
 }
 

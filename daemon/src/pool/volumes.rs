@@ -231,10 +231,8 @@ impl Node {
         if spec.state != VolumeState::Started {
             return Err(not_started(name));
         }
-        let node = match &command {
-            VolumeCommand::Promote { to, .. } => spec.replicas[*to].node,
-            _ => self.primary_node(&spec).await?,
-        };
+        // A planned promotion is the primary's act, too: it gives the role away.
+        let node = self.primary_node(&spec).await?;
         let within = match &command {
             VolumeCommand::Promote { .. } => PROMOTE_WITHIN,
             VolumeCommand::Verify { .. } => VERIFY_WITHIN,

@@ -147,6 +147,12 @@ fn open(
             "this identity has no right to the volume",
         );
     }
+    if hello.volume != d.spec.id {
+        return refuse(
+            refusal::NO_VOLUME,
+            "the connection was led to another volume than it names",
+        );
+    }
     if hello.version != FS_VERSION {
         let message = format!(
             "version {} is not spoken here, {FS_VERSION} is",

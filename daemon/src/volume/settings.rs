@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use protocol::options::Options;
 use protocol::volume::VolumeSpec;
 
 /// Options with their values in force.
@@ -22,46 +23,14 @@ pub(super) struct Settings {
 impl Settings {
     /// Of a volume's configuration; values were checked when they were set.
     pub(super) fn of(spec: &VolumeSpec) -> Self {
-        let get = |key: &str| spec.options.get(key).map(String::as_str);
-        let duration =
-            |key: &str, default: Duration| get(key).and_then(parse_duration).unwrap_or(default);
+        let options = Options::new(&spec.options);
+        let rate = options.bytes("resync-max-rate");
         Self {
             activation_wait: Duration::from_secs(2),
-            replica_deadline: duration("replica-deadline", Duration::from_secs(3)),
-            session_timeout: duration("session-timeout", Duration::from_secs(30)),
-            resync_bytes_per_second_max: get("resync-max-rate")
-                .and_then(parse_size)
-                .filter(|rate| *rate > 0),
-            read_only: matches!(get("read-only"), Some("on" | "true" | "yes" | "1")),
+            replica_deadline: options.duration("replica-deadline"),
+            session_timeout: options.duration("session-timeout"),
+            resync_bytes_per_second_max: (rate > 0).then_some(rate),
+            read_only: options.on("read-only"),
         }
     }
-}
-
-/// `250ms`, `3s`, `2m`, or seconds with an optional fraction.
-fn parse_duration(text: &str) -> Option<Duration> {
-    let (number, scale) = if let Some(number) = text.strip_suffix("ms") {
-        (number, 0.001)
-    } else if let Some(number) = text.strip_suffix('s') {
-        (number, 1.0)
-    } else if let Some(number) = text.strip_suffix('m') {
-        (number, 60.0)
-    } else {
-        (text, 1.0)
-    };
-    let seconds = number.trim().parse::<f64>().ok()? * scale;
-    Duration::try_from_secs_f64(seconds).ok()
-}
-
-/// Bytes, with K, M, G or T as powers of 1024.
-fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let scale = match &text[digits.len()..] {
-        "" => 0,
-        "K" => 10,
-        "M" => 20,
-        "G" => 30,
-        "T" => 40,
-        _ => return None,
-    };
-    digits.parse::<u64>().ok()?.checked_mul(1 << scale)
 }

@@ -625,6 +625,7 @@ impl Shared {
         let (nodes, volume, hello, mark) = {
             let state = self.state.lock();
             let hello = Hello {
+                volume: state.volume,
                 version: FS_VERSION,
                 session: self.id,
                 client_name: self.config.client_name.clone(),

@@ -3,7 +3,7 @@
 use super::{
     Attributes, Bytes, Caller, DecodeError, DirectoryEntry, Elsewhere, FileSystemStatistics, Hello,
     HelloReply, NAME_BYTES_MAX, NodeId, ObjectId, Operation, Outcome, RawFrame, Reader, Reply,
-    Request, Sequence, SessionId, SetAttributes, SetTime, Term, Timestamp, Writer, kind,
+    Request, Sequence, SessionId, SetAttributes, SetTime, Term, Timestamp, VolumeId, Writer, kind,
 };
 
 fn frame(kind: u8, w: &mut Writer, payload: Bytes) -> RawFrame {
@@ -54,6 +54,7 @@ impl Hello {
     pub fn encode(&self) -> RawFrame {
         let mut w = Writer::default();
         w.u16(self.version)
+            .id(&self.volume.0)
             .id(&self.session.0)
             .bytes(self.client_name.as_bytes());
         w.i64(self.mounted_at_ms).u8(u8::from(self.read_only));
@@ -68,6 +69,7 @@ impl Hello {
     pub fn decode(frame: &RawFrame) -> Result<Self, DecodeError> {
         let mut r = Reader::new(frame.meta.clone());
         let version = r.u16("version")?;
+        let volume = VolumeId(r.id("volume")?);
         let session = SessionId(r.id("session")?);
         let client_name = text(&mut r, "client name")?;
         if client_name.len() > 255 {
@@ -86,6 +88,7 @@ impl Hello {
         r.end("hello")?;
         Ok(Self {
             version,
+            volume,
             session,
             client_name,
             mounted_at_ms,

@@ -96,13 +96,18 @@ impl<M: Medium> Brick<M> {
         if let Some(token) = self.core.unsynced.covering_sync(object) {
             return Ok(Some(token));
         }
-        let opened = self.core.files.get_or_make(object);
+        let opened = self.core.files.get(object);
         let file = opened.map_err(|error| {
             self.fail(BrickError::Failed(IoFault::new(
                 "open an object's file",
                 &error,
             )))
         })?;
+        let Some(file) = file else {
+            // Dropped, and removed by a checkpoint, which made the drop stable first.
+            self.core.unsynced.forget(object);
+            return Ok(None);
+        };
         // A file that nobody finds is not durable, so its directories count as a part of it.
         let dirs = self.core.files.dirty_dirs.list();
         let names: Vec<String> = dirs.iter().map(|(dir, _)| dir.clone()).collect();

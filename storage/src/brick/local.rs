@@ -77,8 +77,8 @@ impl<M: Medium> Brick<M> {
         Ok(())
     }
 
-    /// The replica lacks these. Durable with the next flush. Ranges of blocks end where the
-    /// object's data ends, at most.
+    /// The replica lacks these. Durable with the next flush. A range of more than 256 GiB
+    /// makes everything dirty.
     pub fn mark_dirty(&mut self, replica: u8, items: &[DirtyItem]) -> Result<(), BrickError> {
         self.writable()?;
         for part in items.chunks(ITEMS_PER_FRAME_MAX) {
@@ -272,7 +272,10 @@ fn touched_by(change: &Change, old_end: Option<u64>) -> Option<DirtyItem> {
             object,
             offset,
             len,
-        } => blocks(*object, *offset, *len),
+        } => {
+            let end = offset.saturating_add(*len).min(old_end?);
+            blocks(*object, *offset, end.saturating_sub(*offset))
+        }
         Change::Truncate { object, size } => blocks(*object, *size, old_end?.saturating_sub(*size)),
         Change::Drop { object } => Some(DirtyItem::Dropped { object: *object }),
     }

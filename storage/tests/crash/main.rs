@@ -9,7 +9,8 @@
 //!   such a block is reported as suspect; nothing reads as an error;
 //! - what changed is dirty for the replica that lacks it.
 //!
-//! `CAIRN_CRASH_SEEDS=N` runs N seeds instead of the fixed few, `CAIRN_CRASH_SEED=S` only that one.
+//! `CAIRN_CRASH_SEEDS=N` runs N seeds instead of the fixed few, `CAIRN_CRASH_SEED=S` only that one,
+//! with `CAIRN_CRASH_POINT=P` only one crash of it.
 
 extern crate cairn_storage as storage;
 
@@ -24,15 +25,30 @@ const SEEDS: [u64; 3] = [1, 2, 3];
 /// Steps of the workload.
 const STEPS: u64 = 70;
 
+/// The short run takes every third crash point, another third for each seed.
+const SHORT_STRIDE: usize = 3;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
 fn seeds() -> Vec<u64> {
-    let number = |name: &str| std::env::var(name).ok()?.parse::<u64>().ok();
-    if let Some(seed) = number("CAIRN_CRASH_SEED") {
-        return vec![seed];
+    match (number("CAIRN_CRASH_SEED"), number("CAIRN_CRASH_SEEDS")) {
+        (Some(seed), _) => vec![seed],
+        (None, Some(count)) => (1..=count).collect(),
+        (None, None) => SEEDS.to_vec(),
     }
-    match number("CAIRN_CRASH_SEEDS") {
-        Some(count) => (1..=count).collect(),
-        None => SEEDS.to_vec(),
+}
+
+/// Crash points below `count`: all of them in a long run.
+fn points(seed: u64, count: u64) -> impl Iterator<Item = u64> {
+    if let Some(point) = number("CAIRN_CRASH_POINT") {
+        return (point..point + 1).step_by(1);
     }
+    let long = ["CAIRN_CRASH_SEED", "CAIRN_CRASH_SEEDS"];
+    let is_long = long.into_iter().any(|name| number(name).is_some());
+    let stride = if is_long { 1 } else { SHORT_STRIDE };
+    (seed % stride as u64..count).step_by(stride)
 }
 
 /// Runs one seed up to one crash, and on from there through two more.
@@ -59,12 +75,8 @@ fn one_history(seed: u64, at: Option<CrashAt>) -> Outcome {
 fn a_crash_at_every_sync_leaves_a_prefix_and_all_that_was_stable() {
     for seed in seeds() {
         let whole = one_history(seed, None);
-        assert!(whole.syncs > 20, "the workload syncs: {whole:?}");
-        let first = std::env::var("CAIRN_N")
-            .ok()
-            .and_then(|n| n.parse().ok())
-            .unwrap_or(0);
-        for n in first..whole.syncs {
+        assert!(whole.syncs > 20, "the workload hardly syncs: {whole:?}");
+        for n in points(seed, whole.syncs) {
             one_history(seed, Some(CrashAt::Sync(n)));
         }
     }
@@ -75,8 +87,10 @@ fn a_crash_between_any_two_changes_leaves_a_prefix_and_all_that_was_stable() {
     for seed in seeds() {
         let seed = seed + 1_000_000;
         let whole = one_history(seed, None);
-        let stride = (whole.changes / 40).max(1);
-        for n in (seed % stride..whole.changes).step_by(usize::try_from(stride).unwrap_or(1)) {
+        // Some forty of the many changes, spread evenly.
+        let step = (whole.changes / 40).max(1);
+        for n in points(seed, whole.changes / step) {
+            let n = n * step + seed % step;
             one_history(seed, Some(CrashAt::Change(n)));
         }
     }
