@@ -1,5 +1,8 @@
-//! One connection in use: whoever has a frame sends it himself if it fits at once; what does not
-//! fit is sent by the link's own thread, so that nobody else ever waits for the network.
+//! One connection in use: whoever has a frame puts it into a queue, and sends the queue itself
+//! if nobody is sending just now. So nobody waits for another thread's system call (which often
+//! wakes the other end on this very processor), and what gathers meanwhile goes in one call. What
+//! does not fit into the socket is sent by the link's own thread, so that nobody waits for the
+//! network either.
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
@@ -7,11 +10,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
-use parking_lot::{Condvar, Mutex};
-use protocol::frame::RawFrame;
+use parking_lot::{Condvar, Mutex, MutexGuard};
+use protocol::frame::{HEADER_BYTES, RawFrame};
 
 use crate::connection::Connection;
+
+/// Frames that are sent by one call.
+const BATCH_FRAMES: usize = 16;
 
 pub(super) struct Link {
     connection: Box<dyn Connection>,
@@ -22,13 +27,66 @@ pub(super) struct Link {
     heard_ms: AtomicU64,
 }
 
+/// A frame on its way.
+struct Outgoing {
+    header: [u8; HEADER_BYTES],
+    frame: RawFrame,
+}
+
+impl Outgoing {
+    fn parts(&self) -> [&[u8]; 3] {
+        [&self.header, &self.frame.meta, &self.frame.payload]
+    }
+
+    fn len(&self) -> usize {
+        self.parts().iter().map(|part| part.len()).sum()
+    }
+}
+
+/// Who sends what is in the queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Sender {
+    /// Nobody; the queue is empty.
+    #[default]
+    Nobody,
+    /// A thread that had a frame.
+    Caller,
+    /// The link's own thread, as the socket is full.
+    Own,
+}
+
 #[derive(Default)]
 struct Out {
-    /// What did not fit. Its payloads are shared with the table of requests, which bounds them.
-    queue: VecDeque<Bytes>,
-    /// The connection holds bytes that it took and could not pass on.
-    unflushed: bool,
+    /// Payloads are shared with the table of requests, which bounds them.
+    queue: VecDeque<Outgoing>,
+    /// Bytes of the first frame that went already.
+    sent: usize,
+    sender: Sender,
     down: bool,
+}
+
+impl Out {
+    /// Forgets bytes that went.
+    fn went(&mut self, mut bytes: usize) {
+        while let Some(first) = self.queue.front() {
+            let left = first.len() - self.sent;
+            if bytes < left {
+                self.sent += bytes;
+                return;
+            }
+            bytes -= left;
+            self.sent = 0;
+            self.queue.pop_front();
+        }
+    }
+}
+
+/// What came of sending.
+enum Pushed {
+    /// Everything went.
+    All,
+    /// The socket is full.
+    Full,
 }
 
 impl Link {
@@ -54,42 +112,86 @@ impl Link {
 
     /// Sends a frame, now or as soon as it fits. A broken connection shows at its receiver.
     pub(super) fn send(&self, frame: &RawFrame) {
-        let header = frame.header();
+        let outgoing = Outgoing {
+            header: frame.header(),
+            frame: frame.clone(),
+        };
         let mut out = self.out.lock();
         if out.down {
             return;
         }
-        let mut sent = 0;
-        if out.queue.is_empty() && !out.unflushed {
-            let parts = [
-                IoSlice::new(&header),
-                IoSlice::new(&frame.meta),
-                IoSlice::new(&frame.payload),
-            ];
-            let result = self.connection.try_send(&parts);
-            match result.and_then(|n| Ok((n, self.connection.flush()?))) {
-                Ok((n, flushed)) => {
-                    sent = n;
-                    out.unflushed = !flushed;
+        out.queue.push_back(outgoing);
+        if out.sender != Sender::Nobody {
+            return;
+        }
+        out.sender = Sender::Caller;
+        match self.push(&mut out) {
+            Ok(Pushed::All) => out.sender = Sender::Nobody,
+            Ok(Pushed::Full) => {
+                out.sender = Sender::Own;
+                self.more.notify_one();
+            }
+            Err(error) => self.fail(&mut out, &error),
+        }
+    }
+
+    /// Sends the queue, which may grow meanwhile, until it is empty or the socket is full. Only
+    /// the one sender calls this.
+    fn push(&self, out: &mut MutexGuard<'_, Out>) -> io::Result<Pushed> {
+        loop {
+            if out.queue.is_empty() {
+                let flushed = MutexGuard::unlocked(out, || self.connection.flush())?;
+                if !flushed {
+                    return Ok(Pushed::Full);
                 }
-                Err(error) => return self.fail(&mut out, &error),
+                // Something may have come while the lock was free.
+                if out.queue.is_empty() {
+                    return Ok(Pushed::All);
+                }
+            }
+            let batch: Vec<Outgoing> = {
+                let frames = out.queue.len().min(BATCH_FRAMES);
+                out.queue.drain(..frames).collect()
+            };
+            let skip = out.sent;
+            let result = MutexGuard::unlocked(out, || self.try_send(&batch, skip));
+            // What was taken goes back to the front; only now it is known how much went.
+            for outgoing in batch.into_iter().rev() {
+                out.queue.push_front(outgoing);
+            }
+            let (sent, all) = result?;
+            out.went(sent);
+            if !all {
+                return Ok(Pushed::Full);
             }
         }
-        let header = Bytes::copy_from_slice(&header);
-        for part in [header, frame.meta.clone(), frame.payload.clone()] {
-            let skip = sent.min(part.len());
-            sent -= skip;
-            if skip < part.len() {
-                out.queue.push_back(part.slice(skip..));
+    }
+
+    /// Sends frames but their first `skip` bytes: how many bytes went, and whether all did.
+    fn try_send(&self, batch: &[Outgoing], skip: usize) -> io::Result<(usize, bool)> {
+        let mut parts = [IoSlice::new(&[]); 3 * BATCH_FRAMES];
+        let mut count = 0;
+        let mut before = skip;
+        let mut bytes = 0;
+        for part in batch.iter().flat_map(Outgoing::parts) {
+            let gone = before.min(part.len());
+            before -= gone;
+            if gone < part.len() {
+                parts[count] = IoSlice::new(&part[gone..]);
+                bytes += part.len() - gone;
+                count += 1;
             }
         }
-        if !out.queue.is_empty() || out.unflushed {
-            self.more.notify_one();
-        }
+        let sent = self.connection.try_send(&parts[..count])?;
+        Ok((sent, sent == bytes))
     }
 
     fn fail(&self, out: &mut Out, error: &io::Error) {
         tracing::debug!(%error, "sending failed");
+        self.down(out);
+    }
+
+    fn down(&self, out: &mut Out) {
         out.down = true;
         out.queue.clear();
         self.connection.shutdown();
@@ -102,44 +204,29 @@ impl Link {
             if out.down {
                 return;
             }
-            if out.queue.is_empty() && !out.unflushed {
+            if out.sender != Sender::Own {
                 self.more.wait(&mut out);
                 continue;
             }
-            parking_lot::MutexGuard::unlocked(&mut out, || {
+            MutexGuard::unlocked(&mut out, || {
                 // An error shows at the next attempt to send.
                 let _ = self.connection.wait_writable();
             });
             if out.down {
                 return;
             }
-            if let Err(error) = self.push(&mut out) {
-                self.fail(&mut out, &error);
+            match self.push(&mut out) {
+                Ok(Pushed::All) => out.sender = Sender::Nobody,
+                Ok(Pushed::Full) => {}
+                Err(error) => self.fail(&mut out, &error),
             }
         }
     }
 
-    fn push(&self, out: &mut Out) -> io::Result<()> {
-        while let Some(part) = out.queue.front_mut() {
-            let sent = self.connection.try_send(&[IoSlice::new(part)])?;
-            if sent == part.len() {
-                out.queue.pop_front();
-                continue;
-            }
-            let _ = part.split_to(sent);
-            break;
-        }
-        out.unflushed = !self.connection.flush()?;
-        Ok(())
-    }
-
-    /// Ends the connection and wakes everyone who waits on it.
+    /// Ends the connection and wakes everyone who waits on it. What another thread is sending
+    /// just now may be cut off.
     pub(super) fn close(&self) {
-        let mut out = self.out.lock();
-        out.down = true;
-        out.queue.clear();
-        self.connection.shutdown();
-        self.more.notify_one();
+        self.down(&mut self.out.lock());
     }
 
     fn elapsed_ms(&self) -> u64 {

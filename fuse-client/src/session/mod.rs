@@ -8,6 +8,7 @@
 //! so that each operation takes effect once (FO-2). Applications wait meanwhile, and can be
 //! interrupted.
 
+mod connect;
 mod dial;
 mod link;
 mod opens;
@@ -26,11 +27,12 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use protocol::frame::RawFrame;
-use protocol::fs::{Caller, Elsewhere, FS_VERSION, Hello, Operation, Outcome, Reply, kind};
+use protocol::fs::{Caller, Elsewhere, Operation, Outcome, Reply, kind};
 use protocol::ids::{SessionId, VolumeId};
 use protocol::units::ObjectId;
 
 use crate::connection::{Connector, FrameReader};
+use connect::RETRY_MAX;
 pub use dial::DialError;
 use dial::Welcomed;
 use link::Link;
@@ -48,13 +50,6 @@ const TICK: Duration = Duration::from_millis(100);
 const PING_AFTER_MS: u64 = 1_000;
 /// A connection that gave none for so long is left.
 const DEAD_AFTER_MS: u64 = 5_000;
-/// Pause between rounds of looking for the primary: grows from the first to the second.
-const RETRY_MIN: Duration = Duration::from_millis(10);
-const RETRY_MAX: Duration = Duration::from_millis(500);
-/// Pause after a refusal that only an operator can change.
-const REFUSED_PAUSE: Duration = Duration::from_secs(2);
-/// Objects that a hello can name: its frame's meta has 2 MiB.
-const OPENS_MAX: usize = 250_000;
 /// Longest wait for answers at the end of a session.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -111,6 +106,8 @@ struct State {
     confirmed: bool,
     /// The pool refuses this client until an operator changes that.
     refused: bool,
+    /// The end waits for what is under way.
+    ending: bool,
     ended: bool,
 }
 
@@ -173,6 +170,7 @@ impl Session {
                 pinged: now,
                 confirmed: false,
                 refused: false,
+                ending: false,
                 ended: false,
             }),
             changed: Condvar::new(),
@@ -281,6 +279,7 @@ impl Session {
     pub fn end(&self) {
         let deadline = Instant::now() + END_TIMEOUT;
         let mut state = self.shared.state.lock();
+        state.ending = true;
         while state.table.len() > 0 && state.link.is_some() {
             if self
                 .shared
@@ -442,7 +441,9 @@ impl Shared {
         if let (Some(object), true) = (opened, answered.waiter.is_some()) {
             state.opens.opened(object);
         }
-        if state.table.len() == 0 {
+        // Only the end waits for that; waking the thread of deadlines each time would cost more
+        // than the answer.
+        if state.ending && state.table.len() == 0 {
             self.changed.notify_all();
         }
         drop(state);
@@ -504,175 +505,6 @@ impl Shared {
             link.send(frame);
         }
         Ok((link, welcomed.frames))
-    }
-
-    /// The first connection.
-    fn begin(&self) -> Result<Welcomed, StartError> {
-        let deadline = Instant::now() + self.config.mount_timeout;
-        let mut pause = RETRY_MIN;
-        loop {
-            let error = match self.round() {
-                Ok(Some(welcomed)) if welcomed.block => {
-                    return Err(StartError::Block {
-                        volume: self.config.volume.clone(),
-                    });
-                }
-                Ok(Some(welcomed)) => return Ok(welcomed),
-                Ok(None) => return Err(StartError::NoHosts),
-                Err(error) => error,
-            };
-            let lasting = matches!(error, DialError::Refused { lasting: true, .. });
-            if lasting || Instant::now() + pause >= deadline {
-                return Err(error.into());
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(RETRY_MAX);
-        }
-    }
-
-    /// Every later one: never gives up. `None`: the session ended.
-    fn reconnect(&self) -> Option<Welcomed> {
-        let mut pause = RETRY_MIN;
-        loop {
-            if self.state.lock().ended {
-                return None;
-            }
-            match self.round() {
-                Ok(Some(welcomed)) => return Some(welcomed),
-                Ok(None) => {}
-                Err(DialError::Refused {
-                    lasting: true,
-                    message,
-                    ..
-                }) => {
-                    tracing::error!(%message, "the pool refuses this client");
-                    pause = REFUSED_PAUSE;
-                    self.refuse();
-                }
-                Err(error) => tracing::debug!(%error, "no primary yet"),
-            }
-            let mut state = self.state.lock();
-            if !state.ended {
-                self.changed.wait_for(&mut state, pause);
-            }
-            drop(state);
-            pause = (pause * 2).min(RETRY_MAX);
-        }
-    }
-
-    fn refuse(&self) {
-        let mut state = self.state.lock();
-        state.refused = true;
-        let waiters = state.table.older_than(Instant::now());
-        drop(state);
-        for waiter in waiters {
-            self.answer(Some(waiter), Outcome::Error(EIO));
-        }
-    }
-
-    /// Looks for the primary once. `None`: there is nobody to ask.
-    fn round(&self) -> Result<Option<Welcomed>, DialError> {
-        let mut last = None;
-        for attempt in 0..2 {
-            if attempt > 0 || self.state.lock().places.to_try().is_empty() {
-                match self.locate() {
-                    Ok(true) => {}
-                    Ok(false) => return Ok(None),
-                    Err(error) => return Err(last.unwrap_or(error)),
-                }
-            }
-            let before = self.state.lock().places.primary();
-            match self.dial_all() {
-                Ok(welcomed) => return Ok(Some(welcomed)),
-                Err(error @ DialError::Refused { lasting: true, .. }) => return Err(error),
-                Err(error) => last = Some(error),
-            }
-            // Somebody named another primary: that is worth another look at once.
-            if attempt == 1 && self.state.lock().places.primary() == before {
-                break;
-            }
-        }
-        last.map_or(Ok(None), Err)
-    }
-
-    /// Asks one node after the other where the volume is. False: nobody to ask.
-    fn locate(&self) -> Result<bool, DialError> {
-        let targets = self.state.lock().places.to_ask();
-        let mut last = None;
-        for target in targets {
-            match dial::locate(&*self.connector, &target, &self.config.volume) {
-                Ok(located) => {
-                    let mut state = self.state.lock();
-                    state.volume = located.volume;
-                    state.places.located(located.nodes);
-                    return Ok(true);
-                }
-                Err(error) => last = Some(error),
-            }
-        }
-        last.map_or(Ok(false), Err)
-    }
-
-    /// Says hello to every node at once, so that a dead one costs no time, and takes the first
-    /// that welcomes. Only the primary does.
-    fn dial_all(&self) -> Result<Welcomed, DialError> {
-        let (nodes, volume, hello, mark) = {
-            let state = self.state.lock();
-            let hello = Hello {
-                volume: state.volume,
-                version: FS_VERSION,
-                session: self.id,
-                client_name: self.config.client_name.clone(),
-                mounted_at_ms: self.mounted_at_ms,
-                read_only: self.config.read_only,
-                opens: state.opens.list(OPENS_MAX),
-            };
-            (
-                state.places.to_try(),
-                state.volume,
-                hello,
-                state.table.mark(),
-            )
-        };
-        let (sender, receiver) = std::sync::mpsc::channel();
-        for (node, targets) in nodes {
-            let (sender, hello) = (sender.clone(), hello.clone());
-            let connector = Arc::clone(&self.connector);
-            std::thread::spawn(move || {
-                for target in targets {
-                    let result = dial::hello(&*connector, &target, volume, &hello, mark);
-                    let welcomed = result.is_ok();
-                    // Nobody listens once another node welcomed.
-                    if sender.send((node, result)).is_err() || welcomed {
-                        return;
-                    }
-                }
-            });
-        }
-        drop(sender);
-        let mut last = None;
-        for (node, result) in receiver {
-            match result {
-                Ok(welcomed) => {
-                    self.state.lock().places.set_primary(Some(node));
-                    return Ok(welcomed);
-                }
-                Err(error) => {
-                    if let DialError::Elsewhere { elsewhere, .. } = &error {
-                        self.state.lock().places.set_primary(elsewhere.primary);
-                    }
-                    // What a node refused says more than that another one is not there.
-                    let weighs_less = matches!(last, Some(DialError::Refused { .. }));
-                    if !weighs_less {
-                        last = Some(error);
-                    }
-                }
-            }
-        }
-        Err(last.unwrap_or_else(|| DialError::Elsewhere {
-            target: self.config.volume.clone(),
-            elsewhere: Elsewhere::default(),
-        }))
     }
 
     /// The thread of deadlines.
