@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use super::driver::{Driver, FlushWaiter, OrderError, PendingReply, Shared, Token, Waiting};
 use super::outbox::Outbox;
-use super::sessions::{Session, Slot};
+use super::sessions::Session;
 use super::stream::{ReadHalf, Stream};
 
 /// How long a client may take to greet.
@@ -414,7 +414,9 @@ impl Driver {
                 }
                 return Ok(None);
             }
-            if let Some((sequence, outcome)) = slot.done.clone() {
+            let done = slot.done.clone();
+            self.sessions.repeated(session, request.slot);
+            if let Some((sequence, outcome)) = done {
                 self.answer(session, request.slot, request.number, sequence, outcome);
             }
             return Ok(Some(Taken::Yes));
@@ -429,10 +431,10 @@ impl Driver {
             )),
             Admission::Kept(outcome) => {
                 // It is applied here; what it rests on may still wait for the other replicas.
-                if let Some(object) = namespace::opened(&request.operation, &outcome) {
-                    self.sessions.open(session, object);
-                }
                 self.note_slot(session, request);
+                if let Some(object) = namespace::opened(&request.operation, &outcome) {
+                    self.sessions.open_by_slot(session, request.slot, object);
+                }
                 let sequence = self.machine.last();
                 let (slot, number) = (request.slot, request.number);
                 self.reply_when_confirmed(PendingReply {
@@ -448,15 +450,8 @@ impl Driver {
     }
 
     fn note_slot(&mut self, session: SessionId, request: &Request) {
-        if let Some(state) = self.sessions.by_id.get_mut(&session) {
-            state.slots.insert(
-                request.slot,
-                Slot {
-                    number: request.number,
-                    done: None,
-                },
-            );
-        }
+        self.sessions
+            .take_slot(session, request.slot, request.number);
     }
 
     /// An errno for a change that is refused whatever it is.
@@ -556,11 +551,11 @@ impl Driver {
         };
         match executed {
             Ok(Executed::Answer(outcome)) => {
-                let outcome = self.count_open(session, &request.operation, outcome);
+                let outcome = self.count_open(session, request, outcome);
                 self.reply_when_confirmed(pending(outcome));
             }
             Ok(Executed::Change(set)) => {
-                let outcome = self.count_open(session, &request.operation, set.outcome);
+                let outcome = self.count_open(session, request, set.outcome);
                 match self.order(set.changes, set.payload) {
                     Ok(sequence) => {
                         let reply = PendingReply {
@@ -621,18 +616,13 @@ impl Driver {
         Ok(())
     }
 
-    fn count_open(
-        &mut self,
-        session: SessionId,
-        operation: &Operation,
-        outcome: Outcome,
-    ) -> Outcome {
-        if let Some(object) = namespace::opened(operation, &outcome)
-            && !self.sessions.open(session, object)
+    fn count_open(&mut self, session: SessionId, request: &Request, outcome: Outcome) -> Outcome {
+        if let Some(object) = namespace::opened(&request.operation, &outcome)
+            && !self.sessions.open_by_slot(session, request.slot, object)
         {
             return Outcome::Error(ENFILE);
         }
-        if let (Operation::Release { object }, Outcome::Done) = (operation, &outcome) {
+        if let (Operation::Release { object }, Outcome::Done) = (&request.operation, &outcome) {
             self.sessions.release(session, *object);
             self.release_orphans();
         }

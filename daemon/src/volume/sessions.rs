@@ -16,10 +16,16 @@ pub(super) const OPENS_MAX: usize = 1 << 20;
 
 /// The last request of a slot, as this primary knows it. The replicated state holds the same for
 /// requests that changed something; this also knows what is still under way.
+#[derive(Default)]
 pub(super) struct Slot {
     pub(super) number: u64,
     /// The reply, once there is one.
     pub(super) done: Option<(Sequence, Outcome)>,
+    /// What it opened for the session.
+    opened: Option<ObjectId>,
+    /// The session said what it holds since, perhaps without having read the reply: until it
+    /// asks again, or uses the slot for something else, the slot holds what was opened.
+    holds: bool,
 }
 
 /// One mount.
@@ -95,6 +101,54 @@ impl Sessions {
         }
     }
 
+    /// A slot takes up a request. What the one before it opened was read by the session.
+    pub(super) fn take_slot(&mut self, session: SessionId, slot: u16, number: u64) {
+        let Some(state) = self.by_id.get_mut(&session) else {
+            return;
+        };
+        let taken = Slot {
+            number,
+            ..Slot::default()
+        };
+        if let Some(before) = state.slots.insert(slot, taken) {
+            self.drop_slot_hold(&before);
+        }
+    }
+
+    /// The request of a slot opened an object. False: the session holds too many.
+    pub(super) fn open_by_slot(&mut self, session: SessionId, slot: u16, object: ObjectId) -> bool {
+        let open = self.open(session, object);
+        if open && let Some(slot) = self.slot(session, slot) {
+            slot.opened = Some(object);
+        }
+        open
+    }
+
+    /// The session sends the request of a slot again, as it has not read the reply. So what it
+    /// said that it holds cannot have had in it what the request opened: that is held now.
+    pub(super) fn repeated(&mut self, session: SessionId, slot: u16) {
+        let Some(slot) = self.slot(session, slot) else {
+            return;
+        };
+        let held = std::mem::take(&mut slot.holds);
+        if held && let Some(object) = slot.opened {
+            self.open(session, object);
+            self.drop_hold(object);
+        }
+    }
+
+    fn slot(&mut self, session: SessionId, slot: u16) -> Option<&mut Slot> {
+        self.by_id.get_mut(&session)?.slots.get_mut(&slot)
+    }
+
+    fn drop_slot_hold(&mut self, slot: &Slot) {
+        if slot.holds
+            && let Some(object) = slot.opened
+        {
+            self.drop_hold(object);
+        }
+    }
+
     fn drop_hold(&mut self, object: ObjectId) {
         if let Some(count) = self.held.get_mut(&object) {
             *count -= 1;
@@ -105,12 +159,19 @@ impl Sessions {
         }
     }
 
-    /// What the session says that it holds, after a reconnect; replaces what was known.
+    /// What the session says that it holds, after a reconnect; replaces what was known, but for
+    /// what its last requests opened, whose replies it may not have read.
     pub(super) fn present(&mut self, session: SessionId, opens: &[ObjectId]) {
         let Some(state) = self.by_id.get_mut(&session) else {
             return;
         };
         let before: Vec<_> = std::mem::take(&mut state.opens).into_keys().collect();
+        for slot in state.slots.values_mut().filter(|slot| !slot.holds) {
+            if let Some(object) = slot.opened {
+                slot.holds = true;
+                *self.held.entry(object).or_insert(0) += 1;
+            }
+        }
         for object in opens.iter().take(OPENS_MAX) {
             self.open(session, *object);
         }
@@ -127,6 +188,9 @@ impl Sessions {
             }
             for object in state.opens.into_keys() {
                 self.drop_hold(object);
+            }
+            for slot in state.slots.values() {
+                self.drop_slot_hold(slot);
             }
         }
     }
@@ -199,5 +263,41 @@ mod tests {
         sessions.present(a, &[kept]);
         assert!(sessions.holds(kept) && !sessions.holds(gone));
         assert!(!sessions.to_release.contains(&kept));
+    }
+
+    /// A session that created a file in a slot, and reconnected before it read the reply.
+    fn reconnected_after_create(file: ObjectId) -> (Sessions, SessionId) {
+        let a = SessionId([1; 16]);
+        let mut sessions = Sessions::default();
+        sessions.by_id.insert(a, Session::default());
+        sessions.take_slot(a, 3, 1);
+        assert!(sessions.open_by_slot(a, 3, file));
+        sessions.present(a, &[]);
+        (sessions, a)
+    }
+
+    #[test]
+    fn a_repeated_create_holds_its_file_although_the_hello_did_not_name_it() {
+        let file = ObjectId(5);
+        let (mut sessions, a) = reconnected_after_create(file);
+        assert!(sessions.holds(file), "unlinked now, it must not go");
+        sessions.repeated(a, 3);
+        assert_eq!(sessions.by_id[&a].opens[&file], 1);
+        sessions.take_slot(a, 3, 2);
+        assert!(sessions.holds(file));
+        sessions.release(a, file);
+        assert!(!sessions.holds(file) && sessions.to_release.contains(&file));
+    }
+
+    #[test]
+    fn a_create_whose_reply_was_read_holds_nothing_once_its_slot_goes_on() {
+        let file = ObjectId(5);
+        let (mut sessions, a) = reconnected_after_create(file);
+        sessions.take_slot(a, 3, 2);
+        assert!(!sessions.holds(file));
+        let (mut sessions, a) = reconnected_after_create(file);
+        sessions.present(a, &[]);
+        sessions.remove(a);
+        assert!(!sessions.holds(file), "two reconnects hold it once");
     }
 }
