@@ -128,8 +128,19 @@ impl Inode {
 
     /// The data or the entries changed.
     pub(crate) fn modified(&mut self, now: Timestamp) {
-        self.mtime = now;
-        self.ctime = now;
+        self.changed(now);
+        self.mtime = self.ctime;
+    }
+
+    /// Something about the object changed. A primary whose clock is behind its predecessor's
+    /// does not put the object back in time (COH-4).
+    pub(crate) fn changed(&mut self, now: Timestamp) {
+        self.ctime = self.time_of_change(now);
+    }
+
+    /// The time that a change at `now` gets.
+    pub(crate) fn time_of_change(&self, now: Timestamp) -> Timestamp {
+        now.max(self.ctime)
     }
 
     pub(crate) fn encode(&self) -> Bytes {

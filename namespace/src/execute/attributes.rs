@@ -39,8 +39,9 @@ pub(super) fn set<S: Store>(
     if set.size.is_some() || set.uid.is_some() || set.gid.is_some() {
         xattr::drop_capability(tx, object, &mut inode)?;
     }
+    let now = inode.time_of_change(context.now);
     let time = |time| match time {
-        SetTime::Now => context.now,
+        SetTime::Now => now,
         SetTime::At(at) => at,
     };
     let set_time = |field: &mut Timestamp, value: Option<SetTime>| {
@@ -50,7 +51,7 @@ pub(super) fn set<S: Store>(
     };
     set_time(&mut inode.atime, set.atime);
     set_time(&mut inode.mtime, set.mtime);
-    inode.ctime = context.now;
+    inode.changed(context.now);
     tx.put_inode(object, &inode);
     Ok(Outcome::Attributes(entry_of(context, object, &inode)))
 }

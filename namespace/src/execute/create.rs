@@ -171,7 +171,7 @@ pub(super) fn link<S: Store>(
         return Err(Stop::Errno(EMLINK));
     }
     inode.nlink += 1;
-    inode.ctime = context.now;
+    inode.changed(context.now);
     tx.insert(
         place.0,
         Entry {

@@ -49,7 +49,7 @@ pub(super) fn drop_links<S: Store>(
     links: u32,
 ) -> Step<(), S> {
     inode.nlink = inode.nlink.saturating_sub(links);
-    inode.ctime = context.now;
+    inode.changed(context.now);
     if inode.nlink > 0 {
         tx.put_inode(object, &inode);
         return Ok(());

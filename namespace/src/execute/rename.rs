@@ -114,7 +114,7 @@ fn settle<S: Store>(
     if let Detail::Directory { parent, .. } = &mut inode.detail {
         *parent = to;
     }
-    inode.ctime = context.now;
+    inode.changed(context.now);
     tx.put_inode(object, &inode);
     Ok(())
 }

@@ -89,7 +89,7 @@ pub(super) fn set<S: Store>(
         return Err(Stop::Errno(ENOSPC));
     }
     inode.xattrs += u32::from(!exists);
-    inode.ctime = context.now;
+    inode.changed(context.now);
     tx.put(&key, value.clone());
     tx.put_inode(object, &inode);
     Ok(Outcome::Done)
@@ -108,7 +108,7 @@ pub(super) fn remove<S: Store>(
         return Err(Stop::Errno(ENODATA));
     }
     inode.xattrs = inode.xattrs.saturating_sub(1);
-    inode.ctime = context.now;
+    inode.changed(context.now);
     tx.delete(&key);
     tx.put_inode(object, &inode);
     Ok(Outcome::Done)

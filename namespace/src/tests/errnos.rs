@@ -547,6 +547,34 @@ fn times_follow_the_primarys_clock_or_what_was_asked_for() {
     assert!(bench.attributes(ROOT).mtime > root.mtime);
 }
 
+/// COH-4: another primary, or the same one after its clock was set back.
+#[test]
+fn no_change_puts_an_object_back_in_time() {
+    let mut bench = Bench::new();
+    bench.next = 1_000_000;
+    let file = bench.file(ROOT, "f");
+    let (of_file, of_root) = (bench.attributes(file), bench.attributes(ROOT));
+    bench.behind = 900_000;
+    let set = SetAttributes {
+        mtime: Some(SetTime::Now),
+        atime: Some(SetTime::Now),
+        ..SetAttributes::default()
+    };
+    for round in 0..2 {
+        if round == 0 {
+            bench.write(file, 0, b"later");
+        } else {
+            bench.entry(Operation::SetAttributes { object: file, set });
+        }
+        let now = bench.attributes(file);
+        assert!(now.mtime >= of_file.mtime && now.ctime >= of_file.ctime);
+        assert!(now.atime >= of_file.atime);
+    }
+    bench.rename(ROOT, "f", ROOT, "g", 0);
+    let now = bench.attributes(ROOT);
+    assert!(now.mtime >= of_root.mtime && now.ctime >= of_root.ctime);
+}
+
 #[test]
 fn a_new_volume_has_an_empty_root_that_belongs_to_root() {
     let volume = MemoryVolume::new(Timestamp(4));

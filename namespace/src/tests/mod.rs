@@ -24,6 +24,8 @@ pub(crate) struct Bench {
     pub(crate) caller: Caller,
     pub(crate) open: BTreeSet<ObjectId>,
     pub(crate) next: u64,
+    /// How far the primary's clock is behind what it was.
+    pub(crate) behind: i64,
 }
 
 pub(crate) fn name(text: &str) -> Bytes {
@@ -41,6 +43,7 @@ impl Bench {
             },
             open: BTreeSet::new(),
             next: 100,
+            behind: 0,
         }
     }
 
@@ -61,7 +64,7 @@ impl Bench {
             .serve(
                 self.session,
                 ObjectId(self.next),
-                Timestamp(self.next as i64),
+                Timestamp(self.next as i64 - self.behind),
                 &|object| open.contains(&object),
                 request,
             )
