@@ -9,7 +9,7 @@ const PORT: u16 = 7420;
 const SECONDS_MAX: u64 = 24 * 3600;
 
 /// Every option, for the hint on an unknown one.
-const KNOWN: [&str; 28] = [
+const KNOWN: [&str; 38] = [
     "allow_other",
     "async",
     "atime",
@@ -18,9 +18,12 @@ const KNOWN: [&str; 28] = [
     "defaults",
     "dev",
     "diratime",
+    "dirsync",
     "exec",
-    "log_file",
+    "group",
+    "lazytime",
     "log-file",
+    "log_file",
     "mount_timeout",
     "no_primary",
     "noatime",
@@ -29,14 +32,21 @@ const KNOWN: [&str; 28] = [
     "nodiratime",
     "noexec",
     "nofail",
+    "nogroup",
+    "nolazytime",
+    "noowner",
+    "norelatime",
     "nosuid",
     "nouser",
+    "nousers",
+    "owner",
     "relatime",
     "ro",
     "rw",
     "suid",
     "sync",
     "user",
+    "users",
     "_netdev",
 ];
 
@@ -123,7 +133,9 @@ impl MountRequest {
         let flags = &mut self.flags;
         match name {
             "defaults" | "_netdev" | "nofail" | "noauto" | "auto" | "atime" | "relatime"
-            | "diratime" | "nodiratime" | "async" | "user" | "nouser" => {}
+            | "norelatime" | "diratime" | "nodiratime" | "lazytime" | "nolazytime" | "async"
+            | "dirsync" | "user" | "nouser" | "users" | "nousers" | "owner" | "noowner"
+            | "group" | "nogroup" => {}
             _ if name.starts_with("x-") => {}
             "ro" => flags.read_only = true,
             "rw" => flags.read_only = false,
