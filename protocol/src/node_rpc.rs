@@ -108,6 +108,12 @@ pub enum NodeRequest {
     },
     /// Are you there?
     Ping {},
+    /// Answer when your configuration is as new as this entry of the pool's log, or soon at
+    /// least.
+    Applied {
+        /// The log index.
+        index: u64,
+    },
     /// A message of the pool's Raft group.
     Raft {
         /// The sender's pool.

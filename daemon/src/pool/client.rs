@@ -19,6 +19,9 @@ use crate::rpc::{CALL_WITHIN, CallError, NodeClients};
 
 /// Pause before the leader is looked for again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// A command waits so long for the other nodes to know of the change that it made. They are told
+/// by the leader's next heartbeat.
+const KNOWN_WIDELY_WITHIN: Duration = Duration::from_millis(500);
 
 /// A command's outcome and the log index that it has.
 #[derive(Debug, Serialize, Deserialize)]
@@ -124,7 +127,22 @@ impl PoolClient {
     }
 
     /// Orders a command, wherever the leader is, and waits until it is applied here.
-    pub(crate) async fn propose(&self, command: PoolCommand) -> Result<PoolOutcome, Refusal> {
+    async fn propose(&self, command: PoolCommand) -> Result<PoolOutcome, Refusal> {
+        Ok(self.order(command).await?.outcome)
+    }
+
+    /// Orders a command for an operator, and waits until it is applied here and, if they answer
+    /// in time, at the other nodes: the next command may be typed there.
+    pub(crate) async fn propose_widely(
+        &self,
+        command: PoolCommand,
+    ) -> Result<PoolOutcome, Refusal> {
+        let proposed = self.order(command).await?;
+        self.wait_known_widely(proposed.index).await;
+        Ok(proposed.outcome)
+    }
+
+    async fn order(&self, command: PoolCommand) -> Result<Proposed, Refusal> {
         let command = serde_json::to_value(&command).map_err(|e| internal(&e))?;
         let reply = self.ask_leader(&NodeRequest::Propose { command }).await?;
         let NodeReply::Outcome { value } = reply else {
@@ -135,18 +153,41 @@ impl PoolClient {
             .group
             .wait_applied(proposed.index, CALL_WITHIN)
             .await;
-        Ok(proposed.outcome)
+        Ok(proposed)
     }
 
-    /// Asks the leader for a change of members and waits until it is applied here.
+    /// Asks the leader for a change of members and waits until it is applied here and, if they
+    /// answer in time, at the other nodes.
     pub(crate) async fn change_members(&self, request: &NodeRequest) -> Result<(), Refusal> {
         match self.ask_leader(request).await? {
             NodeReply::Done { index } => {
                 self.inner.group.wait_applied(index, CALL_WITHIN).await;
+                self.wait_known_widely(index).await;
                 Ok(())
             }
             _ => Err(internal(&"the leader's answer is of another kind")),
         }
+    }
+
+    /// Waits until this node applied the pool's log up to `index`, not long.
+    pub(crate) async fn wait_applied(&self, index: u64) {
+        let group = &self.inner.group;
+        group.wait_applied(index, KNOWN_WIDELY_WITHIN).await;
+    }
+
+    async fn wait_known_widely(&self, index: u64) {
+        let mut asked = tokio::task::JoinSet::new();
+        for (node, member) in self.others() {
+            let clients = Arc::clone(&self.inner.clients);
+            asked.spawn(async move {
+                let request = NodeRequest::Applied { index };
+                // A node that does not answer learns of it when it is back.
+                let _ = clients
+                    .call(node, &member.address, &request, KNOWN_WIDELY_WITHIN)
+                    .await;
+            });
+        }
+        asked.join_all().await;
     }
 
     async fn ask_leader(&self, request: &NodeRequest) -> Result<NodeReply, Refusal> {

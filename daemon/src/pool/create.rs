@@ -145,7 +145,7 @@ impl Node {
 
     async fn commit_create(self: &Arc<Self>, spec: &VolumeSpec) -> Result<(), Refusal> {
         let command = PoolCommand::CreateVolume { spec: spec.clone() };
-        match self.pool.propose(command).await {
+        match self.pool.propose_widely(command).await {
             Ok(PoolOutcome::Applied { .. }) => Ok(()),
             Ok(PoolOutcome::Refused(reason)) => {
                 self.abort_all(spec).await;

@@ -89,6 +89,10 @@ impl Node {
                     epoch: state.epoch,
                 })
             }
+            NodeRequest::Applied { index } => {
+                self.pool.wait_applied(index).await;
+                Ok(NodeReply::Done { index })
+            }
             NodeRequest::Raft {
                 pool,
                 epoch,

@@ -108,7 +108,7 @@ impl Node {
     }
 
     pub(super) async fn settle(&self, command: PoolCommand) -> Result<(), Refusal> {
-        match self.pool.propose(command).await? {
+        match self.pool.propose_widely(command).await? {
             PoolOutcome::Applied { .. } => Ok(()),
             PoolOutcome::Refused(reason) => Err(refuse("conflict", reason, "Try again.")),
         }
