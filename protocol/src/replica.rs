@@ -41,6 +41,8 @@ mod kind {
     pub(super) const FETCH: u8 = 53;
     pub(super) const FETCHED: u8 = 54;
     pub(super) const ASK: u8 = 55;
+    pub(super) const ASK_PROMISE: u8 = 70;
+    pub(super) const PROMISE: u8 = 71;
 }
 
 /// Something that may differ between two replicas.
@@ -154,11 +156,31 @@ pub enum Message {
     HandOver {
         /// The new term.
         term: Term,
+        /// What the pool agreed, where it decides about roles: JSON of
+        /// `replication::machine::Agreed`; else empty.
+        agreed: Bytes,
+    },
+    /// From a primary, where the pool decides about roles: promise to ask for no role for one
+    /// lease time.
+    AskPromise {
+        /// The primary's term.
+        term: Term,
+        /// The primary's clock, given back.
+        sent_us: u64,
+    },
+    /// It is promised.
+    Promise {
+        /// As asked.
+        sent_us: u64,
     },
     /// Asks what the receiver has in doubt since this, its last common record with the sender.
     Ask {
         /// The last common record.
         common: Sequence,
+        /// The asking primary's term.
+        term: Term,
+        /// The revision of the report that this rests on.
+        revision: u64,
     },
     /// What the target of a resync has in doubt.
     Doubts {
@@ -314,12 +336,24 @@ impl Message {
                 payload = bits.clone();
                 kind::WANT
             }
-            Self::HandOver { term } => {
-                w.u64(term.0);
+            Self::HandOver { term, agreed } => {
+                w.u64(term.0).bytes(agreed);
                 kind::HAND_OVER
             }
-            Self::Ask { common } => {
-                w.u64(common.0);
+            Self::AskPromise { term, sent_us } => {
+                w.u64(term.0).u64(*sent_us);
+                kind::ASK_PROMISE
+            }
+            Self::Promise { sent_us } => {
+                w.u64(*sent_us);
+                kind::PROMISE
+            }
+            Self::Ask {
+                common,
+                term,
+                revision,
+            } => {
+                w.u64(common.0).u64(term.0).u64(*revision);
                 kind::ASK
             }
             Self::Pull { after } => {
@@ -484,9 +518,19 @@ impl Message {
             },
             kind::HAND_OVER => Self::HandOver {
                 term: Term(r.u64("term")?),
+                agreed: r.bytes("agreed")?,
+            },
+            kind::ASK_PROMISE => Self::AskPromise {
+                term: Term(r.u64("term")?),
+                sent_us: r.u64("sent")?,
+            },
+            kind::PROMISE => Self::Promise {
+                sent_us: r.u64("sent")?,
             },
             kind::ASK => Self::Ask {
                 common: Sequence(r.u64("common")?),
+                term: Term(r.u64("term")?),
+                revision: r.u64("revision")?,
             },
             kind::PULL => Self::Pull {
                 after: Sequence(r.u64("after")?),
@@ -701,7 +745,15 @@ mod tests {
             },
             Message::Joined(bytes.clone()),
             Message::Membership(bytes.clone()),
-            Message::HandOver { term: Term(9) },
+            Message::HandOver {
+                term: Term(9),
+                agreed: bytes.clone(),
+            },
+            Message::AskPromise {
+                term: Term(9),
+                sent_us: 7,
+            },
+            Message::Promise { sent_us: 7 },
             Message::Doubts {
                 items: vec![
                     Doubt::Key(bytes.clone()),
@@ -713,6 +765,8 @@ mod tests {
             },
             Message::Ask {
                 common: Sequence(2),
+                term: Term(3),
+                revision: 1,
             },
             Message::Pull { after: Sequence(3) },
             Message::Pulled,

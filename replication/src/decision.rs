@@ -121,6 +121,8 @@ pub struct Means {
     pub dirty_bytes: u64,
     /// A resync of this replica by this primary was cut off.
     pub resync_was_mine: bool,
+    /// The pool decides about roles: a primary that it deposed confirmed nothing after that.
+    pub pool_decides: bool,
 }
 
 /// Decides for a serving primary (`mine`) and a replica that it meets (`theirs`).
@@ -148,14 +150,20 @@ pub fn decide(mine: &Report, theirs: &Report, means: &Means) -> (Decision, Rule)
     }
     if they_went_on {
         // A primary that went on by itself has confirmed what nobody here knows: that is a split
-        // brain. A secondary's tail was given up by whoever went on without it.
+        // brain, unless the pool decided who goes on. A secondary's tail was given up by whoever
+        // went on without it, in a later term: where both are of one term, another primary gave the
+        // secondary what this one does not know, so this brick is an older copy of itself.
+        let forgotten = theirs.term == mine.term;
         return match theirs.role {
-            Role::Primary => (Decision::Refuse, Rule::BothWentOn),
-            Role::Secondary if covered => (Decision::GiveUpTail { after: at }, Rule::StaleTail),
-            Role::Secondary if means.journal_bytes.is_some() => {
+            Role::Primary if !means.pool_decides => (Decision::Refuse, Rule::BothWentOn),
+            Role::Secondary if forgotten && !means.pool_decides => {
+                (Decision::Refuse, Rule::BothWentOn)
+            }
+            _ if covered => (Decision::GiveUpTail { after: at }, Rule::StaleTail),
+            _ if means.journal_bytes.is_some() => {
                 (Decision::GiveUpTail { after: at }, Rule::StaleTail)
             }
-            Role::Secondary => (Decision::Full, Rule::OlderThanMap),
+            _ => (Decision::Full, Rule::OlderThanMap),
         };
     }
     behind(mine, theirs, means, at, covered)
@@ -169,8 +177,13 @@ fn behind(
     at: Sequence,
     covered: bool,
 ) -> (Decision, Rule) {
-    if means.resync_was_mine && covered {
-        return (Decision::Dirty, Rule::CrashedPrimary);
+    if means.resync_was_mine {
+        // Its map holds marks that no journal has.
+        return if covered {
+            (Decision::Dirty, Rule::CrashedPrimary)
+        } else {
+            (Decision::Full, Rule::OlderThanMap)
+        };
     }
     if theirs.suspects > 0 {
         return if covered || means.journal_bytes.is_some() {
@@ -213,6 +226,7 @@ mod tests {
             journal_from: Sequence(1),
             handed_to: None,
             suspects: 0,
+            revision: 0,
         }
     }
 
@@ -233,6 +247,7 @@ mod tests {
             journal_bytes: Some(1000),
             dirty_bytes: 4000,
             resync_was_mine: false,
+            pool_decides: false,
         }
     }
 
@@ -348,7 +363,9 @@ mod tests {
 
     #[test]
     fn a_secondarys_tail_is_given_up_and_a_primarys_is_a_split_brain() {
-        let given_up = decide(&primary(), &secondary(55), &means());
+        let mut theirs = secondary(55);
+        theirs.term = Term(2);
+        let given_up = decide(&primary(), &theirs, &means());
         assert_eq!(
             given_up,
             (
@@ -363,6 +380,35 @@ mod tests {
             decide(&primary(), &other, &means()),
             (Decision::Refuse, Rule::BothWentOn)
         );
+        let decided = Means {
+            pool_decides: true,
+            ..means()
+        };
+        assert_eq!(decide(&primary(), &other, &decided), given_up);
+    }
+
+    /// ONE-3: the primary's brick was replaced by an older copy of itself.
+    #[test]
+    fn a_secondary_that_followed_another_primary_of_this_term_is_not_overwritten() {
+        assert_eq!(
+            decide(&primary(), &secondary(55), &means()),
+            (Decision::Refuse, Rule::BothWentOn)
+        );
+    }
+
+    #[test]
+    fn marks_that_only_the_map_has_are_never_skipped() {
+        let pending = Means {
+            resync_was_mine: true,
+            map_since: Some(Sequence(60)),
+            ..means()
+        };
+        for last in [30, 50] {
+            assert_eq!(
+                decide(&primary(), &secondary(last), &pending),
+                (Decision::Full, Rule::OlderThanMap)
+            );
+        }
     }
 
     #[test]

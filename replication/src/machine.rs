@@ -27,6 +27,7 @@
 mod follow;
 mod meet;
 mod output;
+mod quorum;
 #[cfg(test)]
 mod tests;
 
@@ -40,6 +41,8 @@ use crate::line::Relation;
 use crate::state::{Disk, DurableState, Mask, Membership, Report, Role, RoleReason};
 
 pub use output::{Config, DropReason, FlushId, Output, Phase, Refusal, Standing};
+use quorum::Quorum;
+pub use quorum::{Agreed, Proposed};
 
 #[derive(Debug, Clone)]
 struct Link {
@@ -49,6 +52,10 @@ struct Link {
     stable: Sequence,
     heard: Duration,
     behind_since: Option<Duration>,
+    /// It acknowledged something since it was taken on: it is what it told.
+    acknowledged: bool,
+    /// As primary: until then it promised to ask for no role.
+    lease_until: Duration,
 }
 
 impl Link {
@@ -79,9 +86,24 @@ pub struct Machine {
     flushes: BTreeMap<FlushId, Mask>,
     next_flush: u64,
     handover_flush: Option<FlushId>,
+    /// Everything is in place for the hand-over that the pool is to agree on.
+    handover_ready: bool,
     decisions_open: u32,
-    joined_after_decision: Mask,
+    /// About to enter the set: waited for, so that they catch up with what is confirmed.
+    entering: Mask,
+    /// In the set as decided, and told so once that is durable and agreed.
+    joining: Mask,
     generations_made: u32,
+    /// Where the pool decides about roles.
+    quorum: Option<Quorum>,
+    /// In sync with the primary of this term, since this process started.
+    joined: bool,
+    /// See [`Report::revision`].
+    revision: u64,
+    /// Whose role this replica is handed just now: the two are even.
+    heir_of: Option<usize>,
+    /// The longer tail that somebody had was asked for already.
+    tail_fetched: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -104,9 +126,16 @@ impl Machine {
             flushes: BTreeMap::new(),
             next_flush: 1,
             handover_flush: None,
+            handover_ready: false,
             decisions_open: 0,
-            joined_after_decision: Mask::default(),
+            entering: Mask::default(),
+            joining: Mask::default(),
             generations_made: 0,
+            quorum: config.agreed.map(Quorum::new),
+            joined: false,
+            revision: 0,
+            heir_of: None,
+            tail_fetched: false,
             outputs: VecDeque::new(),
             config,
         }
@@ -119,7 +148,12 @@ impl Machine {
 
     /// The replica's process starts.
     pub fn start(&mut self, now: Duration) {
-        if self.state.role == Role::Primary && self.state.disk == Disk::UpToDate {
+        self.start_quorum(now);
+        let heir = match self.quorum {
+            Some(_) => self.may_claim(),
+            None => self.state.role == Role::Primary && self.state.disk == Disk::UpToDate,
+        };
+        if heir {
             self.phase = Phase::Waiting {
                 until: now + self.config.activation_wait,
             };
@@ -223,6 +257,7 @@ impl Machine {
             journal_from: self.journal_from,
             handed_to: self.state.handed_to,
             suspects: self.suspects,
+            revision: self.revision,
         }
     }
     /// The oldest record that the journal holds, for reports.
@@ -245,8 +280,10 @@ impl Machine {
             _ => return Err(Refusal::NotServing),
         }
         self.last = self.last.next();
-        for link in self.links.iter_mut().flatten() {
-            if link.standing == Standing::InSync && link.behind_since.is_none() {
+        for (replica, link) in self.links.iter_mut().enumerate() {
+            let Some(link) = link else { continue };
+            let waited_for = link.standing == Standing::InSync || self.entering.has(replica);
+            if waited_for && link.behind_since.is_none() {
                 link.behind_since = Some(now);
             }
         }
@@ -278,6 +315,7 @@ impl Machine {
             return; // an acknowledgement that crossed a refusal or a change of roles
         };
         link.heard = now;
+        let begins = !std::mem::replace(&mut link.acknowledged, true);
         if applied > last {
             // It would be a lie, or a replica that took records from elsewhere.
             self.drop_link(replica, DropReason::StaleTerm);
@@ -288,6 +326,13 @@ impl Machine {
             link.behind_since = (applied < last).then_some(now);
         }
         link.stable = link.stable.max(stable.min(link.applied));
+        let begun_at = link.stable;
+        if begins && self.state.resyncing.has(replica) {
+            // The replica is where the resync began. Marks go as it takes what they stand for, so
+            // an older state of it is not covered from here on.
+            self.state.since[replica] = self.state.since[replica].max(begun_at);
+            self.decide();
+        }
         self.try_join(replica);
         self.advance();
     }
@@ -301,7 +346,13 @@ impl Machine {
 
     /// The members that a confirmation waits for.
     fn members(&self) -> Mask {
-        Mask(self.state.in_sync.0 | self.durable.in_sync.0)
+        Mask(self.set().0 | self.entering.0)
+    }
+
+    /// The in-sync set: as decided here, as durable, and as it may be agreed.
+    fn set(&self) -> Mask {
+        let decided = self.state.in_sync.0 | self.durable.in_sync.0;
+        Mask(decided | self.possible_members().0)
     }
 
     fn advance(&mut self) {
@@ -318,24 +369,30 @@ impl Machine {
     }
 
     /// Everything confirmed so far shall be on stable storage. The driver flushes here and at
-    /// every replica whose standing is [`Standing::InSync`], and reports each by
-    /// [`Machine::flushed`].
+    /// every replica of [`Machine::flush_waits_for`], and reports each by [`Machine::flushed`].
     pub fn begin_flush(&mut self) -> Result<FlushId, Refusal> {
         if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
             return Err(Refusal::NotServing);
         }
         let id = FlushId(self.next_flush);
         self.next_flush += 1;
-        self.flushes.insert(id, self.members());
+        self.flushes.insert(id, self.set());
         Ok(id)
     }
 
+    /// The replicas that a flush waits for.
+    #[must_use]
+    pub fn flush_waits_for(&self, id: FlushId) -> Mask {
+        self.flushes.get(&id).copied().unwrap_or_default()
+    }
+
     /// A replica, or this one, completed a flush.
-    pub fn flushed(&mut self, replica: usize, id: FlushId) {
+    pub fn flushed(&mut self, now: Duration, replica: usize, id: FlushId) {
         if let Some(waiting) = self.flushes.get_mut(&id) {
             *waiting = waiting.without(replica);
         }
         self.finish_flushes();
+        self.ask_for_handover(now);
     }
 
     fn finish_flushes(&mut self) {
@@ -388,6 +445,7 @@ impl Machine {
         }
         if self.serves() {
             self.after_membership_decision(now);
+            self.ask_for_members(now);
         }
         if let (Phase::HandingOver { to }, Some(target)) = (self.phase, self.durable.handed_to) {
             assert_eq!(to, target, "the role goes to whom it was promised");
@@ -396,7 +454,11 @@ impl Machine {
                 reason: RoleReason::HandedOver,
             });
             let term = Term(self.state.term.0 + 1);
-            self.outputs.push_back(Output::HandOver { to, term });
+            self.outputs.push_back(Output::HandOver {
+                to,
+                term,
+                agreed: None,
+            });
             self.outputs.push_back(Output::HandedOver { done: true });
             for link in self.links.iter_mut().flatten() {
                 link.standing = Standing::Met;
@@ -406,18 +468,20 @@ impl Machine {
     }
 
     fn after_membership_decision(&mut self, now: Duration) {
-        let members = self.members();
+        let members = self.set();
         for waiting in self.flushes.values_mut() {
             waiting.0 &= members.0;
         }
         self.finish_flushes();
         let membership = self.membership();
         for replica in 0..self.config.count {
+            let agreed = self.is_agreed_member(replica);
             let Some(link) = &mut self.links[replica] else {
                 continue;
             };
-            let joins = self.joined_after_decision.has(replica) && members.has(replica);
+            let joins = self.joining.has(replica) && members.has(replica) && agreed;
             if joins && matches!(link.standing, Standing::Catching { .. }) {
+                self.joining = self.joining.without(replica);
                 link.standing = Standing::InSync;
                 link.behind_since = (link.applied < self.last).then_some(now);
                 self.outputs.push_back(Output::ClearDirty { replica });
@@ -434,7 +498,6 @@ impl Machine {
                 });
             }
         }
-        self.joined_after_decision = Mask::default();
     }
 
     fn membership(&self) -> Membership {
@@ -471,15 +534,26 @@ impl Machine {
         };
         let others = self.state.in_sync.without(self.config.me);
         let met = |r: usize| self.links[r].is_some();
+        // The pool's word counts for more than that of a primary that has not heard it yet.
+        let mine = self
+            .agreed()
+            .filter(|agreed| agreed.primary == self.config.me)
+            .map(|agreed| agreed.term);
         for replica in 0..self.config.count {
             let Some(link) = &self.links[replica] else {
                 continue;
             };
-            if link.report.term > self.state.term || link.report.serving {
+            let deposed = mine.is_some_and(|term| term > link.report.term);
+            let went_on = link.report.term > self.state.term || link.report.serving;
+            if went_on && !deposed {
                 // The role went on without this replica.
                 self.phase = Phase::Following;
                 return;
             }
+        }
+        if self.quorum.is_some() && !self.may_claim() {
+            self.phase = Phase::Following;
+            return;
         }
         if !others.iter().all(met) && now < until {
             return;
@@ -490,6 +564,7 @@ impl Machine {
             .filter(|(_, report)| report.disk == Disk::UpToDate && self.has_my_tail(report))
             .max_by_key(|(_, report)| report.last);
         if let Some((from, report)) = longest
+            && !self.tail_fetched
             && report.last > self.last
             && report.journal_from <= self.last.next()
         {
@@ -500,7 +575,15 @@ impl Machine {
             });
             return;
         }
-        self.activate(RoleReason::Resumed);
+        self.resume(now);
+    }
+
+    fn resume(&mut self, now: Duration) {
+        if self.quorum.is_some() {
+            self.claim(now, RoleReason::Resumed);
+        } else {
+            self.activate(RoleReason::Resumed);
+        }
     }
 
     /// Whether a report continues exactly this replica's past.
@@ -520,12 +603,27 @@ impl Machine {
     pub fn pulled(&mut self, now: Duration) {
         if let Phase::Pulling { .. } = self.phase {
             self.phase = Phase::Waiting { until: now };
-            self.activate(RoleReason::Resumed);
+            self.tail_fetched = true;
+            self.resume(now);
         }
     }
 
     fn activate(&mut self, reason: RoleReason) {
-        self.state.term = Term(self.state.term.0 + 1);
+        self.activate_in(Term(self.state.term.0 + 1), reason);
+    }
+
+    fn activate_in(&mut self, term: Term, reason: RoleReason) {
+        self.state.term = term;
+        self.joined = false;
+        let even = self.heir_of.take();
+        if self.quorum.is_some() && reason != RoleReason::Resumed {
+            // What the others told when they met is old.
+            for replica in (0..self.config.count).filter(|r| even != Some(*r)) {
+                if self.links[replica].is_some() {
+                    self.drop_link(replica, DropReason::RoleMoved);
+                }
+            }
+        }
         self.state.role = Role::Primary;
         self.state.role_reason = reason;
         self.state.handed_to = None;
@@ -571,12 +669,16 @@ impl Machine {
         let links = self.links.iter().flatten();
         let silent = links.map(|l| l.heard.min(l.behind_since.unwrap_or(l.heard)));
         let silent = silent.min().map(|t| t + self.config.replica_deadline);
-        waiting.into_iter().chain(silent).min()
+        let quorum = self.quorum_deadline();
+        waiting.into_iter().chain(silent).chain(quorum).min()
     }
 
     /// Time passed.
     pub fn tick(&mut self, now: Duration) {
         self.try_activate(now);
+        self.look_after_primary(now);
+        self.ask_for_members(now);
+        self.ask_for_handover(now);
         let deadline = self.config.replica_deadline;
         for replica in 0..self.config.count {
             let Some(link) = &self.links[replica] else {
@@ -585,7 +687,8 @@ impl Machine {
             let slow = link
                 .behind_since
                 .is_some_and(|since| now >= since + deadline);
-            if link.standing == Standing::InSync && slow {
+            let waited_for = link.standing == Standing::InSync || self.entering.has(replica);
+            if waited_for && slow {
                 self.drop_link(replica, DropReason::Slow);
             } else if now >= link.heard + deadline {
                 self.drop_link(replica, DropReason::Silent);

@@ -87,6 +87,10 @@ pub struct DurableState {
     /// For each replica outside the set: what it lacks was touched after this, or stands in the
     /// dirty map already. For each inside: it has everything up to here on stable storage.
     pub since: [Sequence; REPLICAS_MAX],
+    /// This replica's journal and maps know what was touched after this only: what came before was
+    /// put here by a resync.
+    #[serde(default)]
+    pub knows_after: Sequence,
     /// Replicas that this one, as primary, is resyncing from its dirty map, or was when it stopped.
     pub resyncing: Mask,
     /// Of these, the ones of which everything is compared: no map says what is left.
@@ -111,6 +115,10 @@ pub enum RoleReason {
     HandedOver,
     /// It met a primary of a later term.
     Followed,
+    /// The pool made it primary after the last one was gone.
+    TookOver,
+    /// The pool made another replica primary.
+    Deposed,
 }
 
 impl DurableState {
@@ -128,6 +136,7 @@ impl DurableState {
             line,
             in_sync: Mask::first(count),
             since: [Sequence::ZERO; REPLICAS_MAX],
+            knows_after: Sequence::ZERO,
             resyncing: Mask::default(),
             full: Mask::default(),
             handed_to: None,
@@ -161,6 +170,9 @@ pub struct Report {
     pub handed_to: Option<usize>,
     /// Extents of its own that a crash left in doubt: they are taken from the primary.
     pub suspects: u64,
+    /// Rises when somebody takes the replica on, and by that changes what it would tell. What is
+    /// decided on this report is void once the replica has another revision.
+    pub revision: u64,
 }
 
 /// What a primary tells a replica that it takes on.
@@ -174,6 +186,11 @@ pub struct Welcome {
     pub at: Sequence,
     /// How the replica is brought up to date.
     pub how: How,
+    /// The replica's last record as it told: if it has others by now, what was decided on that is
+    /// void. Matters where records follow.
+    pub basis: Sequence,
+    /// [`Report::revision`] that was decided on.
+    pub revision: u64,
     /// The rule that chose it.
     pub rule: crate::decision::Rule,
     /// The in-sync set.

@@ -19,6 +19,8 @@ use crate::rpc::{CALL_WITHIN, CallError, NodeClients};
 
 /// Pause before the leader is looked for again.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
+/// How long the leader may take over a change of roles.
+const ROLE_WITHIN: Duration = Duration::from_millis(700);
 /// A command waits so long for the other nodes to know of the change that it made. They are told
 /// by the leader's next heartbeat.
 const KNOWN_WIDELY_WITHIN: Duration = Duration::from_millis(500);
@@ -103,7 +105,8 @@ impl PoolClient {
     }
 
     /// Changes who is primary and who is in sync, if nobody did since `expected_version`. When it
-    /// returns `Ok` the change is durable at a majority. Takes at most 5 s.
+    /// returns `Ok` the change is durable at a majority. Takes at most a second: whoever asks for
+    /// a role asks again soon, perhaps of another leader.
     pub async fn set_replica_set(
         &self,
         volume: VolumeId,
@@ -119,16 +122,14 @@ impl PoolClient {
             primary,
             in_sync,
         };
-        match self.propose(command).await {
-            Ok(PoolOutcome::Applied { version }) => Ok(version),
-            Ok(PoolOutcome::Refused(refusal)) => Err(refusal.into()),
+        let work = tokio::time::timeout(ROLE_WITHIN, self.order(command));
+        match work.await.unwrap_or_else(|_| Err(no_majority())) {
+            Ok(proposed) => match proposed.outcome {
+                PoolOutcome::Applied { version } => Ok(version),
+                PoolOutcome::Refused(refusal) => Err(refusal.into()),
+            },
             Err(refusal) => Err(ChangeError::Undecided(refusal)),
         }
-    }
-
-    /// Orders a command, wherever the leader is, and waits until it is applied here.
-    async fn propose(&self, command: PoolCommand) -> Result<PoolOutcome, Refusal> {
-        Ok(self.order(command).await?.outcome)
     }
 
     /// Orders a command for an operator, and waits until it is applied here and, if they answer

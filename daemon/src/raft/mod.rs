@@ -30,13 +30,14 @@ use network::{Links, RaftAnswer, RaftMessage};
 use store::{Applied, Store};
 use types::PoolRaft;
 
-/// A leader says that it is there so often. Long enough that a busy two-core machine is not taken
-/// for a dead one, short enough that a pool decides within two seconds.
-const HEARTBEAT_MS: u64 = 150;
-/// A follower that heard nothing for so long stands for election.
-const ELECTION_MS_MIN: u64 = 600;
+/// A leader says that it is there so often.
+const HEARTBEAT_MS: u64 = 75;
+/// A follower that heard nothing for so long stands for election. Long enough that a busy two-core
+/// machine is not taken for a dead one, short enough that volumes whose primary died with the
+/// leader go on within a second.
+const ELECTION_MS_MIN: u64 = 300;
 /// Upper end of the same.
-const ELECTION_MS_MAX: u64 = 1200;
+const ELECTION_MS_MAX: u64 = 600;
 /// Entries between snapshots.
 const SNAPSHOT_ENTRIES: u64 = 500;
 /// A chunk of a snapshot: JSON writes each byte as a number, and a frame's meta has 2 MiB.

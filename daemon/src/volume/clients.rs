@@ -27,6 +27,8 @@ use super::stream::{ReadHalf, Stream};
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last word to a client may take.
 const LAST_WORD_WITHIN: Duration = Duration::from_millis(500);
+/// Mounts of one volume.
+const SESSIONS_MAX: usize = 4096;
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
 /// Room that is kept for what is on the way to a replica besides what is counted.
@@ -228,6 +230,16 @@ impl Driver {
             mounted_at_ms: hello.mounted_at_ms,
             read_only: hello.read_only,
         };
+        if !known && self.sessions.by_id.len() >= SESSIONS_MAX {
+            outbox.send(
+                HelloReply::Refused {
+                    code: refusal::FORBIDDEN,
+                    message: format!("the volume has {SESSIONS_MAX} mounts, which is the most"),
+                }
+                .encode(),
+            );
+            return None;
+        }
         if !known {
             let change = namespace::open_session(id, &described);
             if let Err(error) = self.order(vec![change], Bytes::new()) {
@@ -698,7 +710,7 @@ impl Driver {
     /// not be lost by a failure of the primary.
     pub(super) fn reply_when_confirmed(&mut self, reply: PendingReply) {
         let until = reply.sequence;
-        if until <= self.machine.confirmed() {
+        if until <= self.machine.confirmed() && self.machine.may_answer(self.now()) {
             self.reply(reply);
         } else {
             self.waiting.push_back(Waiting { until, reply });
@@ -881,7 +893,13 @@ async fn finish_read(
         Some(Err(error)) => d.read_failed(&error),
         None => Outcome::Error(EINVAL), // the brick is closing; the connection ends too
     };
-    d.reply_when_confirmed(PendingReply { outcome, ..reply });
+    // The bytes are of now, so what was ordered while they were read must be confirmed too.
+    let sequence = d.machine.last();
+    d.reply_when_confirmed(PendingReply {
+        outcome,
+        sequence,
+        ..reply
+    });
     d.finish_turn();
 }
 

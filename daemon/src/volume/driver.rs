@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use protocol::frame::RawFrame;
@@ -19,7 +19,9 @@ use protocol::record::{Change, Record};
 use protocol::replica::{Message, live_record_frame};
 use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
 use protocol::volume::VolumeSpec;
-use replication::machine::{Config, DropReason, FlushId, Machine, Output, Phase, Standing};
+use replication::machine::{
+    Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Proposed, Standing,
+};
 use replication::state::{DurableState, Mask};
 use storage::{BrickError, BrickEvent, DirBrick, DirtyItem, FlushWhat, Pace, RecoveryReport};
 use tokio::sync::{Notify, oneshot};
@@ -84,7 +86,7 @@ pub(super) struct Driver {
     pub(super) brick: DirBrick,
     pub(super) recovery: RecoveryReport,
     pub(super) incarnation: u64,
-    started: Instant,
+    started: Duration,
     last_time: Timestamp,
     pub(super) links: Vec<Option<LinkIo>>,
     pub(super) sessions: Sessions,
@@ -97,7 +99,8 @@ pub(super) struct Driver {
     pub(super) tokens: HashMap<u64, Token>,
     next_token: u64,
     appended: bool,
-    acked: (Sequence, Sequence),
+    /// What the primary was told last.
+    acked: Option<(Sequence, Sequence)>,
     pub(super) failed: Option<String>,
     pub(super) throttled: bool,
     /// Wakes whoever waits for room, for a prepared extent, or for a change of role.
@@ -136,6 +139,9 @@ impl Driver {
             count,
             activation_wait: settings.activation_wait,
             replica_deadline: settings.replica_deadline,
+            agreed: pool.agreed(spec.id),
+            lease: settings.role_lease,
+            claim_after: settings.claim_after,
             entropy,
         };
         let suspects = recovery.suspect.len() as u64;
@@ -149,7 +155,7 @@ impl Driver {
             machine,
             recovery,
             incarnation: u64::from_le_bytes(incarnation),
-            started: Instant::now(),
+            started: boot_time(),
             last_time: Timestamp(0),
             links: (0..count).map(|_| None).collect(),
             sessions: Sessions::default(),
@@ -162,7 +168,7 @@ impl Driver {
             tokens: HashMap::new(),
             next_token: 1,
             appended: false,
-            acked: (Sequence::ZERO, Sequence::ZERO),
+            acked: None,
             failed: None,
             throttled: false,
             changed: Rc::default(),
@@ -190,9 +196,9 @@ impl Driver {
         self.own.upgrade()
     }
 
-    /// The machine's clock.
+    /// The machine's clock: it goes on while the machine sleeps, as leases do elsewhere.
     pub(super) fn now(&self) -> Duration {
-        self.started.elapsed()
+        boot_time().saturating_sub(self.started)
     }
 
     /// The time that the next operation gets: never before one that was given (COH-4).
@@ -257,7 +263,11 @@ impl Driver {
             payload,
         };
         let mask = self.machine.dirty_mask();
-        let pace = self.brick.append(&record, mask.0)?;
+        // It has its place already: a brick that does not take it is out of step for good.
+        let pace = self
+            .brick
+            .append(&record, mask.0)
+            .inspect_err(|error| self.fail(error))?;
         self.appended = true;
         self.throttled |= pace == Pace::Throttle;
         let mut frame = None;
@@ -267,6 +277,9 @@ impl Driver {
             .flatten()
             .filter(|link| link.feed_live)
         {
+            if let Some(source) = &link.source {
+                source.ordered(&record.changes);
+            }
             let frame = frame.get_or_insert_with(|| {
                 live_record_frame(record.encode_meta(), record.payload.clone())
             });
@@ -276,10 +289,12 @@ impl Driver {
         Ok(sequence)
     }
 
-    /// Applies a record that came from the primary, or from a member while pulling.
+    /// Applies a record that came from the primary, or from a member while pulling. Only after
+    /// that it counts as here.
     pub(super) fn follow(&mut self, record: &Record) -> Result<(), BrickError> {
         let mask = self.machine.dirty_mask();
         let pace = self.brick.append(record, mask.0)?;
+        self.machine.followed(record.sequence);
         self.appended = true;
         self.throttled |= pace == Pace::Throttle;
         Ok(())
@@ -307,6 +322,7 @@ impl Driver {
                     return;
                 }
             }
+            self.release_replies();
             if quiet && !self.appended {
                 break;
             }
@@ -322,7 +338,7 @@ impl Driver {
     /// As a follower: tells the primary how far this replica is.
     fn acknowledge(&mut self) {
         let position = (self.machine.last(), self.brick.stable());
-        if position == self.acked {
+        if self.acked == Some(position) {
             return;
         }
         for (replica, link) in self.links.iter().enumerate() {
@@ -330,14 +346,14 @@ impl Driver {
             if self.machine.standing(replica) == Some(Standing::MyPrimary) {
                 let (applied, stable) = (position.0, position.1.min(position.0));
                 link.outbox.send(Message::Ack { applied, stable }.encode());
-                self.acked = position;
+                self.acked = Some(position);
             }
         }
     }
 
     /// Something about the primary changed: the next acknowledgement is sent in any case.
     pub(super) fn forget_acknowledged(&mut self) {
-        self.acked = (Sequence::ZERO, Sequence::ZERO);
+        self.acked = None;
     }
 
     fn start_flush(&mut self) {
@@ -366,12 +382,8 @@ impl Driver {
             objects: objects.clone(),
         }
         .encode();
-        for replica in 0..self.links.len() {
-            if let (Some(Standing::InSync), Some(link)) =
-                (self.machine.standing(replica), &self.links[replica])
-            {
-                link.outbox.send(request.clone());
-            }
+        for replica in self.machine.flush_waits_for(id).without(self.me).iter() {
+            self.send_frame(replica, request.clone());
         }
         self.flush_brick(objects, BrickFlush::Volume(id));
     }
@@ -389,7 +401,7 @@ impl Driver {
 
     /// The brick can be written no more. The replica steps aside: it closes every connection, so
     /// that peers and clients go on without it, and says why in status (BAD-3).
-    pub(super) fn fail(&mut self, error: &BrickError) {
+    pub(super) fn fail(&mut self, error: &dyn std::fmt::Display) {
         if self.failed.is_some() {
             return;
         }
@@ -409,7 +421,7 @@ impl Driver {
     fn carry_out(&mut self, output: Output) {
         match output {
             Output::Decide(state) => self.make_durable(*state),
-            Output::Confirmed(sequence) => self.confirmed(sequence),
+            Output::Confirmed(_) => {} // replies are released at the end of the round
             Output::Flushed(id) => self.flush_complete(id),
             Output::MarkDirtySince { replica, since } => {
                 if let Err(error) = self.mark_dirty_since(replica, since) {
@@ -422,7 +434,21 @@ impl Driver {
                 }
             }
             Output::Assess { replica, common } => self.assess(replica, common),
-            Output::AskDoubts { replica, common } => self.send(replica, &Message::Ask { common }),
+            Output::AskDoubts {
+                replica,
+                common,
+                revision,
+            } => {
+                let term = self.machine.report().term;
+                self.send(
+                    replica,
+                    &Message::Ask {
+                        common,
+                        term,
+                        revision,
+                    },
+                );
+            }
             Output::Source {
                 replica,
                 decision,
@@ -457,7 +483,12 @@ impl Driver {
                     self.fail(&error);
                 }
             }
-            Output::HandOver { to, term } => self.send(to, &Message::HandOver { term }),
+            Output::HandOver { to, term, agreed } => {
+                let agreed =
+                    agreed.map_or_else(Bytes::new, |agreed| super::links::to_json(&agreed));
+                self.send(to, &Message::HandOver { term, agreed });
+            }
+            Output::Propose(next) => self.propose(next),
             Output::HandedOver { done } => {
                 for waiter in self.handover_waiters.drain(..) {
                     let _ = waiter.send(done);
@@ -501,14 +532,57 @@ impl Driver {
         }
     }
 
-    fn confirmed(&mut self, sequence: Sequence) {
-        while let Some(waiting) = self.waiting.front() {
-            if waiting.until > sequence {
+    /// Answers whatever is confirmed. A primary that may have been replaced answers nothing: what
+    /// it read may be old (ONE-1).
+    fn release_replies(&mut self) {
+        if self.waiting.is_empty() || !self.machine.may_answer(self.now()) {
+            return;
+        }
+        let confirmed = self.machine.confirmed();
+        while let Some(waiting) = self.waiting.pop_front() {
+            if waiting.until > confirmed {
+                self.waiting.push_front(waiting);
                 break;
             }
-            if let Some(waiting) = self.waiting.pop_front() {
-                self.reply(waiting.reply);
+            self.reply(waiting.reply);
+        }
+    }
+
+    // ---- what the pool agrees ------------------------------------------------------------------
+
+    fn propose(&self, next: Agreed) {
+        let Some(shared) = self.shared() else { return };
+        let answer = self.pool.propose(self.spec.id, next);
+        tokio::task::spawn_local(async move {
+            let outcome = answer.await.unwrap_or(Proposed::Undecided);
+            let mut d = shared.borrow_mut();
+            if d.stopping || d.failed.is_some() {
+                return;
             }
+            d.learn_agreement();
+            let now = d.now();
+            d.machine.proposed(now, next, outcome);
+            d.finish_turn();
+        });
+    }
+
+    /// Tells the machine what this node knows of the pool's agreement.
+    pub(super) fn learn_agreement(&mut self) {
+        let now = self.now();
+        if let Some(agreed) = self.pool.agreed(self.spec.id) {
+            self.machine.agreement(now, agreed);
+        }
+    }
+
+    /// As primary: has every follower promise to ask for no role for a while.
+    pub(super) fn ask_promises(&mut self) {
+        if self.machine.agreed().is_none() || !self.machine.serves() {
+            return;
+        }
+        let sent_us = u64::try_from(self.now().as_micros()).unwrap_or(u64::MAX);
+        let term = self.machine.durable().term;
+        for replica in 0..self.links.len() {
+            self.send(replica, &Message::AskPromise { term, sent_us });
         }
     }
 
@@ -626,7 +700,10 @@ impl Driver {
     fn brick_flushed(&mut self, id: storage::FlushId) {
         self.machine.local_stable(self.brick.stable());
         match self.brick_flushes.remove(&id) {
-            Some(BrickFlush::Volume(flush)) => self.machine.flushed(self.me, flush),
+            Some(BrickFlush::Volume(flush)) => {
+                let now = self.now();
+                self.machine.flushed(now, self.me, flush);
+            }
             Some(BrickFlush::ForPrimary { id }) => {
                 self.acknowledge();
                 self.send_to_primary(&Message::Flushed { id });
@@ -647,6 +724,7 @@ impl Driver {
     pub(super) fn tick(&mut self) {
         let now = self.now();
         self.machine.tick(now);
+        self.ask_promises();
         self.brick.retain_from(self.machine.retain_from());
         self.machine.set_journal_from(self.brick.oldest_kept());
         self.finish_turn();
@@ -699,6 +777,12 @@ impl Driver {
     pub(super) fn is_handing_over(&self) -> bool {
         matches!(self.machine.phase(), Phase::HandingOver { .. })
     }
+}
+
+/// CLOCK_BOOTTIME (clock_gettime(2)).
+fn boot_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    Duration::try_from(time).unwrap_or_default()
 }
 
 /// A replica's index as the brick counts it.

@@ -188,6 +188,7 @@ pub(super) async fn serve_link(
             if d.stopping || d.failed.is_some() {
                 return Err(LinkError::Closed);
             }
+            d.check_in_step();
             let epoch = d.link_up(replica, outbox.clone(), report);
             d.finish_turn();
             epoch
@@ -320,6 +321,16 @@ fn check_hello(
 }
 
 impl Driver {
+    /// What this replica tells of itself rests on the machine and the brick being at one place.
+    fn check_in_step(&mut self) {
+        let (machine, brick) = (self.machine.last(), self.brick.applied());
+        if machine != brick {
+            self.fail(&format!(
+                "the replica believes to be at record {machine}, its brick is at {brick}"
+            ));
+        }
+    }
+
     fn link_up(&mut self, replica: usize, outbox: Rc<Outbox>, report: Report) -> u64 {
         if self.links[replica].is_some() {
             self.link_lost(replica, None);
@@ -408,7 +419,7 @@ impl Driver {
             }
             Message::Flushed { id } => {
                 self.machine
-                    .flushed(replica, replication::machine::FlushId(id));
+                    .flushed(now, replica, replication::machine::FlushId(id));
             }
             Message::Heartbeat {
                 free_bytes,
@@ -443,8 +454,21 @@ impl Driver {
                 self.machine
                     .membership_changed(replica, &membership, false)?;
             }
-            Message::HandOver { term } => {
-                self.machine.handed_over(replica, term)?;
+            Message::HandOver { term, agreed } => {
+                let agreed = match &agreed[..] {
+                    [] => None,
+                    json => Some(from_json(json)?),
+                };
+                self.machine.handed_over(now, replica, term, agreed)?;
+            }
+            Message::AskPromise { term, sent_us } => {
+                if self.machine.promise(now, replica, term) {
+                    self.send(replica, &Message::Promise { sent_us });
+                }
+            }
+            Message::Promise { sent_us } => {
+                let sent = Duration::from_micros(sent_us).min(now);
+                self.machine.promised(replica, sent);
             }
             Message::Pull { after } => self.serve_pull(shared, replica, after),
             Message::Pulled => {
@@ -452,7 +476,14 @@ impl Driver {
             }
             Message::Resync(record) => self.take_resync(replica, &record)?,
             Message::Resynced { batch } => self.batch_done(replica, batch),
-            Message::Ask { common } => self.tell_doubts(replica, common)?,
+            Message::Ask {
+                common,
+                term,
+                revision,
+            } => {
+                self.machine.asked(term, revision)?;
+                self.tell_doubts(replica, common)?;
+            }
             Message::Doubts {
                 items,
                 last,

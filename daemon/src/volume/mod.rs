@@ -31,15 +31,19 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use protocol::identity::Identity;
-use protocol::ids::NodeId;
+use protocol::ids::{NodeId, VolumeId};
 use protocol::node_rpc::VolumeCommand;
 use protocol::preamble::Purpose;
 use protocol::report::{ConnectionState, DiskState, PeerReport, ReplicaReport, ReplicaRole};
+use protocol::units::Term;
 use protocol::volume::VolumeSpec;
-use tokio::sync::{mpsc, oneshot};
+use replication::machine::{Agreed, Proposed};
+use replication::state::Mask;
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::events::{EventLog, Severity};
-use crate::pool::PoolClient;
+use crate::pool::{ChangeError, PoolClient};
+use crate::raft::PoolState;
 
 pub use bricks::{PrepareError, abort_brick, mark_brick_deleted, prepare_brick};
 
@@ -75,6 +79,12 @@ pub(crate) trait PoolView: Send + Sync {
     fn client_tls(&self, node: NodeId) -> io::Result<Arc<rustls::ClientConfig>>;
     /// TLS for accepting.
     fn server_tls(&self) -> Arc<rustls::ServerConfig>;
+    /// What the pool agreed about the volume's roles; `None`: its bricks decide.
+    fn agreed(&self, volume: VolumeId) -> Option<Agreed>;
+    /// Wakes at each change of what the pool agreed about anything.
+    fn changes(&self) -> watch::Receiver<Arc<PoolState>>;
+    /// Has the pool agree on this if it is still at the version before. Answers within a second.
+    fn propose(&self, volume: VolumeId, next: Agreed) -> oneshot::Receiver<Proposed>;
     /// Something that operators should know.
     fn event(&self, kind: &str, volume: &str, message: &str);
 }
@@ -82,6 +92,8 @@ pub(crate) trait PoolView: Send + Sync {
 struct ContextView {
     context: VolumeContext,
     server: Arc<rustls::ServerConfig>,
+    /// Where connections to other nodes live.
+    runtime: tokio::runtime::Handle,
 }
 
 impl PoolView for ContextView {
@@ -102,6 +114,50 @@ impl PoolView for ContextView {
 
     fn server_tls(&self) -> Arc<rustls::ServerConfig> {
         self.server.clone()
+    }
+
+    fn agreed(&self, volume: VolumeId) -> Option<Agreed> {
+        let set = self.context.pool.replica_set(volume)?;
+        Some(Agreed {
+            version: set.version,
+            term: Term(set.term),
+            primary: usize::from(set.primary),
+            in_sync: Mask(set.in_sync),
+        })
+    }
+
+    fn changes(&self) -> watch::Receiver<Arc<PoolState>> {
+        self.context.pool.subscribe()
+    }
+
+    fn propose(&self, volume: VolumeId, next: Agreed) -> oneshot::Receiver<Proposed> {
+        let (answer, wait) = oneshot::channel();
+        let pool = self.context.pool.clone();
+        self.runtime.spawn(async move {
+            let primary = u8::try_from(next.primary).expect("REPLICAS_MAX");
+            let done = pool
+                .set_replica_set(
+                    volume,
+                    next.version - 1,
+                    next.term.0,
+                    primary,
+                    next.in_sync.0,
+                )
+                .await;
+            let outcome = match done {
+                Ok(_) => Proposed::Agreed,
+                Err(ChangeError::Refused(refusal)) => {
+                    tracing::debug!(%refusal, "the pool refused a change of roles");
+                    Proposed::Refused
+                }
+                Err(ChangeError::Undecided(refusal)) => {
+                    tracing::debug!(%refusal, "the pool could not decide about roles");
+                    Proposed::Undecided
+                }
+            };
+            let _ = answer.send(outcome);
+        });
+        wait
     }
 
     fn event(&self, kind: &str, volume: &str, message: &str) {
@@ -228,6 +284,7 @@ impl VolumeHandle {
         let view: Arc<dyn PoolView> = Arc::new(ContextView {
             context: ctx,
             server,
+            runtime: tokio::runtime::Handle::current(),
         });
         let (inbox, messages) = mpsc::channel(INBOX_MAX);
         thread::start(spec.clone(), my_replica, pool_id, view, messages)?;

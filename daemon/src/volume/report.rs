@@ -79,12 +79,17 @@ impl Driver {
                 "fetches the newest records from {}",
                 self.spec.replicas[from].node_name
             )),
+            Phase::Claiming { .. } => Some("asks the pool for the role of primary".to_owned()),
             Phase::Activating => Some("is becoming primary".to_owned()),
             Phase::HandingOver { to } => Some(format!(
                 "hands its role to {}",
                 self.spec.replicas[to].node_name
             )),
-            Phase::Serving => None,
+            Phase::Serving if self.machine.may_answer(self.now()) => None,
+            Phase::Serving => Some(
+                "answers nothing until every in-sync replica confirms that it is still primary"
+                    .to_owned(),
+            ),
             Phase::Following => {
                 let primary = self.primary_node().is_some();
                 (!primary).then(|| "no primary is known".to_owned())
@@ -161,6 +166,8 @@ fn reason_text(reason: RoleReason) -> &'static str {
         RoleReason::Promoted => "promoted by an operator or by the last primary's shutdown",
         RoleReason::HandedOver => "handed its role over",
         RoleReason::Followed => "met a primary of a later term",
+        RoleReason::TookOver => "took over when the last primary was gone",
+        RoleReason::Deposed => "the pool made another replica primary",
     }
 }
 

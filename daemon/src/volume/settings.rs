@@ -12,6 +12,10 @@ pub(super) struct Settings {
     pub(super) activation_wait: Duration,
     /// A replica that says or acknowledges nothing for so long leaves the set.
     pub(super) replica_deadline: Duration,
+    /// Where the pool decides about roles: how long a follower's promise holds.
+    pub(super) role_lease: Duration,
+    /// A follower whose primary says nothing for so long asks for the role.
+    pub(super) claim_after: Duration,
     /// A client that says nothing for so long has ended.
     pub(super) session_timeout: Duration,
     /// Upper bound of a resync; `None`: none.
@@ -27,6 +31,8 @@ impl Settings {
         let rate = options.bytes("resync-max-rate");
         Self {
             activation_wait: Duration::from_secs(2),
+            role_lease: Duration::from_millis(200),
+            claim_after: Duration::from_millis(500),
             replica_deadline: options.duration("replica-deadline"),
             session_timeout: options.duration("session-timeout"),
             resync_bytes_per_second_max: (rate > 0).then_some(rate),

@@ -3,7 +3,8 @@
 //! to them after every batch.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
 
@@ -35,6 +36,8 @@ const KEY_BYTES_ESTIMATE: u64 = 160;
 const EXACT_KEYS_MAX: usize = 512;
 /// Bytes of one exact range.
 const EXACT_BYTES_MAX: usize = 256 << 10;
+/// No object has a block from here on: its bytes could not be counted.
+const BLOCKS_MAX: u64 = i64::MAX as u64 / BLOCK_BYTES + 1;
 /// Objects of one exact range.
 const EXACT_OBJECTS_MAX: usize = 4096;
 
@@ -47,9 +50,65 @@ pub(super) struct Source {
     open: RefCell<BTreeMap<u64, (Vec<DirtyItem>, usize)>>,
     wants: RefCell<HashMap<u64, oneshot::Sender<Bytes>>>,
     wake: Notify,
+    /// What records changed since the batch in the making was begun.
+    changed: RefCell<Option<Changed>>,
+}
+
+/// What live records changed. They went to the target before the batch that is in the making, so
+/// what the batch has of the same must be read again: else old bytes would follow newer ones.
+#[derive(Default)]
+struct Changed {
+    keys: HashSet<Bytes>,
+    /// Bytes by object.
+    objects: HashMap<ObjectId, Vec<Range<u64>>>,
+}
+
+impl Changed {
+    fn note(&mut self, changes: &[Change]) {
+        for change in changes {
+            let (object, range) = match change {
+                Change::Put { key, .. } | Change::Delete { key } => {
+                    self.keys.insert(key.clone());
+                    continue;
+                }
+                Change::Write {
+                    object,
+                    offset,
+                    len,
+                } => (object, *offset..offset.saturating_add(u64::from(*len))),
+                Change::Zero {
+                    object,
+                    offset,
+                    len,
+                } => (object, *offset..offset.saturating_add(*len)),
+                Change::Truncate { object, size } => (object, *size..u64::MAX),
+                Change::Drop { object } => (object, 0..u64::MAX),
+            };
+            self.objects.entry(*object).or_default().push(range);
+        }
+    }
+
+    fn touches(&self, item: &DirtyItem) -> bool {
+        match item {
+            DirtyItem::Key { key } => self.keys.contains(key),
+            DirtyItem::Dropped { object } => self.objects.contains_key(object),
+            DirtyItem::Blocks { object, start, end } => {
+                let (start, end) = (start * BLOCK_BYTES, end * BLOCK_BYTES);
+                let ranges = self.objects.get(object).into_iter().flatten();
+                ranges.into_iter().any(|r| r.start < end && start < r.end)
+            }
+        }
+    }
 }
 
 impl Source {
+    /// A live record went to the target.
+    pub(super) fn ordered(&self, changes: &[Change]) {
+        if let Some(changed) = self.changed.borrow_mut().as_mut() {
+            changed.note(changes);
+        }
+    }
+
     /// Ends the resync; what was not acknowledged stays dirty.
     pub(super) fn stop(&self) {
         self.stopped.set(true);
@@ -134,6 +193,7 @@ impl Driver {
             journal_bytes: common.and_then(|at| self.brick.journal_bytes_since(at)),
             dirty_bytes: summary.bytes + summary.keys * KEY_BYTES_ESTIMATE,
             resync_was_mine: false, // the machine knows
+            pool_decides: false,    // the machine knows
         };
         let full = self.full_wanted.has(replica);
         if !self.paused {
@@ -295,12 +355,11 @@ impl Driver {
         for item in items {
             match item {
                 Doubt::Key(key) => dirty.push(DirtyItem::Key { key }),
-                Doubt::Blocks(object, first, count) => {
-                    dirty.push(DirtyItem::Blocks {
-                        object,
-                        start: first,
-                        end: first + count,
-                    });
+                Doubt::Blocks(object, start, count) => {
+                    let end = start.saturating_add(count).min(BLOCKS_MAX);
+                    if start < end {
+                        dirty.push(DirtyItem::Blocks { object, start, end });
+                    }
                 }
                 Doubt::Object(object) => dirty.push(DirtyItem::Dropped { object }),
             }
@@ -475,68 +534,74 @@ impl Run {
 
     /// Sends items in batches of bounded size.
     async fn send_items(&self, items: Vec<DirtyItem>) -> Result<(), Stopped> {
-        let mut batch = Batch::default();
-        for item in items {
-            let pieces = match item {
-                DirtyItem::Blocks { object, start, end } => split_blocks(object, start, end),
-                other => vec![other],
-            };
-            for piece in pieces {
-                self.add_item(&mut batch, &piece).await?;
-                batch.items.push(piece);
-                if batch.payload.len() + batch.key_bytes >= BATCH_BYTES_MAX {
-                    self.send_batch(std::mem::take(&mut batch)).await?;
+        let mut todo: VecDeque<DirtyItem> = items.into_iter().flat_map(pieces).collect();
+        while !todo.is_empty() {
+            *self.source.changed.borrow_mut() = Some(Changed::default());
+            let mut read = Vec::new();
+            let mut bytes = 0;
+            while bytes < BATCH_BYTES_MAX
+                && let Some(item) = todo.pop_front()
+            {
+                let content = self.read_item(&item).await?;
+                bytes += content.bytes();
+                read.push((item, content));
+            }
+            // No await between here and the sending: what was read and not changed since is what
+            // the target lacks at this place of the stream.
+            let changed = self.source.changed.borrow_mut().take().unwrap_or_default();
+            let mut batch = Batch::default();
+            for (item, content) in read {
+                if changed.touches(&item) {
+                    todo.push_back(item);
+                } else {
+                    batch.add(item, content);
                 }
             }
-        }
-        self.send_batch(batch).await
-    }
-
-    async fn add_item(&self, batch: &mut Batch, item: &DirtyItem) -> Result<(), Stopped> {
-        match item {
-            DirtyItem::Key { key } => {
-                let value = self.with(|d| d.brick.get(key))?;
-                batch.key_bytes += key.len() + 32;
-                match value {
-                    Ok(Some(value)) => {
-                        batch.key_bytes += value.len();
-                        batch.changes.push(Change::Put {
-                            key: key.clone(),
-                            value,
-                        });
-                    }
-                    Ok(None) => batch.changes.push(Change::Delete { key: key.clone() }),
-                    Err(error) => return self.unreadable(&error),
-                }
-            }
-            DirtyItem::Dropped { object } => {
-                let exists = self.with(|d| d.brick.exists(*object))?;
-                match exists {
-                    Ok(true) => {} // made again since: its blocks are dirty of their own
-                    Ok(false) => batch.changes.push(Change::Drop { object: *object }),
-                    Err(error) => return self.unreadable(&error),
-                }
-            }
-            DirtyItem::Blocks { object, start, end } => {
-                let offset = start * BLOCK_BYTES;
-                let len = u32::try_from((end - start) * BLOCK_BYTES).expect("a batch's bytes");
-                match read_again(&self.shared, *object, offset, len).await {
-                    Some(Ok(data)) => batch.add_data(*object, offset, &data),
-                    Some(Err(error)) => return self.unreadable(&error),
-                    None => return Err(Stopped),
-                }
-            }
+            self.send_batch(batch).await?;
         }
         Ok(())
     }
 
-    fn unreadable(&self, error: &storage::ReadError) -> Result<(), Stopped> {
+    /// What the target is to have in place of an item.
+    async fn read_item(&self, item: &DirtyItem) -> Result<Content, Stopped> {
+        match item {
+            DirtyItem::Key { key } => match self.with(|d| d.brick.get(key))? {
+                Ok(Some(value)) => Ok(Content::Change(Change::Put {
+                    key: key.clone(),
+                    value,
+                })),
+                Ok(None) => Ok(Content::Change(Change::Delete { key: key.clone() })),
+                Err(error) => Err(self.unreadable(&error)),
+            },
+            DirtyItem::Dropped { object } => match self.with(|d| d.brick.exists(*object))? {
+                Ok(true) => Ok(Content::Nothing), // made again since: its blocks are dirty of their own
+                Ok(false) => Ok(Content::Change(Change::Drop { object: *object })),
+                Err(error) => Err(self.unreadable(&error)),
+            },
+            DirtyItem::Blocks { object, start, end } => {
+                match self.with(|d| d.brick.exists(*object))? {
+                    Ok(true) => {}
+                    Ok(false) => return Ok(Content::Change(Change::Drop { object: *object })),
+                    Err(error) => return Err(self.unreadable(&error)),
+                }
+                let offset = start * BLOCK_BYTES;
+                let len = u32::try_from((end - start) * BLOCK_BYTES).map_err(|_| Stopped)?;
+                match read_again(&self.shared, *object, offset, len).await {
+                    Some(Ok(data)) => Ok(Content::Data(data)),
+                    Some(Err(error)) => Err(self.unreadable(&error)),
+                    None => Err(Stopped),
+                }
+            }
+        }
+    }
+
+    fn unreadable(&self, error: &storage::ReadError) -> Stopped {
         let _ = self.with(|d| {
             tracing::error!(volume = %d.spec.name, %error, "a resync stops: its source is damaged");
             d.pool
                 .event("resync_stopped", &d.spec.name, &error.to_string());
         });
-        Err(Stopped)
+        Stopped
     }
 
     async fn send_batch(&self, batch: Batch) -> Result<(), Stopped> {
@@ -559,8 +624,6 @@ impl Run {
             changes: batch.changes,
             payload: batch.payload.freeze(),
         };
-        // Data was read while records may have been ordered: those follow in the stream and bring
-        // the same blocks to their newer state.
         self.with(|d| {
             self.source
                 .open
@@ -649,7 +712,7 @@ impl Run {
             match next {
                 Ok(Some(to)) => from = to,
                 Ok(None) => return Ok(()),
-                Err(error) => return self.unreadable(&error),
+                Err(error) => return Err(self.unreadable(&error)),
             }
         }
     }
@@ -691,10 +754,7 @@ impl Run {
         let len = u32::try_from(end.saturating_sub(first) * BLOCK_BYTES).expect("an extent");
         let data = match read_extent(&self.shared, object, first * BLOCK_BYTES, len).await {
             Some(Ok(data)) => data,
-            Some(Err(error)) => {
-                self.unreadable(&error)?;
-                return Err(Stopped);
-            }
+            Some(Err(error)) => return Err(self.unreadable(&error)),
             None => return Err(Stopped),
         };
         let hashes = hash_blocks(&data);
@@ -798,7 +858,41 @@ struct Batch {
     key_bytes: usize,
 }
 
+/// What is sent in place of a dirty item.
+enum Content {
+    Nothing,
+    Change(Change),
+    Data(Bytes),
+}
+
+impl Content {
+    /// About what it costs on the wire.
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Change(Change::Put { key, value }) => key.len() + value.len() + 32,
+            Self::Change(Change::Delete { key }) => key.len() + 32,
+            Self::Change(_) => 32,
+            Self::Data(data) => data.len(),
+        }
+    }
+}
+
 impl Batch {
+    fn add(&mut self, item: DirtyItem, content: Content) {
+        match (&item, &content) {
+            (DirtyItem::Blocks { object, start, .. }, Content::Data(data)) => {
+                self.add_data(*object, start * BLOCK_BYTES, data);
+            }
+            (_, Content::Change(change)) => {
+                self.key_bytes += content.bytes();
+                self.changes.push(change.clone());
+            }
+            _ => {}
+        }
+        self.items.push(item);
+    }
+
     /// Adds data; blocks of zeros travel as a range.
     fn add_data(&mut self, object: ObjectId, offset: u64, data: &[u8]) {
         for (index, block) in data.chunks(BLOCK_BYTES as usize).enumerate() {
@@ -842,7 +936,10 @@ impl Batch {
 }
 
 /// Cuts a long run of blocks into what one batch carries.
-fn split_blocks(object: ObjectId, start: u64, end: u64) -> Vec<DirtyItem> {
+fn pieces(item: DirtyItem) -> Vec<DirtyItem> {
+    let DirtyItem::Blocks { object, start, end } = item else {
+        return vec![item];
+    };
     let most = BATCH_BYTES_MAX as u64 / BLOCK_BYTES;
     (start..end)
         .step_by(usize::try_from(most).expect("small"))

@@ -119,6 +119,7 @@ async fn run(
         tokio::task::spawn_local(watch_brick(shared.clone(), fd));
     }
     tokio::task::spawn_local(ticker(shared.clone()));
+    tokio::task::spawn_local(watch_agreement(shared.clone()));
     for replica in me + 1..count {
         tokio::task::spawn_local(keep_dialling(shared.clone(), replica));
     }
@@ -193,6 +194,19 @@ async fn watch_brick(shared: Shared, fd: OwnedFd) {
             return;
         }
         d.brick_events();
+        d.finish_turn();
+    }
+}
+
+/// Tells the machine what the pool agrees on, as soon as this node knows.
+async fn watch_agreement(shared: Shared) {
+    let mut changes = shared.borrow().pool.changes();
+    while changes.changed().await.is_ok() {
+        let mut d = shared.borrow_mut();
+        if d.stopping || d.failed.is_some() {
+            return;
+        }
+        d.learn_agreement();
         d.finish_turn();
     }
 }
@@ -286,6 +300,8 @@ impl Driver {
         self.settings = super::settings::Settings::of(&spec);
         self.machine
             .set_replica_deadline(self.settings.replica_deadline);
+        let (now, agreed) = (self.now(), self.pool.agreed(spec.id));
+        self.machine.set_agreement(now, agreed);
         if let Err(error) = self.brick.set_spec(spec.clone()) {
             self.fail(&error);
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
 
-use super::{FlushId, Machine, Output, Phase, Refusal, Standing};
+use super::{Agreed, FlushId, Machine, Output, Phase, Refusal, Standing};
 use crate::state::{Disk, How, Mask, Membership, Role, RoleReason, Welcome};
 
 impl Machine {
@@ -23,6 +23,11 @@ impl Machine {
         if self.phase == Phase::Serving && welcome.term == self.state.term {
             return Err(Refusal::OutOfPlace);
         }
+        let other = welcome.how == How::Records && welcome.basis != self.last;
+        if other || welcome.revision != self.revision {
+            return Err(Refusal::OutOfPlace); // they meet again, and decide on what is now
+        }
+        self.revision += 1;
         self.stop_serving(RoleReason::Followed);
         for link in self.links.iter_mut().flatten() {
             link.standing = Standing::Met;
@@ -47,6 +52,11 @@ impl Machine {
             How::Resync => Disk::Inconsistent,
         };
         self.phase = Phase::Following;
+        self.joined = false;
+        self.tail_fetched = false;
+        if welcome.how == How::Resync {
+            self.state.knows_after = welcome.at;
+        }
         self.decide();
         if welcome.how == How::Resync {
             self.last = welcome.at;
@@ -60,7 +70,11 @@ impl Machine {
     }
 
     /// A record arrived from the primary or, while pulling, from a member. It must be the next.
-    pub fn received(&mut self, from: usize, sequence: Sequence, term: Term) -> Result<(), Refusal> {
+    /// The driver applies it, now or when it can, and then calls [`Machine::followed`].
+    ///
+    /// # Errors
+    /// [`Refusal::OutOfPlace`] where it is not the next or comes from somebody else.
+    pub fn received(&self, from: usize, sequence: Sequence, term: Term) -> Result<(), Refusal> {
         let expected = match self.phase {
             Phase::Pulling { from: source } => source == from,
             Phase::Following => self.standing(from) == Some(Standing::MyPrimary),
@@ -69,8 +83,13 @@ impl Machine {
         if !expected || sequence != self.last.next() || term > self.state.term {
             return Err(Refusal::OutOfPlace);
         }
-        self.last = sequence;
         Ok(())
+    }
+
+    /// The record that arrived is part of the brick now: only from here on it counts as here.
+    pub fn followed(&mut self, sequence: Sequence) {
+        assert_eq!(sequence, self.last.next(), "records follow one another");
+        self.last = sequence;
     }
 
     /// The primary says that this replica is in sync, or how the set changed.
@@ -92,6 +111,7 @@ impl Machine {
             self.outputs
                 .push_back(Output::MarkDirtySince { replica, since });
         }
+        self.joined = membership.in_sync.has(self.config.me) && (joined || self.joined);
         self.state.line = membership.line.clone();
         self.state.in_sync = membership.in_sync;
         self.state.since = membership.since;
@@ -115,6 +135,8 @@ impl Machine {
         if matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
             self.flushes.clear();
             self.handover_flush = None;
+            self.entering = Mask::default();
+            self.joining = Mask::default();
             self.outputs.push_back(Output::StoppedServing { reason });
         }
     }
@@ -136,6 +158,7 @@ impl Machine {
             return Err(Refusal::NotInSync);
         }
         self.phase = Phase::HandingOver { to };
+        self.handover_ready = false;
         self.advance_handover();
         Ok(())
     }
@@ -146,6 +169,7 @@ impl Machine {
         let ready = matches!(self.phase, Phase::HandingOver { .. })
             && self.confirmed == self.last
             && self.handover_flush.is_none()
+            && !self.handover_ready
             && self.state.handed_to.is_none();
         if !ready {
             return None;
@@ -167,6 +191,10 @@ impl Machine {
         let Phase::HandingOver { to } = self.phase else {
             return;
         };
+        if self.quorum.is_some() {
+            self.handover_ready = true;
+            return; // the pool is asked next
+        }
         self.state.role = Role::Secondary;
         self.state.role_reason = RoleReason::HandedOver;
         self.state.handed_to = Some(to);
@@ -174,17 +202,34 @@ impl Machine {
     }
 
     pub(super) fn cancel_handover(&mut self) {
-        if self.state.handed_to.is_some() {
-            return; // the decision is on its way to the disk: it stands
+        if self.state.handed_to.is_some() || self.handover_asked() {
+            return; // the decision is on its way: it stands
         }
         self.handover_flush = None;
+        self.handover_ready = false;
         self.phase = Phase::Serving;
         self.outputs.push_back(Output::HandedOver { done: false });
     }
 
-    /// The primary handed its role to this replica.
-    pub fn handed_over(&mut self, from: usize, term: Term) -> Result<(), Refusal> {
+    /// The primary handed its role to this replica; `agreed` by the pool, where it decides.
+    pub fn handed_over(
+        &mut self,
+        now: Duration,
+        from: usize,
+        term: Term,
+        agreed: Option<Agreed>,
+    ) -> Result<(), Refusal> {
+        if let Some(agreed) = agreed {
+            let known = self.agreed().ok_or(Refusal::OutOfPlace)?;
+            if agreed.version > known.version {
+                self.is_even(from);
+                self.heir_of = Some(from);
+                self.agreement(now, agreed);
+            }
+            return Ok(());
+        }
         let fits = self.phase == Phase::Following
+            && self.quorum.is_none()
             && self.standing(from) == Some(Standing::MyPrimary)
             && self.state.disk == Disk::UpToDate
             && term.0 == self.state.term.0 + 1;
@@ -199,6 +244,12 @@ impl Machine {
         if self.state.disk != Disk::UpToDate || !self.state.in_sync.has(self.config.me) {
             return;
         }
+        self.is_even(from);
+        self.activate(RoleReason::Promoted);
+    }
+
+    /// The primary that hands its role over ordered nothing that this replica lacks.
+    fn is_even(&mut self, from: usize) {
         let last = self.last;
         if let Some(link) = self.links[from].as_mut() {
             link.standing = Standing::Met;
@@ -211,6 +262,5 @@ impl Machine {
             link.report.suspects = 0;
             link.report.handed_to = None;
         }
-        self.activate(RoleReason::Promoted);
     }
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use protocol::units::Sequence;
+use protocol::units::{Sequence, Term};
 
-use super::{DropReason, Link, Machine, Output, Phase, Standing};
+use super::{DropReason, Link, Machine, Output, Phase, Refusal, Standing};
 use crate::decision::{Decision, Means, Rule, decide};
 use crate::line::Relation;
 use crate::state::{How, Report, Welcome};
@@ -21,6 +21,7 @@ impl Machine {
         let handed_to_me =
             report.handed_to == Some(self.config.me) && report.term == self.state.term;
         let later = report.term > self.state.term;
+        let serving = report.serving;
         self.links[replica] = Some(Link {
             report,
             standing: Standing::Met,
@@ -28,18 +29,50 @@ impl Machine {
             stable: Sequence::ZERO,
             heard: now,
             behind_since: None,
+            acknowledged: false,
+            lease_until: Duration::ZERO,
         });
         match self.phase {
             Phase::Waiting { .. } => self.try_activate(now),
             Phase::Serving if later => self.step_down(),
             Phase::Serving => self.assess(replica),
             Phase::Following if handed_to_me => self.take_over(replica),
+            Phase::Following if later && serving => self.leave_primary(),
             _ => {}
         }
     }
 
+    /// A primary of `term` asks what this replica has in doubt. From the answer on, this replica
+    /// takes and orders nothing until it is welcomed, so that the answer stays true.
+    ///
+    /// # Errors
+    /// [`Refusal::OutOfPlace`] where this replica knows a later term, or serves in this one, or is
+    /// not what it told any more.
+    pub fn asked(&mut self, term: Term, revision: u64) -> Result<(), Refusal> {
+        let serves = !matches!(self.phase, Phase::Following | Phase::Waiting { .. });
+        let earlier = term < self.state.term || (term == self.state.term && serves);
+        if earlier || revision != self.revision {
+            return Err(Refusal::OutOfPlace);
+        }
+        if serves {
+            self.step_down();
+        }
+        self.leave_primary();
+        Ok(())
+    }
+
+    /// A primary of a later term is there: this replica takes nothing more from the one that it
+    /// followed, so that what it tells the new one of itself stays true.
+    fn leave_primary(&mut self) {
+        for link in self.links.iter_mut().flatten() {
+            if link.standing == Standing::MyPrimary {
+                link.standing = Standing::Met;
+            }
+        }
+    }
+
     pub(super) fn assess(&mut self, replica: usize) {
-        if self.standing(replica) == Some(Standing::Met) {
+        if self.standing(replica) == Some(Standing::Met) && !self.may_still_claim(replica) {
             let common = self.common_with(replica);
             self.outputs.push_back(Output::Assess { replica, common });
         }
@@ -69,8 +102,9 @@ impl Machine {
             return;
         }
         means.resync_was_mine = self.state.resyncing.has(replica);
-        means.map_since = Some(self.state.since[replica]);
-        let covered_since = self.state.since[replica];
+        means.pool_decides = self.quorum.is_some();
+        means.map_since = Some(self.state.since[replica].max(self.state.knows_after));
+        let covered_since = self.state.since[replica].max(self.state.knows_after);
         let (mut decision, mut rule) = decide(&mine, &link.report, &means);
         if full && decision != Decision::Refuse {
             (decision, rule) = (Decision::Full, Rule::Operator);
@@ -93,8 +127,12 @@ impl Machine {
                     since: common,
                 });
             }
-            self.outputs
-                .push_back(Output::AskDoubts { replica, common });
+            let revision = link.report.revision;
+            self.outputs.push_back(Output::AskDoubts {
+                replica,
+                common,
+                revision,
+            });
         } else {
             self.source(replica, decision, rule);
         }
@@ -126,12 +164,15 @@ impl Machine {
             position.min(link.report.stable)
         };
         link.standing = Standing::Sourcing(rule);
+        link.acknowledged = false;
+        let (basis, revision) = (link.report.last, link.report.revision);
         if how == How::Resync {
             self.state.resyncing = self.state.resyncing.with(replica);
             if decision == Decision::Full {
                 self.state.full = self.state.full.with(replica);
             }
-            self.state.since[replica] = at;
+            // What is covered stays as it was until the replica says that it has begun: the word to
+            // it may be lost, and then it still is where it told.
             self.decide();
         }
         let welcome = Box::new(Welcome {
@@ -139,6 +180,8 @@ impl Machine {
             line: self.state.line.clone(),
             at,
             how,
+            basis,
+            revision,
             rule,
             in_sync: self.state.in_sync,
             since: self.state.since,
@@ -170,14 +213,24 @@ impl Machine {
         let Standing::Catching { until, .. } = link.standing else {
             return;
         };
-        if link.applied < until || self.state.in_sync.has(replica) || !self.serves() {
+        if link.applied < until
+            || !link.acknowledged
+            || self.state.in_sync.has(replica)
+            || !self.serves()
+        {
             return;
         }
+        // From here on nothing is confirmed without it; what was confirmed before, it must have.
+        self.entering = self.entering.with(replica);
+        if link.applied < self.confirmed {
+            return;
+        }
+        self.entering = self.entering.without(replica);
         self.state.in_sync = self.state.in_sync.with(replica);
         self.state.resyncing = self.state.resyncing.without(replica);
         self.state.full = self.state.full.without(replica);
         self.state.since[replica] = link.stable;
-        self.joined_after_decision = self.joined_after_decision.with(replica);
+        self.joining = self.joining.with(replica);
         self.decide();
     }
 
@@ -186,8 +239,12 @@ impl Machine {
         let Some(link) = self.links[replica].take() else {
             return;
         };
+        self.entering = self.entering.without(replica);
         if link.gets_records() {
-            self.state.since[replica] = link.stable;
+            let begun = link.acknowledged || !self.state.resyncing.has(replica);
+            if begun {
+                self.state.since[replica] = link.stable;
+            }
             self.outputs.push_back(Output::MarkDirtySince {
                 replica,
                 since: link.stable,
@@ -197,8 +254,11 @@ impl Machine {
                 let generation = self.fresh_generation();
                 self.state.line.begin(generation, self.last);
             }
+            self.joining = self.joining.without(replica);
             self.decide();
+            self.ask_for_members(now);
         }
+        self.look_after_primary(now);
         match self.phase {
             Phase::HandingOver { to } if to == replica => self.cancel_handover(),
             Phase::Pulling { from } if from == replica => {

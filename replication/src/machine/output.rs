@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
 
+use super::quorum::Agreed;
 use crate::decision::{Decision, Rule};
 use crate::state::{DurableState, Membership, RoleReason, Welcome};
 
@@ -19,6 +20,12 @@ pub struct Config {
     pub activation_wait: Duration,
     /// A member that acknowledges nothing, or says nothing, for so long leaves the set (FO-5).
     pub replica_deadline: Duration,
+    /// What the pool agreed, where it decides about roles (`quorum=majority`).
+    pub agreed: Option<Agreed>,
+    /// How long a promise holds.
+    pub lease: Duration,
+    /// A follower whose primary says nothing for so long asks for the role.
+    pub claim_after: Duration,
     /// Random, different at each start: generations are made from it.
     pub entropy: [u8; 16],
 }
@@ -37,6 +44,11 @@ pub enum Phase {
     Pulling {
         /// From this replica.
         from: usize,
+    },
+    /// The pool was asked for the role.
+    Claiming {
+        /// Why.
+        reason: RoleReason,
     },
     /// The decision to serve is being made durable.
     Activating,
@@ -91,6 +103,8 @@ pub enum Output {
         replica: usize,
         /// The last common record.
         common: Sequence,
+        /// [`crate::state::Report::revision`] that was decided on.
+        revision: u64,
     },
     /// Send this first, then do as `decision` says, then call [`super::Machine::source_done`]. Live
     /// records follow from [`Welcome::at`] on, or after the journal's tail was sent.
@@ -160,7 +174,12 @@ pub enum Output {
         to: usize,
         /// Its term.
         term: Term,
+        /// What the pool agreed, where it decides.
+        agreed: Option<Agreed>,
     },
+    /// Have the pool agree on this if it still is at the version before, tell what it agreed by
+    /// [`super::Machine::agreement`], then call [`super::Machine::proposed`].
+    Propose(Agreed),
     /// A planned promotion ended.
     HandedOver {
         /// Whether it took place.
@@ -177,6 +196,8 @@ pub enum DropReason {
     Slow,
     /// It is of an earlier term than this replica knows.
     StaleTerm,
+    /// The role moved: they tell each other anew where they stand.
+    RoleMoved,
 }
 
 /// Why a request to the machine is refused.

@@ -27,7 +27,7 @@ struct ToyRecord {
 enum Wire {
     Hello(Box<Report>),
     Welcome(Box<Welcome>),
-    Ask(Sequence),
+    Ask(Sequence, Term, u64),
     Doubts(Vec<Key>),
     Record(ToyRecord),
     Ack(Sequence, Sequence),
@@ -36,11 +36,37 @@ enum Wire {
     Exact(BTreeMap<Key, u64>),
     Joined(Box<Membership>),
     Membership(Box<Membership>),
-    HandOver(Term),
+    HandOver(Term, Option<Agreed>),
     Pull(Sequence),
     Pulled,
     Flush(u64),
     Flushed(u64),
+    AskPromise(Term, Duration),
+    Promise(Duration),
+}
+
+/// The pool's agreement: one register that is compared and set, whose users may be cut off.
+struct ToyPool {
+    agreed: Agreed,
+    /// Who asks, in which of its lives, for what.
+    asked: VecDeque<(usize, u8, Agreed)>,
+    cut_off: Vec<bool>,
+}
+
+impl ToyPool {
+    fn decide(&mut self, next: Agreed) -> bool {
+        let ok = next.version == self.agreed.version + 1;
+        if ok {
+            let was = std::mem::replace(&mut self.agreed, next);
+            assert!(next.in_sync.has(next.primary));
+            assert!(
+                was.primary == next.primary
+                    || (was.in_sync.has(next.primary) && next.term > was.term),
+                "no succession: {was:?} {next:?}"
+            );
+        }
+        ok
+    }
 }
 
 /// What survives a crash: everything up to the last flush, and what was decided.
@@ -70,12 +96,36 @@ struct Volume {
     confirmed: Vec<ToyRecord>,
     ordered: Vec<Vec<ToyRecord>>,
     handed_over: u32,
+    pool: Option<ToyPool>,
+    /// Connections on which nothing arrives although nobody noticed.
+    mute: BTreeSet<(usize, usize)>,
 }
 
+const LEASE: Duration = Duration::from_millis(60);
 const WAIT: Duration = Duration::from_millis(100);
 
 impl Volume {
     fn new(count: usize) -> Self {
+        Self::made(count, None)
+    }
+
+    /// With `quorum=majority`.
+    fn with_pool(count: usize) -> Self {
+        let agreed = Agreed {
+            version: 1,
+            term: Term(1),
+            primary: 0,
+            in_sync: Mask::first(count),
+        };
+        let pool = ToyPool {
+            agreed,
+            asked: VecDeque::new(),
+            cut_off: vec![false; count],
+        };
+        Self::made(count, Some(pool))
+    }
+
+    fn made(count: usize, pool: Option<ToyPool>) -> Self {
         let line = Line::new(GenerationId([1; 16]));
         let nodes = (0..count)
             .map(|me| {
@@ -102,6 +152,8 @@ impl Volume {
             confirmed: Vec::new(),
             ordered: vec![Vec::new(); count],
             handed_over: 0,
+            pool,
+            mute: BTreeSet::new(),
         };
         for node in 0..count {
             volume.boot(node);
@@ -116,8 +168,15 @@ impl Volume {
             .map_or(Sequence::ZERO, |record| record.sequence)
     }
 
+    /// The node's clock: no two run at the same rate.
+    fn clock(&self, node: usize) -> Duration {
+        self.now * (1000 + u32::try_from(node).unwrap() * 5) / 1000
+    }
+
     fn boot(&mut self, me: usize) {
         let count = self.nodes.len();
+        let now = self.clock(me);
+        let agreed = self.pool.as_ref().map(|pool| pool.agreed);
         let node = &mut self.nodes[me];
         node.live = node.stable.clone();
         node.starts += 1;
@@ -129,11 +188,18 @@ impl Volume {
             me,
             count,
             activation_wait: WAIT,
-            replica_deadline: Duration::from_secs(10),
+            replica_deadline: if agreed.is_some() {
+                Duration::from_millis(300)
+            } else {
+                Duration::from_secs(10)
+            },
+            agreed,
+            lease: LEASE,
+            claim_after: Duration::from_millis(100),
             entropy,
         };
         let mut machine = Machine::new(config, node.live.state.clone(), Self::last(&node.live), 0);
-        machine.start(self.now);
+        machine.start(now);
         node.machine = Some(machine);
         self.carry_out(me);
     }
@@ -150,11 +216,13 @@ impl Volume {
     }
 
     fn cut(&mut self, a: usize, b: usize) {
+        self.mute.remove(&(a, b));
+        self.mute.remove(&(b, a));
         let was = self.wires.remove(&(a, b)).is_some();
         self.wires.remove(&(b, a));
         if was {
             for (node, other) in [(a, b), (b, a)] {
-                let now = self.now;
+                let now = self.clock(node);
                 self.nodes[node].feed[other] = false;
                 if let Some(machine) = self.nodes[node].machine.as_mut() {
                     machine.lost(now, other);
@@ -183,7 +251,7 @@ impl Volume {
     }
 
     fn write(&mut self, me: usize, key: Key) {
-        let now = self.now;
+        let now = self.clock(me);
         let Some(machine) = self.nodes[me].machine.as_mut() else {
             return;
         };
@@ -264,15 +332,21 @@ impl Volume {
         self.flush(me);
         for other in 0..self.nodes.len() {
             let machine = self.nodes[me].machine.as_ref().unwrap();
-            if machine.standing(other) == Some(Standing::InSync) {
+            if other != me && machine.flush_waits_for(flush).has(other) {
                 self.send(me, other, Wire::Flush(flush.0));
             }
         }
-        self.nodes[me].machine.as_mut().unwrap().flushed(me, flush);
+        let now = self.clock(me);
+        self.nodes[me]
+            .machine
+            .as_mut()
+            .unwrap()
+            .flushed(now, me, flush);
     }
 
+    // A table: one row an output.
     fn one_output(&mut self, me: usize, output: Output) {
-        let now = self.now;
+        let now = self.clock(me);
         match output {
             Output::Decide(state) => {
                 self.nodes[me].live.state = (*state).clone();
@@ -313,11 +387,15 @@ impl Volume {
                     .iter()
                     .filter(|r| Some(r.sequence) > common)
                     .count();
+                // What a resync skipped no journal has.
+                let skipped = live.log.first().filter(|r| r.key == 255);
+                let from = skipped.map_or(Sequence::ZERO, |r| r.sequence);
                 let means = Means {
                     map_since: None,
-                    journal_bytes: common.map(|_| behind as u64),
+                    journal_bytes: common.filter(|at| *at >= from).map(|_| behind as u64),
                     dirty_bytes: live.dirty[replica].len() as u64,
                     resync_was_mine: false,
+                    pool_decides: false,
                 };
                 self.nodes[me]
                     .machine
@@ -325,7 +403,14 @@ impl Volume {
                     .unwrap()
                     .judge(replica, means, false);
             }
-            Output::AskDoubts { replica, common } => self.send(me, replica, Wire::Ask(common)),
+            Output::AskDoubts {
+                replica,
+                common,
+                revision,
+            } => {
+                let term = self.nodes[me].machine.as_ref().unwrap().report().term;
+                self.send(me, replica, Wire::Ask(common, term, revision));
+            }
             Output::Source {
                 replica,
                 decision,
@@ -349,7 +434,14 @@ impl Volume {
             }
             Output::Pull { from, after } => self.send(me, from, Wire::Pull(after)),
             Output::Disconnect { replica, .. } => self.cut(me, replica),
-            Output::HandOver { to, term } => self.send(me, to, Wire::HandOver(term)),
+            Output::HandOver { to, term, agreed } => {
+                self.send(me, to, Wire::HandOver(term, agreed));
+            }
+            Output::Propose(next) => {
+                let life = self.nodes[me].starts;
+                let pool = self.pool.as_mut().expect("asked without a pool");
+                pool.asked.push_back((me, life, next));
+            }
             Output::HandedOver { done } => self.handed_over += u32::from(done),
             Output::StoppedServing { .. } => {
                 let count = self.nodes.len();
@@ -437,6 +529,9 @@ impl Volume {
 
     /// Delivers one frame; false: there was none.
     fn deliver(&mut self, from: usize, to: usize) -> bool {
+        if self.mute.contains(&(from, to)) {
+            return false;
+        }
         let Some(wire) = self
             .wires
             .get_mut(&(from, to))
@@ -455,12 +550,16 @@ impl Volume {
         true
     }
 
+    // A table: one row a message.
     fn arrived(&mut self, from: usize, to: usize, wire: Wire) -> bool {
-        let now = self.now;
+        let now = self.clock(to);
         let machine = self.nodes[to].machine.as_mut().unwrap();
         match wire {
             Wire::Hello(report) => machine.met(now, from, *report),
-            Wire::Ask(common) => {
+            Wire::Ask(common, term, revision) => {
+                if machine.asked(term, revision).is_err() {
+                    return false;
+                }
                 let log = self.nodes[to].live.log.iter();
                 let doubts = log.filter(|r| r.sequence > common).map(|r| r.key).collect();
                 self.send(to, from, Wire::Doubts(doubts));
@@ -508,6 +607,7 @@ impl Volume {
                 let mask = machine.dirty_mask();
                 self.append(to, &record, mask);
                 let machine = self.nodes[to].machine.as_mut().unwrap();
+                machine.followed(record.sequence);
                 machine.local_applied(record.sequence);
                 self.acknowledge(to);
             }
@@ -519,7 +619,15 @@ impl Volume {
             }
             Wire::Joined(m) => return machine.membership_changed(from, &m, true).is_ok(),
             Wire::Membership(m) => return machine.membership_changed(from, &m, false).is_ok(),
-            Wire::HandOver(term) => return machine.handed_over(from, term).is_ok(),
+            Wire::HandOver(term, agreed) => {
+                return machine.handed_over(now, from, term, agreed).is_ok();
+            }
+            Wire::AskPromise(term, sent) => {
+                if machine.promise(now, from, term) {
+                    self.send(to, from, Wire::Promise(sent));
+                }
+            }
+            Wire::Promise(sent) => machine.promised(from, sent),
             Wire::Pull(after) => {
                 self.send_tail(to, from, after);
                 self.send(to, from, Wire::Pulled);
@@ -529,9 +637,102 @@ impl Volume {
                 self.flush(to);
                 self.send(to, from, Wire::Flushed(id));
             }
-            Wire::Flushed(id) => machine.flushed(from, FlushId(id)),
+            Wire::Flushed(id) => machine.flushed(now, from, FlushId(id)),
         }
         true
+    }
+
+    // ---- the pool --------------------------------------------------------------------------
+
+    /// The pool comes to the oldest question. `reaches`: the question arrives; `answers`: its
+    /// answer does.
+    fn pool_turn(&mut self, reaches: bool, answers: bool) -> bool {
+        let Some(pool) = self.pool.as_mut() else {
+            return false;
+        };
+        let Some((node, life, next)) = pool.asked.pop_front() else {
+            return false;
+        };
+        let connected = !pool.cut_off[node];
+        let decided = (reaches && connected).then(|| pool.decide(next));
+        let agreed = pool.agreed;
+        let now = self.clock(node);
+        if self.nodes[node].starts != life {
+            return true;
+        }
+        let Some(machine) = self.nodes[node].machine.as_mut() else {
+            return true;
+        };
+        let outcome = match decided {
+            Some(true) if answers => Proposed::Agreed,
+            Some(false) if answers => Proposed::Refused,
+            _ => Proposed::Undecided,
+        };
+        if outcome == Proposed::Agreed {
+            machine.agreement(now, agreed);
+        }
+        machine.proposed(now, next, outcome);
+        self.carry_out(node);
+        true
+    }
+
+    /// The node learns what the pool agreed.
+    fn learn(&mut self, node: usize) {
+        let now = self.clock(node);
+        let Some(pool) = self.pool.as_ref().filter(|pool| !pool.cut_off[node]) else {
+            return;
+        };
+        let agreed = pool.agreed;
+        if let Some(machine) = self.nodes[node].machine.as_mut() {
+            machine.agreement(now, agreed);
+            self.carry_out(node);
+        }
+    }
+
+    /// Time passes at every node, and primaries ask for promises.
+    fn time(&mut self, by: Duration) {
+        self.now += by;
+        for node in 0..self.nodes.len() {
+            let now = self.clock(node);
+            let Some(machine) = self.nodes[node].machine.as_mut() else {
+                continue;
+            };
+            machine.tick(now);
+            self.carry_out(node);
+            let machine = self.nodes[node].machine.as_ref().unwrap();
+            if !machine.serves() || self.pool.is_none() {
+                continue;
+            }
+            let term = machine.durable().term;
+            for other in 0..self.nodes.len() {
+                self.send(node, other, Wire::AskPromise(term, now));
+            }
+        }
+    }
+
+    /// ONE-1, COH-1: nobody else may answer while one may, and what it reads is not old.
+    fn check_answers(&self) {
+        let answering: Vec<_> = (0..self.nodes.len())
+            .filter(|node| {
+                let machine = self.nodes[*node].machine.as_ref();
+                machine.is_some_and(|machine| machine.may_answer(self.clock(*node)))
+            })
+            .collect();
+        assert!(answering.len() <= 1, "{answering:?} answer at once");
+        let Some(node) = answering.first() else {
+            return;
+        };
+        let mut newest: BTreeMap<Key, u64> = BTreeMap::new();
+        for record in &self.confirmed {
+            newest.insert(record.key, record.value);
+        }
+        for (key, value) in newest {
+            let read = self.nodes[*node].live.keys.get(&key).copied();
+            assert!(
+                read >= Some(value),
+                "{node} reads {read:?} of {key}, not {value}"
+            );
+        }
     }
 
     /// Lets everything happen that is on its way, with everyone up and connected.
@@ -549,6 +750,16 @@ impl Volume {
                 }
             }
             let mut moved = false;
+            self.mute.clear();
+            if let Some(pool) = self.pool.as_mut() {
+                pool.cut_off.fill(false);
+            }
+            while self.pool_turn(true, true) {
+                moved = true;
+            }
+            for node in 0..count {
+                self.learn(node);
+            }
             for from in 0..count {
                 for to in 0..count {
                     while self.deliver(from, to) {
@@ -557,18 +768,17 @@ impl Volume {
                 }
             }
             if !moved {
-                self.now += WAIT;
-                for node in 0..count {
-                    let now = self.now;
-                    self.nodes[node].machine.as_mut().unwrap().tick(now);
-                    self.carry_out(node);
-                }
                 if self.is_whole() {
                     return;
                 }
+                self.time(WAIT / 5);
             }
         }
-        panic!("the volume does not come to rest: {:?}", self.standings());
+        panic!(
+            "the volume does not come to rest: {:?}, agreed {:?}",
+            self.standings(),
+            self.pool.as_ref().map(|pool| pool.agreed)
+        );
     }
 
     fn standings(&self) -> Vec<(Phase, Vec<Option<Standing>>)> {
@@ -726,6 +936,46 @@ fn a_resync_that_is_cut_off_goes_on_where_it_stopped() {
     volume.check_whole();
 }
 
+/// RS-1: the marks stand until the replica says that it has begun.
+#[test]
+fn a_resync_whose_first_word_is_lost_begins_again_with_all_its_marks() {
+    let mut volume = Volume::new(2);
+    volume.settle();
+    volume.crash(1, true);
+    for i in 0..60 {
+        volume.write(0, i % 6);
+    }
+    let covered = volume.nodes[0].live.state.since[1];
+    volume.boot(1);
+    volume.connect(0, 1);
+    let sourcing = |volume: &Volume| {
+        let machine = volume.nodes[0].machine.as_ref().unwrap();
+        matches!(machine.standing(1), Some(Standing::Sourcing(_)))
+    };
+    while !sourcing(&volume) {
+        assert!(volume.deliver(1, 0) || volume.deliver(0, 1), "they meet");
+    }
+    volume.cut(0, 1);
+    assert_eq!(volume.nodes[0].live.state.since[1], covered);
+    assert_eq!(volume.nodes[0].live.dirty[1].len(), 6);
+    volume.settle();
+    volume.check_whole();
+}
+
+/// DUR-2: what a replica has not applied yet, it neither acknowledges nor claims to have.
+#[test]
+fn a_record_counts_only_once_it_is_applied() {
+    let mut volume = Volume::new(2);
+    volume.settle();
+    let machine = volume.nodes[1].machine.as_mut().unwrap();
+    let term = machine.durable().term;
+    let next = machine.last().next();
+    machine.received(0, next, term).expect("it is the next");
+    assert!(machine.last() < next && machine.report().last < next);
+    machine.followed(next);
+    assert_eq!(machine.last(), next);
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Write(usize, Key),
@@ -737,6 +987,10 @@ enum Step {
     Flush(usize),
     HandOver(usize, usize),
     Time(u8),
+    Pool(bool, bool),
+    Learn(usize),
+    CutOff(usize, bool),
+    Mute(usize, usize),
 }
 
 fn step(count: usize) -> impl Strategy<Value = Step> {
@@ -754,8 +1008,80 @@ fn step(count: usize) -> impl Strategy<Value = Step> {
     ]
 }
 
+/// Where the pool decides.
+fn pool_step(count: usize) -> impl Strategy<Value = Step> {
+    let node = 0..count;
+    prop_oneof![
+        20 => step(count),
+        3 => Just(Step::Pool(true, true)),
+        1 => (any::<bool>(), any::<bool>()).prop_map(|(r, a)| Step::Pool(r, a)),
+        3 => node.clone().prop_map(Step::Learn),
+        1 => (node.clone(), any::<bool>()).prop_map(|(n, off)| Step::CutOff(n, off)),
+        1 => (node.clone(), node).prop_map(|(a, b)| Step::Mute(a, b)),
+        2 => (1u8..40).prop_map(Step::Time),
+    ]
+}
+
+/// Whether a step is about nodes that there are.
+fn fits(step: &Step, count: usize) -> bool {
+    match *step {
+        Step::Write(n, _)
+        | Step::Crash(n, _)
+        | Step::Boot(n)
+        | Step::Flush(n)
+        | Step::Learn(n)
+        | Step::CutOff(n, _) => n < count,
+        Step::Deliver(a, b, _)
+        | Step::Cut(a, b)
+        | Step::Connect(a, b)
+        | Step::Mute(a, b)
+        | Step::HandOver(a, b) => a < count && b < count,
+        Step::Time(_) | Step::Pool(..) => true,
+    }
+}
+
+/// Everything that was confirmed is at the primary, or something newer.
+fn check_confirmed(volume: &Volume) {
+    let primary = volume.primary().expect("somebody serves");
+    let mut newest: BTreeMap<Key, u64> = BTreeMap::new();
+    for record in &volume.confirmed {
+        newest.insert(record.key, record.value);
+    }
+    for (key, value) in newest {
+        let found = volume.nodes[primary].live.keys.get(&key).copied();
+        // A later, unconfirmed write of the key may stand there instead.
+        assert!(
+            found >= Some(value),
+            "key {key}: confirmed {value}, found {found:?}"
+        );
+    }
+}
+
 fn run(volume: &mut Volume, steps: &[Step]) {
     for step in steps {
+        one_step(volume, step);
+        let serving = volume
+            .nodes
+            .iter()
+            .filter(|n| n.machine.as_ref().is_some_and(Machine::serves))
+            .count();
+        if volume.pool.is_some() {
+            volume.check_answers();
+        } else {
+            assert!(serving <= 1, "two primaries serve at once");
+        }
+    }
+}
+
+/// Where power was lost, what was confirmed may be gone.
+fn run_unchecked(volume: &mut Volume, steps: &[Step]) {
+    for step in steps {
+        one_step(volume, step);
+    }
+}
+
+fn one_step(volume: &mut Volume, step: &Step) {
+    {
         match *step {
             Step::Write(node, key) => volume.write(node, key),
             Step::Deliver(from, to, times) => {
@@ -779,24 +1105,21 @@ fn run(volume: &mut Volume, steps: &[Step]) {
                     volume.carry_out(node);
                 }
             }
-            Step::Time(ms) => {
-                volume.now += Duration::from_millis(u64::from(ms));
-                for node in 0..volume.nodes.len() {
-                    let now = volume.now;
-                    if let Some(machine) = volume.nodes[node].machine.as_mut() {
-                        machine.tick(now);
-                        volume.carry_out(node);
-                    }
+            Step::Time(ms) => volume.time(Duration::from_millis(u64::from(ms))),
+            Step::Pool(reaches, answers) => {
+                volume.pool_turn(reaches, answers);
+            }
+            Step::Learn(node) => volume.learn(node),
+            Step::CutOff(node, off) => {
+                if let Some(pool) = volume.pool.as_mut() {
+                    pool.cut_off[node] = off;
                 }
+            }
+            Step::Mute(a, b) if volume.wires.contains_key(&(a, b)) => {
+                volume.mute.insert((a, b));
             }
             _ => {}
         }
-        let serving = volume
-            .nodes
-            .iter()
-            .filter(|n| n.machine.as_ref().is_some_and(Machine::serves))
-            .count();
-        assert!(serving <= 1, "two primaries serve at once");
     }
 }
 
@@ -812,17 +1135,7 @@ proptest! {
     ) {
         let mut volume = Volume::new(count);
         volume.settle();
-        let steps: Vec<_> = steps
-            .into_iter()
-            .filter(|s| match s {
-                Step::Write(n, _) | Step::Crash(n, _) | Step::Boot(n) | Step::Flush(n) => {
-                    *n < count
-                }
-                Step::Deliver(a, b, _) | Step::Cut(a, b) | Step::Connect(a, b)
-                | Step::HandOver(a, b) => *a < count && *b < count,
-                Step::Time(_) => true,
-            })
-            .collect();
+        let steps: Vec<_> = steps.into_iter().filter(|step| fits(step, count)).collect();
         run(&mut volume, &steps);
         volume.settle();
         volume.check_whole();
@@ -845,15 +1158,213 @@ proptest! {
             .collect();
         run(&mut volume, &steps);
         volume.settle();
-        let mut expected: BTreeMap<Key, u64> = BTreeMap::new();
-        for record in &volume.confirmed {
-            expected.insert(record.key, record.value);
-        }
-        let primary = volume.primary().unwrap();
-        for (key, value) in expected {
-            let found = volume.nodes[primary].live.keys.get(&key).copied().unwrap_or(0);
-            // A later, unconfirmed write of the key may stand there instead.
-            prop_assert!(found >= value, "key {key}: confirmed {value}, found {found}");
-        }
+        check_confirmed(&volume);
     }
+
+    /// ONE-1, RS-5 with `quorum=majority`: whatever happens to nodes, links and the pool, at most
+    /// one primary answers at each instant, what it answers is not old, and the replicas come to
+    /// rest equal.
+    #[test]
+    fn the_pool_keeps_one_primary_and_the_replicas_come_to_rest_equal(
+        steps in proptest::collection::vec(pool_step(3), 0..300),
+        count in 2usize..4,
+    ) {
+        let mut volume = Volume::with_pool(count);
+        volume.settle();
+        let steps: Vec<_> = steps
+            .into_iter()
+            .filter(|step| fits(step, count))
+            .map(|step| match step {
+                Step::Crash(node, _) => Step::Crash(node, false),
+                other => other,
+            })
+            .collect();
+        run(&mut volume, &steps);
+        volume.settle();
+        volume.check_whole();
+        check_confirmed(&volume);
+    }
+
+    /// The same while power is lost, which may cost what was not on stable storage everywhere.
+    #[test]
+    fn after_power_losses_the_replicas_come_to_rest_equal_with_the_pool(
+        steps in proptest::collection::vec(pool_step(3), 0..300),
+    ) {
+        let mut volume = Volume::with_pool(3);
+        volume.settle();
+        run_unchecked(&mut volume, &steps);
+        volume.settle();
+        volume.check_whole();
+    }
+}
+
+/// A volume whose pool decides, with the primary on node 0 and everyone in sync.
+fn settled_with_pool(count: usize) -> Volume {
+    let mut volume = Volume::with_pool(count);
+    volume.settle();
+    assert_eq!(volume.primary(), Some(0), "the first replica begins");
+    volume
+}
+
+/// Lets time pass and frames arrive, for so long.
+fn pass(volume: &mut Volume, time: Duration) {
+    let until = volume.now + time;
+    while volume.now < until {
+        volume.time(Duration::from_millis(5));
+        while volume.pool_turn(true, true) {}
+        let count = volume.nodes.len();
+        for node in 0..count {
+            volume.learn(node);
+        }
+        for from in 0..count {
+            for to in 0..count {
+                while volume.deliver(from, to) {}
+            }
+        }
+        volume.check_answers();
+    }
+}
+
+#[test]
+fn fo_1_a_member_takes_over_when_the_primary_dies_but_not_before_its_promise_ends() {
+    let mut volume = settled_with_pool(3);
+    volume.write(0, 1);
+    pass(&mut volume, LEASE);
+    let died = volume.now;
+    volume.crash(0, false);
+    while volume.primary().is_none() {
+        assert!(volume.now < died + 2 * LEASE, "nobody takes over");
+        pass(&mut volume, Duration::from_millis(5));
+    }
+    assert!(volume.now >= died + LEASE - Duration::from_millis(10));
+    check_confirmed(&volume);
+    let primary = volume.primary().unwrap();
+    let reason = volume.nodes[primary].live.state.role_reason;
+    assert_eq!(reason, RoleReason::TookOver);
+    volume.write(primary, 2);
+    volume.settle();
+    volume.check_whole();
+    assert_eq!(
+        volume.primary(),
+        Some(primary),
+        "no failback by itself (FO-4)"
+    );
+}
+
+#[test]
+fn one_1_a_primary_that_is_cut_off_stops_answering_before_another_begins() {
+    let mut volume = settled_with_pool(3);
+    for other in [1, 2] {
+        volume.mute.insert((0, other));
+        volume.mute.insert((other, 0));
+    }
+    volume.pool.as_mut().unwrap().cut_off[0] = true;
+    pass(&mut volume, Duration::from_millis(300));
+    let primary = volume.nodes[1..]
+        .iter()
+        .position(|node| node.machine.as_ref().unwrap().serves());
+    assert!(primary.is_some(), "a member took over");
+    let old = volume.nodes[0].machine.as_ref().unwrap();
+    assert!(!old.may_answer(volume.clock(0)));
+    // It confirms nothing either.
+    let before = volume.confirmed.len();
+    volume.write(0, 5);
+    pass(&mut volume, Duration::from_millis(300));
+    assert_eq!(volume.confirmed.len(), before);
+    volume.settle();
+    volume.check_whole();
+}
+
+#[test]
+fn fo_5_a_silent_secondary_leaves_the_set_and_the_primary_goes_on() {
+    let mut volume = settled_with_pool(2);
+    volume.mute.insert((0, 1));
+    volume.mute.insert((1, 0));
+    volume.pool.as_mut().unwrap().cut_off[1] = true;
+    pass(&mut volume, LEASE * 2);
+    let primary = |volume: &Volume| {
+        let machine = volume.nodes[0].machine.as_ref().unwrap();
+        (machine.serves(), machine.may_answer(volume.clock(0)))
+    };
+    assert_eq!(primary(&volume), (true, false), "its lease has run out");
+    volume.write(0, 3);
+    let before = volume.confirmed.len();
+    pass(&mut volume, Duration::from_millis(400));
+    assert_eq!(primary(&volume), (true, true));
+    assert_eq!(volume.confirmed.len(), before + 1, "it goes on alone");
+    volume.settle();
+    volume.check_whole();
+}
+
+#[test]
+fn a_claim_that_nobody_answered_lets_no_old_primary_answer_again() {
+    let mut volume = settled_with_pool(2);
+    // Node 1 loses its primary, asks for the role, and hears nothing: it was agreed.
+    volume.cut(0, 1);
+    volume.pool.as_mut().unwrap().cut_off[0] = true;
+    while volume.pool.as_ref().unwrap().asked.is_empty() {
+        volume.time(Duration::from_millis(5));
+        volume.check_answers();
+    }
+    let asked = volume.pool.as_ref().unwrap().asked.front().copied();
+    assert_eq!(
+        asked.map(|(node, ..)| node),
+        Some(0),
+        "first it asks to go on alone"
+    );
+    while volume.pool_turn(true, true) {}
+    while !volume
+        .pool
+        .as_ref()
+        .unwrap()
+        .asked
+        .iter()
+        .any(|(node, ..)| *node == 1)
+    {
+        volume.time(Duration::from_millis(5));
+        while volume
+            .pool
+            .as_ref()
+            .unwrap()
+            .asked
+            .front()
+            .is_some_and(|(node, ..)| *node == 0)
+        {
+            volume.pool_turn(true, true);
+        }
+        volume.check_answers();
+    }
+    volume.pool_turn(true, false);
+    volume.connect(0, 1);
+    for _ in 0..100 {
+        volume.time(Duration::from_millis(5));
+        while volume.deliver(0, 1) || volume.deliver(1, 0) {}
+        volume.check_answers();
+        let old = volume.nodes[0].machine.as_ref().unwrap();
+        assert!(
+            !old.may_answer(volume.clock(0)),
+            "answers although another may begin"
+        );
+    }
+    volume.settle();
+    volume.check_whole();
+    assert_eq!(volume.primary(), Some(1));
+}
+
+#[test]
+fn a_planned_promotion_by_the_pool_moves_the_role_and_keeps_everyone() {
+    let mut volume = settled_with_pool(3);
+    volume.write(0, 1);
+    volume.nodes[0]
+        .machine
+        .as_mut()
+        .unwrap()
+        .hand_over(2)
+        .expect("it is in sync");
+    volume.carry_out(0);
+    volume.settle();
+    assert_eq!((volume.primary(), volume.handed_over), (Some(2), 1));
+    assert_eq!(volume.nodes[2].live.state.role_reason, RoleReason::Promoted);
+    volume.check_whole();
+    check_confirmed(&volume);
 }
