@@ -125,7 +125,7 @@ pub const OPTIONS: &[OptionRule] = &[
             ms_min: 200,
             ms_max: 600_000,
         },
-        default: "5s",
+        default: "800ms",
         meaning: "How long a replica may leave a write unanswered before it is put out of the in-sync set.",
     },
     OptionRule {

@@ -18,7 +18,7 @@ use crate::raft::{
 use crate::rpc::{CALL_WITHIN, CallError, NodeClients};
 
 /// Pause before the leader is looked for again.
-const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// How long the leader may take over a change of roles.
 const ROLE_WITHIN: Duration = Duration::from_millis(700);
 /// A command waits so long for the other nodes to know of the change that it made. They are told

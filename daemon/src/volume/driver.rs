@@ -105,6 +105,8 @@ pub(super) struct Driver {
     pub(super) throttled: bool,
     /// Wakes whoever waits for room, for a prepared extent, or for a change of role.
     pub(super) changed: Rc<Notify>,
+    /// Wakes the ticker, as the machine has a nearer deadline.
+    pub(super) hurry: Rc<Notify>,
     pub(super) stopping: bool,
     pub(super) handover_waiters: Vec<oneshot::Sender<bool>>,
     pub(super) paused: bool,
@@ -172,6 +174,7 @@ impl Driver {
             failed: None,
             throttled: false,
             changed: Rc::default(),
+            hurry: Rc::default(),
             stopping: false,
             handover_waiters: Vec::new(),
             paused: false,

@@ -26,7 +26,7 @@ use super::stream::Stream;
 /// How long a connection may take to greet.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause between two attempts to dial.
-const REDIAL_PAUSE: Duration = Duration::from_millis(100);
+const REDIAL_PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause, after many failures.
 const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How often a sign of life is sent.
@@ -371,6 +371,7 @@ impl Driver {
         let was_primary = self.machine.standing(replica) == Some(Standing::MyPrimary);
         let now = self.now();
         self.machine.lost(now, replica);
+        self.hurry.notify_one();
         self.forget_acknowledged();
         if was_primary {
             let node = self.spec.replicas[replica].node_name.clone();

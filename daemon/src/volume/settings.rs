@@ -31,7 +31,7 @@ impl Settings {
         let rate = options.bytes("resync-max-rate");
         Self {
             activation_wait: Duration::from_secs(2),
-            role_lease: Duration::from_millis(200),
+            role_lease: Duration::from_millis(150),
             claim_after: Duration::from_millis(500),
             replica_deadline: options.duration("replica-deadline"),
             session_timeout: options.duration("session-timeout"),

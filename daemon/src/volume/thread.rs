@@ -217,8 +217,27 @@ async fn ticker(shared: Shared) {
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let every = |period: Duration| (period.as_millis() / TICK.as_millis()) as u64;
     loop {
-        interval.tick().await;
-        ticks += 1;
+        let (hurry, deadline) = {
+            let d = shared.borrow();
+            let left = d.machine.deadline().map(|at| at.saturating_sub(d.now()));
+            // What was due already and did not help is looked at with the rest.
+            let left = left.filter(|left| !left.is_zero());
+            (d.hurry.clone(), left.unwrap_or(TICK))
+        };
+        tokio::select! {
+            _ = interval.tick() => ticks += 1,
+            () = hurry.notified() => continue,
+            () = tokio::time::sleep(deadline) => {
+                let mut d = shared.borrow_mut();
+                if d.stopping || d.failed.is_some() {
+                    return;
+                }
+                let now = d.now();
+                d.machine.tick(now);
+                d.finish_turn();
+                continue;
+            }
+        }
         let mut d = shared.borrow_mut();
         if d.stopping || d.failed.is_some() {
             return;

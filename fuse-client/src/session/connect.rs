@@ -4,13 +4,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::fs::{Elsewhere, FS_VERSION, Hello, Outcome};
+use protocol::ids::NodeId;
 
 use super::dial::{self, DialError, Welcomed};
+use super::link::Link;
 use super::{EIO, Shared, StartError};
+use crate::connection::Target;
 
-/// Pause between rounds of looking for the primary: grows from the first to the second.
+/// Pause between rounds of looking for the primary: grows from the first to the second while a
+/// failover may be under way, then to the third.
 const RETRY_MIN: Duration = Duration::from_millis(10);
+const RETRY_SOON: Duration = Duration::from_millis(25);
 pub(super) const RETRY_MAX: Duration = Duration::from_millis(500);
+/// So long a failover may take.
+const SOON: Duration = Duration::from_secs(3);
 /// Pause after a refusal that only an operator can change.
 const REFUSED_PAUSE: Duration = Duration::from_secs(2);
 /// Objects that a hello can name: its frame's meta has 2 MiB.
@@ -44,6 +51,7 @@ impl Shared {
     /// Every later one: never gives up. `None`: the session ended.
     pub(super) fn reconnect(&self) -> Option<Welcomed> {
         let mut pause = RETRY_MIN;
+        let began = Instant::now();
         loop {
             if self.state.lock().ended {
                 return None;
@@ -67,8 +75,56 @@ impl Shared {
                 self.changed.wait_for(&mut state, pause);
             }
             drop(state);
-            pause = (pause * 2).min(RETRY_MAX);
+            let most = if began.elapsed() < SOON {
+                RETRY_SOON
+            } else {
+                RETRY_MAX
+            };
+            pause = (pause * 2).min(most);
         }
+    }
+
+    /// The primary is silent although something waits: asks the other nodes, all at once, and
+    /// leaves the connection as soon as one of them names another primary. A primary that is
+    /// only slow stays.
+    pub(super) fn doubt(self: &Arc<Self>, link: &Arc<Link>) {
+        let (targets, current) = {
+            let mut state = self.state.lock();
+            if state.doubting {
+                return;
+            }
+            state.doubting = true;
+            (state.places.others(), state.places.primary())
+        };
+        let asking: Vec<_> = targets
+            .into_iter()
+            .map(|target| {
+                let (shared, link) = (Arc::clone(self), Arc::clone(link));
+                std::thread::spawn(move || shared.ask_other(&target, current, &link))
+            })
+            .collect();
+        let shared = Arc::clone(self);
+        std::thread::spawn(move || {
+            for thread in asking {
+                // One that panicked has told nothing.
+                let _ = thread.join();
+            }
+            shared.state.lock().doubting = false;
+        });
+    }
+
+    fn ask_other(&self, target: &Target, current: Option<NodeId>, link: &Link) {
+        let Ok(located) = dial::locate(&*self.connector, target, &self.config.volume) else {
+            return;
+        };
+        let named = located.nodes.iter().find(|node| node.primary);
+        let named = named.map(|node| node.id);
+        if named.is_none() || named == current {
+            return;
+        }
+        tracing::info!("another node is primary now");
+        self.state.lock().places.located(located.nodes);
+        link.close();
     }
 
     fn refuse(&self) {

@@ -46,8 +46,12 @@ const EAGAIN: i32 = 11;
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(100);
-/// A connection on which nothing came for so long is asked for a sign of life.
+/// A connection on which nothing came for so long is asked for a sign of life; sooner while
+/// something waits for an answer.
 const PING_AFTER_MS: u64 = 1_000;
+const PING_WAITING_AFTER_MS: u64 = 150;
+/// After so much silence while something waits, other nodes are asked who is primary.
+const DOUBT_AFTER_MS: u64 = 300;
 /// A connection that gave none for so long is left.
 const DEAD_AFTER_MS: u64 = 5_000;
 /// Longest wait for answers at the end of a session.
@@ -106,6 +110,8 @@ struct State {
     confirmed: bool,
     /// The pool refuses this client until an operator changes that.
     refused: bool,
+    /// Other nodes are being asked who is primary.
+    doubting: bool,
     /// The end waits for what is under way.
     ending: bool,
     ended: bool,
@@ -170,6 +176,7 @@ impl Session {
                 pinged: now,
                 confirmed: false,
                 refused: false,
+                doubting: false,
                 ending: false,
                 ended: false,
             }),
@@ -508,7 +515,7 @@ impl Shared {
     }
 
     /// The thread of deadlines.
-    fn tick(&self) {
+    fn tick(self: &Arc<Self>) {
         loop {
             let mut state = self.state.lock();
             if state.ended {
@@ -527,19 +534,30 @@ impl Shared {
             let (link, frames) = state.refill();
             let link_check = link.clone().filter(|_| !state.ended);
             let mut ping = None;
+            let mut doubted = false;
             if let Some(link) = &link_check {
                 let silent_ms = link.silent_ms();
                 if silent_ms >= DEAD_AFTER_MS {
                     tracing::warn!(silent_ms, "the primary gives no sign of life");
                     link.close();
-                } else if silent_ms >= PING_AFTER_MS
-                    && now.duration_since(state.pinged).as_millis() >= u128::from(PING_AFTER_MS)
-                {
+                }
+                let waiting = state.table.len() > 0;
+                let patience = if waiting {
+                    PING_WAITING_AFTER_MS
+                } else {
+                    PING_AFTER_MS
+                };
+                let pinged = now.duration_since(state.pinged).as_millis();
+                if silent_ms >= patience && pinged >= u128::from(patience) {
                     state.pinged = now;
                     ping = Some(empty_frame(kind::PING));
                 }
+                doubted = waiting && silent_ms >= DOUBT_AFTER_MS;
             }
             drop(state);
+            if let (Some(link), true) = (&link_check, doubted) {
+                self.doubt(link);
+            }
             send_all(link.as_ref(), &frames);
             send_all(link.as_ref(), ping.as_slice());
             for waiter in interrupted {

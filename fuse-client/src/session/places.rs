@@ -44,6 +44,15 @@ impl Places {
         targets
     }
 
+    /// Nodes of the volume that are not its primary, and whatever was given at the mount.
+    pub(super) fn others(&self) -> Vec<Target> {
+        let primary = self.nodes.iter().find(|n| Some(n.id) == self.primary);
+        let its: Vec<Target> = primary.map(Self::targets).unwrap_or_default();
+        let mut targets = self.to_ask();
+        targets.retain(|target| !its.iter().any(|own| own.to_string() == target.to_string()));
+        targets
+    }
+
     /// A node answered. Only a node itself says where it can be reached on this machine, so that
     /// is kept when another node answers later.
     pub(super) fn located(&mut self, mut nodes: Vec<LocatedNode>) {
