@@ -255,7 +255,31 @@ pub fn rule(key: &str) -> Result<&'static OptionRule, OptionError> {
         })
 }
 
+/// What setting an option does in this version.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// What it says.
+    InForce,
+    /// Nothing yet; what happens instead asks nothing more of anybody.
+    Later,
+    /// Nothing yet, and whoever sets it would rely on it: it is refused.
+    Refused,
+}
+
 impl OptionRule {
+    /// What setting it to `value`, in normal form, does.
+    #[must_use]
+    pub fn effect(&self, value: &str) -> Effect {
+        let default = self.normalize(self.default).is_ok_and(|it| it == value);
+        match self.key {
+            "quorum" | "size" | "resync-max-rate" | "replica-deadline" | "session-timeout"
+            | "min-in-sync" | "read-only" => Effect::InForce,
+            _ if default || value.is_empty() => Effect::InForce,
+            "auth.allow" | "root-squash" | "fence-command" => Effect::Refused,
+            _ => Effect::Later,
+        }
+    }
+
     /// What values it takes, for people.
     #[must_use]
     pub fn range(&self) -> String {
@@ -489,6 +513,17 @@ mod tests {
             refused.expect_err("refused").to_string(),
             "option `min-in-sync` cannot be `9`: it takes 1 to 8"
         );
+    }
+
+    #[test]
+    fn what_others_would_rely_on_is_not_taken_without_effect() {
+        let effect = |key, value| rule(key).expect("rule").effect(value);
+        assert_eq!(effect("auth.allow", "10.0.0.0/8"), Effect::Refused);
+        assert_eq!(effect("root-squash", "on"), Effect::Refused);
+        assert_eq!(effect("root-squash", "off"), Effect::InForce);
+        assert_eq!(effect("protocol", "A"), Effect::Later);
+        assert_eq!(effect("protocol", "C"), Effect::InForce);
+        assert_eq!(effect("read-only", "on"), Effect::InForce);
     }
 
     #[test]

@@ -268,6 +268,16 @@ impl Machine {
     pub fn set_replica_deadline(&mut self, deadline: Duration) {
         self.config.replica_deadline = deadline;
     }
+    /// Another least number of replicas in sync.
+    pub fn set_min_in_sync(&mut self, min: u32) {
+        self.config.min_in_sync = min;
+        self.advance();
+    }
+    /// Whether writes wait for replicas that are missing.
+    #[must_use]
+    pub fn lacks_replicas(&self) -> bool {
+        self.serves() && self.state.in_sync.count() < self.config.min_in_sync
+    }
 
     // ---- ordering and confirmation ---------------------------------------------------------
 
@@ -359,6 +369,9 @@ impl Machine {
         if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
             return;
         }
+        if self.state.in_sync.count() < self.config.min_in_sync {
+            return;
+        }
         let lowest = self.members().iter().map(|r| self.position(r).0).min();
         let confirmed = lowest.unwrap_or(self.applied);
         if confirmed > self.confirmed {
@@ -434,6 +447,7 @@ impl Machine {
         }
         if self.phase == Phase::Activating {
             self.phase = Phase::Serving;
+            // What it has is the volume's content from here on.
             self.confirmed = self.confirmed.max(self.applied);
             self.outputs.push_back(Output::Serving {
                 term: self.state.term,

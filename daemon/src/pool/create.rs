@@ -327,7 +327,8 @@ fn choose_quorum(
         None => Ok((
             Quorum::Off,
             "; quorum is off, since fewer than three nodes vote: when the primary's node dies, \
-             the other takes over only by `cairn volume promote --force`",
+             the volume waits until it is back; with a third voting node another replica takes \
+             over by itself",
         )),
     }
 }

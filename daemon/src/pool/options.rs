@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use protocol::node_rpc::Refusal;
-use protocol::options::{self, OptionError, Options, parse_size};
+use protocol::options::{self, Effect, OptionError, Options, parse_size};
 use protocol::report::{ConnectionState, DiskState, ReplicaRole};
 use protocol::volume::{Protocol, Quorum, REPLICAS_MAX, VolumeSpec, VolumeState};
 
@@ -28,6 +28,14 @@ impl Node {
         let value = rule
             .normalize(value)
             .map_err(|error| option_refusal(&error))?;
+        let effect = rule.effect(&value);
+        if effect == Effect::Refused {
+            return Err(refuse(
+                "not_yet",
+                format!("this version does not act on option `{key}`, so it is not set"),
+                "Keep others out by other means: who mounts is a node of the pool.",
+            ));
+        }
         match key {
             "protocol" => spec.protocol = protocol_of(&value),
             "quorum" if value == "majority" => {
@@ -44,7 +52,12 @@ impl Node {
             }
         }
         self.update(spec).await?;
-        Ok(format!("{key} of volume `{name}` is {value}"))
+        let note = match (effect, key) {
+            (Effect::Later, "protocol") => "; this version confirms as with C all the same",
+            (Effect::Later, _) => "; this version does not act on it yet",
+            _ => "",
+        };
+        Ok(format!("{key} of volume `{name}` is {value}{note}"))
     }
 
     /// Roles may be handed to the pool when all replicas agree on them.

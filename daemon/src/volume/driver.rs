@@ -144,6 +144,7 @@ impl Driver {
             agreed: pool.agreed(spec.id),
             lease: settings.role_lease,
             claim_after: settings.claim_after,
+            min_in_sync: settings.min_in_sync,
             entropy,
         };
         let suspects = recovery.suspect.len() as u64;
@@ -416,6 +417,8 @@ impl Driver {
             link.outbox.close();
         }
         self.sessions.close_connections();
+        // Whoever waits for a hand-over learns that there will be none.
+        self.handover_waiters.clear();
         self.changed.notify_waiters();
     }
 
@@ -748,6 +751,7 @@ impl Driver {
             }
         }
         self.expire_sessions();
+        self.brick.give_back();
         self.finish_turn();
     }
 

@@ -144,8 +144,14 @@ pub(super) async fn keep_dialling(driver: Shared, replica: usize) {
             .await;
             match dialled {
                 Ok(Ok(stream)) => {
-                    pause = REDIAL_PAUSE;
+                    let began = tokio::time::Instant::now();
                     let ended = serve_link(driver.clone(), stream, Some(replica)).await;
+                    // A node that accepts and closes is not asked fifty times a second.
+                    pause = if began.elapsed() >= REDIAL_PAUSE_MAX {
+                        REDIAL_PAUSE
+                    } else {
+                        (pause * 2).min(REDIAL_PAUSE_MAX)
+                    };
                     tracing::debug!(volume = %name, replica, ?ended, "a link to a replica ended");
                 }
                 Ok(Err(error)) => {

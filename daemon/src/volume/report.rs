@@ -85,6 +85,10 @@ impl Driver {
                 "hands its role to {}",
                 self.spec.replicas[to].node_name
             )),
+            Phase::Serving if self.machine.lacks_replicas() => Some(format!(
+                "writes wait: fewer than {} replicas are in sync (min-in-sync)",
+                self.settings.min_in_sync
+            )),
             Phase::Serving if self.machine.may_answer(self.now()) => None,
             Phase::Serving => Some(
                 "answers nothing until every in-sync replica confirms that it is still primary"

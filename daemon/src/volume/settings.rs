@@ -16,6 +16,8 @@ pub(super) struct Settings {
     pub(super) role_lease: Duration,
     /// A follower whose primary says nothing for so long asks for the role.
     pub(super) claim_after: Duration,
+    /// With fewer replicas in sync writes wait.
+    pub(super) min_in_sync: u32,
     /// A client that says nothing for so long has ended.
     pub(super) session_timeout: Duration,
     /// Upper bound of a resync; `None`: none.
@@ -34,6 +36,7 @@ impl Settings {
             role_lease: Duration::from_millis(150),
             claim_after: Duration::from_millis(500),
             replica_deadline: options.duration("replica-deadline"),
+            min_in_sync: u32::try_from(options.count("min-in-sync")).unwrap_or(1),
             session_timeout: options.duration("session-timeout"),
             resync_bytes_per_second_max: (rate > 0).then_some(rate),
             read_only: options.on("read-only"),

@@ -260,6 +260,14 @@ async fn execute(
     shared: &Shared,
     command: VolumeCommand,
 ) -> Result<serde_json::Value, CommandError> {
+    if let Some(reason) = &shared.borrow().failed {
+        return Err(CommandError::refused(
+            "brick_failed",
+            format!("the primary's brick has failed: {reason}"),
+            "mend the file system below the brick, then run `cairn volume start` again; with \
+             `quorum majority` another replica takes over by itself",
+        ));
+    }
     if !shared.borrow().machine.serves() {
         return Err(CommandError::refused(
             "not_primary",
@@ -319,6 +327,7 @@ impl Driver {
         self.settings = super::settings::Settings::of(&spec);
         self.machine
             .set_replica_deadline(self.settings.replica_deadline);
+        self.machine.set_min_in_sync(self.settings.min_in_sync);
         let (now, agreed) = (self.now(), self.pool.agreed(spec.id));
         self.machine.set_agreement(now, agreed);
         if let Err(error) = self.brick.set_spec(spec.clone()) {

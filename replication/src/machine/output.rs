@@ -26,6 +26,8 @@ pub struct Config {
     pub lease: Duration,
     /// A follower whose primary says nothing for so long asks for the role.
     pub claim_after: Duration,
+    /// With fewer replicas in sync, this one included, nothing is confirmed.
+    pub min_in_sync: u32,
     /// Random, different at each start: generations are made from it.
     pub entropy: [u8; 16],
 }

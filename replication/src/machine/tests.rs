@@ -196,6 +196,7 @@ impl Volume {
             agreed,
             lease: LEASE,
             claim_after: Duration::from_millis(100),
+            min_in_sync: 1,
             entropy,
         };
         let mut machine = Machine::new(config, node.live.state.clone(), Self::last(&node.live), 0);
@@ -960,6 +961,32 @@ fn a_resync_whose_first_word_is_lost_begins_again_with_all_its_marks() {
     assert_eq!(volume.nodes[0].live.dirty[1].len(), 6);
     volume.settle();
     volume.check_whole();
+}
+
+/// DUR-1: below `min-in-sync` writes wait, and go on when enough are back.
+#[test]
+fn below_the_least_number_in_sync_nothing_is_confirmed() {
+    let mut volume = Volume::new(2);
+    volume.settle();
+    let primary = |volume: &mut Volume, min| {
+        volume.nodes[0]
+            .machine
+            .as_mut()
+            .unwrap()
+            .set_min_in_sync(min);
+        volume.carry_out(0);
+    };
+    primary(&mut volume, 2);
+    volume.crash(1, false);
+    volume.write(0, 1);
+    assert!(volume.confirmed.is_empty());
+    assert!(volume.nodes[0].machine.as_ref().unwrap().lacks_replicas());
+    volume.settle();
+    assert_eq!(volume.confirmed.len(), 1, "the other is back");
+    volume.crash(1, false);
+    volume.write(0, 2);
+    primary(&mut volume, 1);
+    assert_eq!(volume.confirmed.len(), 2, "the operator asks for less");
 }
 
 /// DUR-2: what a replica has not applied yet, it neither acknowledges nor claims to have.

@@ -18,6 +18,8 @@ use crate::store::{Batch, as_io, write_batch};
 
 /// With more files than this one sync of everything is cheaper.
 const SYNCS_MAX: usize = 16;
+/// Freed space of so many bytes does not wait for another reason to checkpoint.
+const FREED_BYTES_MAX: u64 = 64 << 20;
 /// Longest write into an object's file.
 const WRITE_BYTES_MAX: usize = 1 << 20;
 
@@ -66,6 +68,17 @@ impl<M: Medium> Brick<M> {
         wanted && self.checkpoint.running.is_none()
     }
 
+    /// Gives space back to the file system that was freed, if that is worth a checkpoint: files
+    /// that were deleted go with one. Call about once a second.
+    pub fn give_back(&mut self) {
+        let freed_bytes = self.freed_blocks * BLOCK_BYTES;
+        let free_bytes = self.space().map_or(0, |space| space.free_bytes);
+        let worth = freed_bytes >= FREED_BYTES_MAX.min(free_bytes / 8);
+        if freed_bytes > 0 && worth && self.failed.is_none() && !self.read_only {
+            self.checkpoint.wanted = true;
+        }
+    }
+
     /// Asks for a checkpoint; [`BrickEvent::Checkpointed`] reports it.
     pub fn checkpoint(&mut self) -> Result<(), BrickError> {
         self.writable()?;
@@ -105,6 +118,7 @@ impl<M: Medium> Brick<M> {
         self.checkpoint.wanted = false;
         self.checkpoint.journal_from = journal_from;
         self.direct_bytes = 0;
+        self.freed_blocks = 0;
         self.checkpoint.running = Some(Running {
             lsn: state.place.lsn,
             sequence: self.position.sequence,

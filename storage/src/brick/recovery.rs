@@ -246,6 +246,7 @@ impl<M: Medium> Brick<M> {
             failed: None,
             throttled: false,
             direct_bytes: 0,
+            freed_blocks: 0,
             lock,
         };
         Ok((brick, collected.report))
