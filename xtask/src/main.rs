@@ -18,6 +18,7 @@ cargo xtask sim --seeds N      N fresh schedules of the replica-set machine; --s
 cargo xtask crash --seeds N    N seeds of the crashing disk under the brick
 cargo xtask power-cut --moments N   cuts the power of real bricks at N random moments
 cargo xtask kill --rounds N    kills daemons under a writer, N rounds
+cargo xtask failover --rounds N   one node after the other dies, freezes or hands over; how long a writer waits
 cargo xtask memory --files N   how the daemons' memory grows with files and sparse data
 cargo xtask fuzz [--seconds S] random and mutated bytes into every decoder
 cargo xtask bench [ARGS…]      benches/compare: the same workloads on local, FUSE, GlusterFS and Cairn
@@ -76,6 +77,17 @@ fn run(args: &[String]) -> Result<()> {
                 ],
                 &env,
             )
+        }
+        ["failover", rest @ ..] => {
+            let rounds = number(rest, "--rounds")?.unwrap_or(100);
+            cargo(&["build", "--release", "-p", "cairn"])?;
+            let binary = std::env::current_dir()?.join("target/release/cairn");
+            let env = [
+                ("CAIRN_FAILOVER_ROUNDS", rounds.to_string()),
+                ("CAIRN_BIN", binary.display().to_string()),
+            ];
+            let args = ["test", "-p", "cairn-tests", "--test", "failover", "--"];
+            cargo_env(&[&args[..], &["--nocapture"]].concat(), &env)
         }
         ["power-cut", rest @ ..] => {
             let moments = number(rest, "--moments")?.unwrap_or(200);

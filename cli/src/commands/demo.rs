@@ -166,7 +166,7 @@ fn demonstrate(teller: &mut Teller<'_>, dir: &Path) -> Result<(), DemoError> {
     lab.mount(0, VOLUME, &mount)?;
     teller.say(&format!("mounted at {}", mount.display()));
     fill(teller, &mount)?;
-    replica_dies(teller, &mut lab, &mount)?;
+    primary_dies(teller, &mut lab, &mount)?;
     blocks_change(teller, &mut lab, &mount)?;
     files_come(teller, &mut lab, &mount)?;
     compare(teller, &mut lab, &mount)?;
@@ -332,20 +332,22 @@ impl Writer {
     }
 }
 
-fn replica_dies(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result<(), DemoError> {
+fn primary_dies(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result<(), DemoError> {
     let writer = Writer::start(mount.join("log"));
     std::thread::sleep(Duration::from_millis(500));
-    lab.kill(1);
-    teller.say("killed node2 (the secondary) with SIGKILL while a writer of 4 KiB and fsync runs");
-    teller.say("(automatic take-over by a secondary is not in this version, so not the primary)");
-    std::thread::sleep(Duration::from_millis(500));
+    lab.kill(0);
+    teller.say("killed node1 (the primary) with SIGKILL while a writer of 4 KiB and fsync runs");
+    std::thread::sleep(Duration::from_secs(1));
     let (writes, longest) = writer.finish()?;
     let longest_ms = longest.as_secs_f64() * 1e3;
+    let status = lab.volume(1, VOLUME)?;
+    hold(status["primary"] == "node2", || {
+        format!("node2 should have taken over: {status}")
+    })?;
     teller.say(&format!(
-        "the writer did {writes} writes, saw no error, and waited {longest_ms:.1} ms at most"
+        "node2 took over; the writer did {writes} writes, saw no error, and waited {longest_ms:.0} ms at most"
     ));
     teller.fact("longest_write_ms", longest_ms);
-    let status = lab.volume(0, VOLUME)?;
     hold(status["health"] == "degraded", || {
         format!("it should be degraded: {status}")
     })?;
@@ -356,21 +358,21 @@ fn replica_dies(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result<
     Ok(())
 }
 
-/// Brings node2 back and says what its resync moved.
+/// Brings node1 back, as secondary, and says what its resync moved.
 fn come_back(
     teller: &mut Teller<'_>,
     lab: &mut Lab,
     what: &str,
     key: &str,
 ) -> Result<u64, DemoError> {
-    lab.start(1)?;
-    let status = lab.wait_volume(0, VOLUME, "in sync", IN_SYNC_WITHIN, is_in_sync)?;
-    let last = &status["replicas"][1]["last_resync"];
+    lab.start(0)?;
+    let status = lab.wait_volume(1, VOLUME, "in sync", IN_SYNC_WITHIN, is_in_sync)?;
+    let last = &status["replicas"][0]["last_resync"];
     let sent = last["sent_bytes"].as_u64().unwrap_or(0);
     let seconds = last["duration_seconds"].as_f64().unwrap_or(0.0);
     let holds = status["used_bytes"].as_u64().unwrap_or(0);
     teller.say(&format!(
-        "node2 is back: {what} took {:.2} MB on the wire and {seconds:.2} s (rule {}); the volume holds {:.0} MB",
+        "node1 is back: {what} took {:.2} MB on the wire and {seconds:.2} s (rule {}); the volume holds {:.0} MB",
         sent as f64 / 1e6,
         last["rule"].as_str().unwrap_or("unknown"),
         holds as f64 / 1e6
@@ -386,7 +388,7 @@ fn come_back(
 
 fn blocks_change(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result<(), DemoError> {
     come_back(teller, lab, "what the writer wrote", "writer")?;
-    lab.kill(1);
+    lab.kill(0);
     let large = File::options()
         .write(true)
         .open(mount.join("large"))
@@ -403,7 +405,7 @@ fn blocks_change(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result
     }
     large.sync_all().map_err(io("fsync the changes"))?;
     teller
-        .say("killed node2 again; changed 1,000 blocks of 4 KiB, scattered over the file of 1 GiB");
+        .say("killed node1, now the secondary; changed 1,000 blocks of 4 KiB, scattered over the file of 1 GiB");
     let sent = come_back(teller, lab, "1,000 changed blocks", "blocks")?;
     hold(sent <= CHANGED_BYTES_MAX, || {
         format!("the resync moved {sent} bytes, more than the {CHANGED_BYTES_MAX} promised (RS-1)")
@@ -411,7 +413,7 @@ fn blocks_change(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result
 }
 
 fn files_come(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result<(), DemoError> {
-    lab.kill(1);
+    lab.kill(0);
     let dir = mount.join("new");
     fs::create_dir(&dir).map_err(io("make a directory"))?;
     let began = Instant::now();
@@ -422,7 +424,7 @@ fn files_come(teller: &mut Teller<'_>, lab: &mut Lab, mount: &Path) -> Result<()
     }
     let rate = NEW_FILES as f64 / began.elapsed().as_secs_f64();
     teller.say(&format!(
-        "killed node2 again; made 2,000 files of 4 KiB at {rate:.0} a second"
+        "killed node1 again; made 2,000 files of 4 KiB at {rate:.0} a second"
     ));
     come_back(teller, lab, "2,000 new files", "files")?;
     Ok(())
