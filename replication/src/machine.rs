@@ -44,6 +44,9 @@ pub use output::{Config, DropReason, FlushId, Output, Phase, Refusal, Standing};
 use quorum::Quorum;
 pub use quorum::{Agreed, Proposed};
 
+/// Disks take longer than messages: a flush has so long at least.
+const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Clone)]
 struct Link {
     report: Report,
@@ -83,7 +86,8 @@ pub struct Machine {
     suspects: u64,
     journal_from: Sequence,
     links: Vec<Option<Link>>,
-    flushes: BTreeMap<FlushId, Mask>,
+    /// Who is waited for, and since when as far as ticks tell.
+    flushes: BTreeMap<FlushId, (Mask, Option<Duration>)>,
     next_flush: u64,
     handover_flush: Option<FlushId>,
     /// Everything is in place for the hand-over that the pool is to agree on.
@@ -389,19 +393,21 @@ impl Machine {
         }
         let id = FlushId(self.next_flush);
         self.next_flush += 1;
-        self.flushes.insert(id, self.set());
+        self.flushes.insert(id, (self.set(), None));
         Ok(id)
     }
 
     /// The replicas that a flush waits for.
     #[must_use]
     pub fn flush_waits_for(&self, id: FlushId) -> Mask {
-        self.flushes.get(&id).copied().unwrap_or_default()
+        self.flushes
+            .get(&id)
+            .map_or_else(Mask::default, |(waiting, _)| *waiting)
     }
 
     /// A replica, or this one, completed a flush.
     pub fn flushed(&mut self, now: Duration, replica: usize, id: FlushId) {
-        if let Some(waiting) = self.flushes.get_mut(&id) {
+        if let Some((waiting, _)) = self.flushes.get_mut(&id) {
             *waiting = waiting.without(replica);
         }
         self.finish_flushes();
@@ -412,7 +418,7 @@ impl Machine {
         let done: Vec<_> = self
             .flushes
             .iter()
-            .filter(|(_, w)| w.0 == 0)
+            .filter(|(_, (waiting, _))| waiting.0 == 0)
             .map(|(id, _)| *id)
             .collect();
         for id in done {
@@ -483,7 +489,7 @@ impl Machine {
 
     fn after_membership_decision(&mut self, now: Duration) {
         let members = self.set();
-        for waiting in self.flushes.values_mut() {
+        for (waiting, _) in self.flushes.values_mut() {
             waiting.0 &= members.0;
         }
         self.finish_flushes();
@@ -694,6 +700,7 @@ impl Machine {
         self.ask_for_members(now);
         self.ask_for_handover(now);
         let deadline = self.config.replica_deadline;
+        let overdue = self.overdue(now);
         for replica in 0..self.config.count {
             let Some(link) = &self.links[replica] else {
                 continue;
@@ -702,12 +709,24 @@ impl Machine {
                 .behind_since
                 .is_some_and(|since| now >= since + deadline);
             let waited_for = link.standing == Standing::InSync || self.entering.has(replica);
-            if waited_for && slow {
+            if waited_for && (slow || overdue.has(replica)) {
                 self.drop_link(replica, DropReason::Slow);
             } else if now >= link.heard + deadline {
                 self.drop_link(replica, DropReason::Silent);
             }
         }
+    }
+
+    /// Replicas that do not come to the end of a flush: their disks hang (FO-5).
+    fn overdue(&mut self, now: Duration) -> Mask {
+        let deadline = self.config.replica_deadline.max(FLUSH_DEADLINE);
+        let mut overdue = Mask::default();
+        for (waiting, since) in self.flushes.values_mut() {
+            if now >= *since.get_or_insert(now) + deadline {
+                overdue.0 |= waiting.0;
+            }
+        }
+        overdue
     }
 
     /// What must always hold; called by tests and by debug builds after each event.

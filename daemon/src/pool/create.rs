@@ -322,8 +322,9 @@ fn choose_quorum(
     match request.quorum {
         Some(Quorum::Majority) if !possible => Err(too_few_voters(state)),
         Some(quorum) => Ok((quorum, "")),
-        None if possible => Ok((Quorum::Majority, "")),
+        // One replica has nobody to hand its role to: it serves whether the pool agrees or not.
         None if request.replica == 1 => Ok((Quorum::Off, "")),
+        None if possible => Ok((Quorum::Majority, "")),
         None => Ok((
             Quorum::Off,
             "; quorum is off, since fewer than three nodes vote: when the primary's node dies, \

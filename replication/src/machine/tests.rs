@@ -963,6 +963,31 @@ fn a_resync_whose_first_word_is_lost_begins_again_with_all_its_marks() {
     volume.check_whole();
 }
 
+/// FO-5: a disk that hangs in a sync, while the process goes on answering.
+#[test]
+fn a_replica_that_does_not_end_a_flush_leaves_the_set() {
+    let mut volume = Volume::new(2);
+    volume.settle();
+    let machine = volume.nodes[0].machine.as_mut().unwrap();
+    let flush = machine.begin_flush().expect("it serves");
+    machine.flushed(Duration::ZERO, 0, flush);
+    for _ in 0..12 {
+        volume.now += Duration::from_secs(1);
+        let now = volume.clock(0);
+        let machine = volume.nodes[0].machine.as_mut().unwrap();
+        machine.heard(now, 1);
+        machine.tick(now);
+        volume.carry_out(0);
+    }
+    let machine = volume.nodes[0].machine.as_ref().unwrap();
+    assert_eq!(machine.durable().in_sync, Mask::of(0));
+    assert_eq!(
+        machine.flush_waits_for(flush),
+        Mask::default(),
+        "it is done"
+    );
+}
+
 /// DUR-1: below `min-in-sync` writes wait, and go on when enough are back.
 #[test]
 fn below_the_least_number_in_sync_nothing_is_confirmed() {
