@@ -390,6 +390,14 @@ pub(crate) enum VolumeCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Two sides that both went on: show them, or decide which one stays
+    SplitBrain {
+        /// Name
+        name: String,
+        /// What to do; without it: list
+        #[command(subcommand)]
+        action: Option<SplitBrainAction>,
+    },
     /// Bring replicas up to date now
     Resync {
         /// Name
@@ -428,6 +436,22 @@ pub(crate) enum VolumeCommand {
         /// Copy from the primary what differs
         #[arg(long)]
         repair: bool,
+    },
+}
+
+/// `volume split-brain NAME …`.
+#[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
+pub(crate) enum SplitBrainAction {
+    /// Show an open split brain
+    List,
+    /// Keep one side; what the others alone hold is lost
+    Resolve {
+        /// The node whose side stays
+        #[arg(long)]
+        keep: String,
+        /// Although data is lost
+        #[arg(long)]
+        force: bool,
     },
 }
 

@@ -157,6 +157,15 @@ pub enum ControlRequest {
         /// Also where confirmed writes may be lost.
         force: bool,
     },
+    /// End a split brain.
+    VolumeResolve {
+        /// Name.
+        name: String,
+        /// The node whose side stays.
+        keep: String,
+        /// What the others alone hold may be lost.
+        force: bool,
+    },
     /// Resync now.
     VolumeResync {
         /// Name.

@@ -72,13 +72,17 @@ impl std::error::Error for Refusal {}
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum VolumeCommand {
-    /// Make replica `to` the primary. Sent to the node of that replica.
+    /// Make replica `to` the primary. Sent to the primary's node, which hands the role over; by
+    /// force to the node of that replica.
     Promote {
         /// Index of the replica.
         to: usize,
         /// Also where confirmed writes may be lost.
         force: bool,
     },
+    /// End a split brain: what this replica holds stays, what others alone hold is given up. Sent
+    /// to the node of the replica that is kept.
+    KeepSide {},
     /// Bring replicas up to date now. Sent to the primary's node.
     Resync {
         /// Only this replica.

@@ -123,6 +123,9 @@ pub struct Means {
     pub resync_was_mine: bool,
     /// The pool decides about roles: a primary that it deposed confirmed nothing after that.
     pub pool_decides: bool,
+    /// The replica's own in-sync set holds this primary: what the replica ordered beyond the common
+    /// past, it never confirmed.
+    pub waited_for_me: bool,
 }
 
 /// Decides for a serving primary (`mine`) and a replica that it meets (`theirs`).
@@ -150,12 +153,14 @@ pub fn decide(mine: &Report, theirs: &Report, means: &Means) -> (Decision, Rule)
     }
     if they_went_on {
         // A primary that went on by itself has confirmed what nobody here knows: that is a split
-        // brain, unless the pool decided who goes on. A secondary's tail was given up by whoever
+        // brain, unless the pool decided who goes on, or it still waited for this one. A secondary's tail was given up by whoever
         // went on without it, in a later term: where both are of one term, another primary gave the
         // secondary what this one does not know, so this brick is an older copy of itself.
         let forgotten = theirs.term == mine.term;
         return match theirs.role {
-            Role::Primary if !means.pool_decides => (Decision::Refuse, Rule::BothWentOn),
+            Role::Primary if !means.pool_decides && !means.waited_for_me => {
+                (Decision::Refuse, Rule::BothWentOn)
+            }
             Role::Secondary if forgotten && !means.pool_decides => {
                 (Decision::Refuse, Rule::BothWentOn)
             }
@@ -248,6 +253,7 @@ mod tests {
             dirty_bytes: 4000,
             resync_was_mine: false,
             pool_decides: false,
+            waited_for_me: false,
         }
     }
 
@@ -385,6 +391,13 @@ mod tests {
             ..means()
         };
         assert_eq!(decide(&primary(), &other, &decided), given_up);
+        let waited = Means {
+            waited_for_me: true,
+            ..means()
+        };
+        let mut before = other;
+        before.term = Term(2);
+        assert_eq!(decide(&primary(), &before, &waited), given_up);
     }
 
     /// ONE-3: the primary's brick was replaced by an older copy of itself.

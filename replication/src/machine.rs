@@ -104,6 +104,8 @@ pub struct Machine {
     joined: bool,
     /// See [`Report::revision`].
     revision: u64,
+    /// Sides of a split brain that an operator gave up.
+    giving_up: Mask,
     /// Whose role this replica is handed just now: the two are even.
     heir_of: Option<usize>,
     /// The longer tail that somebody had was asked for already.
@@ -138,6 +140,7 @@ impl Machine {
             quorum: config.agreed.map(Quorum::new),
             joined: false,
             revision: 0,
+            giving_up: Mask::default(),
             heir_of: None,
             tail_fetched: false,
             outputs: VecDeque::new(),

@@ -119,6 +119,8 @@ pub enum RoleReason {
     TookOver,
     /// The pool made another replica primary.
     Deposed,
+    /// An operator made it primary although another may have gone on.
+    Forced,
 }
 
 impl DurableState {

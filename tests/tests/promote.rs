@@ -1,6 +1,8 @@
 //! FO-1, FO-4: a planned switch-over, and a daemon that ends in order, move the role under a
 //! writer that sees no error; nothing confirmed is lost.
 
+use std::fs::{self, File};
+use std::io::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -48,6 +50,72 @@ fn the_role_moves_by_command_and_by_an_orderly_end_and_the_writer_sees_no_error(
     let confirmed = writer.finish()?;
     let wrong = missing(&mount, &confirmed, false)?;
     assert!(wrong.is_empty(), "{wrong:?}");
+    let verdict = lab.json(0, &["volume", "verify", VOLUME])?;
+    assert_eq!(verdict["equal"], true, "{verdict}");
+    lab.finish()?;
+    Ok(())
+}
+
+/// ONE-2, ONE-3, BAD-5: two nodes, nobody to vote. The primary dies; an operator forces the other.
+/// What the dead one had confirmed alone makes a split brain, which nobody overwrites until an
+/// operator says which side stays.
+#[test]
+fn a_forced_takeover_serves_and_a_split_brain_waits_for_the_operators_word() -> Result<()> {
+    if !Path::new("/dev/fuse").exists() {
+        skip("there is no /dev/fuse");
+        return Ok(());
+    }
+    let dir = tempfile::tempdir()?;
+    let mut lab = Lab::new(&binary(), dir.path(), 2)?;
+    lab.form_pool()?;
+    lab.make_volume(VOLUME, 2)?;
+    let mount = dir.path().join("mnt");
+    lab.mount(0, VOLUME, &mount)?;
+    let put = |name: &str, text: &str| -> Result<()> {
+        let mut file = File::create(mount.join(name))?;
+        file.write_all(text.as_bytes())?;
+        Ok(file.sync_all()?)
+    };
+    put("both", "everyone has this")?;
+    // A primary that can hand its role over is not passed by.
+    let ran = lab.run(1, &["volume", "promote", VOLUME, "node2", "--force"])?;
+    anyhow::ensure!(ran.status == 1 && ran.stderr.contains("serves"), "{ran:?}");
+    // It dies while both are in sync: nothing is lost, and it comes back by itself.
+    lab.kill(0);
+    lab.cairn(1, &["volume", "promote", VOLUME, "node2", "--force"])?;
+    put("after", "node2 has this")?;
+    lab.start(0)?;
+    lab.wait_volume(1, VOLUME, "in sync", WITHIN, primary_is(lab.name(1)))?;
+    // Now each side goes on alone.
+    lab.kill(0);
+    put("alone2", "only node2 has this")?;
+    lab.kill(1);
+    lab.start(0)?;
+    let runs = |volume: &Value| volume["replicas"][0]["disk"] == "consistent";
+    lab.wait_volume(0, VOLUME, "the replica runs", WITHIN, runs)?;
+    lab.cairn(0, &["volume", "promote", VOLUME, "node1", "--force"])?;
+    put("alone1", "only node1 has this")?;
+    lab.start(1)?;
+    let split = |volume: &Value| volume["split_brain"].is_object();
+    lab.wait_volume(0, VOLUME, "the split brain noticed", WITHIN, split)?;
+    let resolve = [
+        "volume",
+        "split-brain",
+        VOLUME,
+        "resolve",
+        "--keep",
+        "node2",
+    ];
+    let ran = lab.run(1, &resolve)?;
+    anyhow::ensure!(ran.status == 4 && ran.stderr.contains("node1"), "{ran:?}");
+    lab.cairn(1, &[&resolve[..], &["--force"]].concat())?;
+    lab.wait_volume(1, VOLUME, "one side", WITHIN, primary_is(lab.name(1)))?;
+    assert_eq!(
+        fs::read_to_string(mount.join("alone2"))?,
+        "only node2 has this"
+    );
+    assert_eq!(fs::read_to_string(mount.join("after"))?, "node2 has this");
+    assert!(!mount.join("alone1").exists(), "it was given up");
     let verdict = lab.json(0, &["volume", "verify", VOLUME])?;
     assert_eq!(verdict["equal"], true, "{verdict}");
     lab.finish()?;

@@ -8,7 +8,7 @@ use protocol::report::VolumesStatus;
 use serde_json::Value;
 
 use super::{act, ask, create, status, typed};
-use crate::args::{Global, HealArg, VolumeCommand};
+use crate::args::{Global, HealArg, SplitBrainAction, VolumeCommand};
 use crate::failure::Failure;
 use crate::output::{Output, bytes_text, table};
 
@@ -33,6 +33,12 @@ pub(super) fn run(global: &Global, output: &Output, command: VolumeCommand) -> R
             name,
             what: Some(HealArg::Info),
         } => return heal_info(global, output, name),
+        VolumeCommand::SplitBrain { name, action } => match action {
+            Some(SplitBrainAction::Resolve { keep, force }) => {
+                ControlRequest::VolumeResolve { name, keep, force }
+            }
+            Some(SplitBrainAction::List) | None => return split_brain(global, output, name),
+        },
         VolumeCommand::Create(args) => create::request(args)?,
         other => simple(other),
     };
@@ -71,6 +77,7 @@ fn simple(command: VolumeCommand) -> ControlRequest {
         VolumeCommand::ResumeResync { name } => ControlRequest::VolumeResumeResync { name },
         // The commands that print facts were taken out before.
         VolumeCommand::Create(_)
+        | VolumeCommand::SplitBrain { .. }
         | VolumeCommand::List
         | VolumeCommand::Info { .. }
         | VolumeCommand::Status { .. }
@@ -94,6 +101,30 @@ fn list(global: &Global, output: &Output) -> Result<u8, Failure> {
 
 fn array(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
+}
+
+fn split_brain(global: &Global, output: &Output, name: String) -> Result<u8, Failure> {
+    let answer = ask(
+        global,
+        output,
+        &ControlRequest::VolumeStatus { name: Some(name) },
+    )?;
+    let status: VolumesStatus = typed(&answer.data)?;
+    let split = status.volumes.first().and_then(|v| v.split_brain.as_ref());
+    if output.json {
+        output.value(&serde_json::json!({ "split_brain": split }));
+        return Ok(exit::DONE);
+    }
+    match split {
+        Some(split) => output.line(&format!(
+            "Split brain since {}: {} each hold what the others do not.\n\
+             Keep one side: `cairn volume split-brain NAME resolve --keep NODE`.",
+            split.since,
+            split.nodes.join(", ")
+        )),
+        None => output.done("There is no split brain."),
+    }
+    Ok(exit::DONE)
 }
 
 fn info(global: &Global, output: &Output, name: Option<String>) -> Result<u8, Failure> {

@@ -122,9 +122,26 @@ async fn dispatch_volume(
                 to: to_index,
                 force,
             };
-            let data = node.command_volume(&name, command).await?;
+            let data = if force {
+                node.command_replica(&name, to_index, command).await?
+            } else {
+                node.command_volume(&name, command).await?
+            };
             Ok(Done {
                 message: Some(format!("{to} is primary of volume `{name}`")),
+                data,
+            })
+        }
+        ControlRequest::VolumeResolve { name, keep, force } => {
+            let index = node.replica_named(&name, &keep)?;
+            node.may_resolve(&name, &keep, force).await?;
+            let data = node
+                .command_replica(&name, index, VolumeCommand::KeepSide {})
+                .await?;
+            Ok(Done {
+                message: Some(format!(
+                    "{keep} is primary of volume `{name}`; the others take over what it holds"
+                )),
                 data,
             })
         }

@@ -328,8 +328,8 @@ fn choose_quorum(
         None => Ok((
             Quorum::Off,
             "; quorum is off, since fewer than three nodes vote: when the primary's node dies, \
-             the volume waits until it is back; with a third voting node another replica takes \
-             over by itself",
+             the volume waits until it is back or `cairn volume promote --force` is said; with a \
+             third voting node another replica takes over by itself",
         )),
     }
 }

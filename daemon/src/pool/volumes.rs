@@ -9,7 +9,7 @@ use protocol::options::nearest;
 use protocol::volume::{VolumeSpec, VolumeState};
 
 use super::Node;
-use super::refusal::refuse;
+use super::refusal::{refuse, refuse_loss};
 use super::serve::{no_volume, not_started};
 use crate::raft::{PoolCommand, PoolOutcome, PoolState};
 use crate::rpc::CALL_WITHIN;
@@ -233,8 +233,70 @@ impl Node {
         }
         // A planned promotion is the primary's act, too: it gives the role away.
         let node = self.primary_node(&spec).await?;
+        self.command_node(&spec, node, command).await
+    }
+
+    /// Sends a command to the node of one replica.
+    pub(crate) async fn command_replica(
+        self: &Arc<Self>,
+        name: &str,
+        replica: usize,
+        command: VolumeCommand,
+    ) -> Result<serde_json::Value, Refusal> {
+        let spec = volume_of(&self.pool.state(), name)?;
+        if spec.state != VolumeState::Started {
+            return Err(not_started(name));
+        }
+        self.command_node(&spec, spec.replicas[replica].node, command)
+            .await
+    }
+
+    /// Ending a split brain loses what the other sides alone hold: that is said first.
+    pub(crate) async fn may_resolve(
+        self: &Arc<Self>,
+        name: &str,
+        keep: &str,
+        force: bool,
+    ) -> Result<(), Refusal> {
+        let status = self.volumes_status(Some(name)).await;
+        let split = status
+            .first()
+            .and_then(|status| status.split_brain.as_ref());
+        let Some(split) = split else {
+            return Err(refuse(
+                "no_split_brain",
+                format!("volume `{name}` has no split brain"),
+                &format!("Look at `cairn volume status {name}`."),
+            ));
+        };
+        if force {
+            return Ok(());
+        }
+        let others: Vec<&str> = split
+            .nodes
+            .iter()
+            .map(String::as_str)
+            .filter(|node| *node != keep)
+            .collect();
+        Err(refuse_loss(
+            "split_brain",
+            format!(
+                "what {} took since the separation, {} at the latest, would be lost",
+                others.join(", "),
+                split.since
+            ),
+            "Look at both sides first (`cairn brick export` of a stopped node's brick), then say --force.",
+        ))
+    }
+
+    async fn command_node(
+        self: &Arc<Self>,
+        spec: &VolumeSpec,
+        node: NodeId,
+        command: VolumeCommand,
+    ) -> Result<serde_json::Value, Refusal> {
         let within = match &command {
-            VolumeCommand::Promote { .. } => PROMOTE_WITHIN,
+            VolumeCommand::Promote { .. } | VolumeCommand::KeepSide {} => PROMOTE_WITHIN,
             VolumeCommand::Verify { .. } => VERIFY_WITHIN,
             _ => CALL_WITHIN,
         };

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
+use protocol::options::Options;
 use protocol::report::{
     ClientReport, ConnectionState, DiskState, LastResyncReport, PeerReport, ReplicaReport,
-    ReplicaRole, ResyncKind, ResyncReport, ResyncRole,
+    ReplicaRole, ResyncKind, ResyncReport, ResyncRole, SplitBrainReport,
 };
+use replication::decision::Rule;
 use replication::machine::{Phase, Standing};
 use replication::state::{Disk, Role, RoleReason};
 use time::OffsetDateTime;
@@ -52,8 +54,27 @@ impl Driver {
             used_bytes: Some(self.brick.used_bytes()),
             free_bytes: space.map(|s| s.free_bytes),
             clients: self.client_reports(),
-            split_brain: None,
+            split_brain: self.split_brain(),
         }
+    }
+
+    fn split_brain(&self) -> Option<SplitBrainReport> {
+        let refused =
+            |r: &usize| self.machine.standing(*r) == Some(Standing::Refused(Rule::BothWentOn));
+        let others: Vec<usize> = (0..self.links.len()).filter(refused).collect();
+        let since = others
+            .iter()
+            .filter_map(|r| self.links[*r].as_ref().map(|link| link.since))
+            .min()?;
+        let met = SystemTime::now() - self.now().saturating_sub(since);
+        let names = std::iter::once(self.me).chain(others);
+        Some(SplitBrainReport {
+            since: text(met),
+            nodes: names
+                .map(|r| self.spec.replicas[r].node_name.clone())
+                .collect(),
+            policy: Options::new(&self.spec.options).text("split-brain-policy"),
+        })
     }
 
     fn disk_state(&self) -> DiskState {
@@ -171,6 +192,7 @@ fn reason_text(reason: RoleReason) -> &'static str {
         RoleReason::HandedOver => "handed its role over",
         RoleReason::Followed => "met a primary of a later term",
         RoleReason::TookOver => "took over when the last primary was gone",
+        RoleReason::Forced => "made primary by an operator, by force",
         RoleReason::Deposed => "the pool made another replica primary",
     }
 }

@@ -194,6 +194,7 @@ impl Driver {
             dirty_bytes: summary.bytes + summary.keys * KEY_BYTES_ESTIMATE,
             resync_was_mine: false, // the machine knows
             pool_decides: false,    // the machine knows
+            waited_for_me: false,   // the machine knows
         };
         let full = self.full_wanted.has(replica);
         if !self.paused {

@@ -12,8 +12,8 @@ use protocol::ids::PoolId;
 use protocol::node_rpc::VolumeCommand;
 use protocol::preamble::Purpose;
 use protocol::volume::VolumeSpec;
-use replication::machine::Standing;
-use replication::state::{DurableState, Mask};
+use replication::machine::{Machine, Refusal, Standing};
+use replication::state::{DurableState, Mask, RoleReason};
 use storage::{DirBrick, RecoveryReport};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -268,6 +268,16 @@ async fn execute(
              `quorum majority` another replica takes over by itself",
         ));
     }
+    let forced = match command {
+        VolumeCommand::Promote { to, force: true } if to == shared.borrow().me => {
+            Some(Machine::take_by_force as fn(&mut Machine) -> Result<(), Refusal>)
+        }
+        VolumeCommand::KeepSide {} => Some(Machine::keep_this_side as _),
+        _ => None,
+    };
+    if let Some(act) = forced {
+        return force_role(&mut shared.borrow_mut(), act);
+    }
     if !shared.borrow().machine.serves() {
         return Err(CommandError::refused(
             "not_primary",
@@ -277,6 +287,7 @@ async fn execute(
     }
     match command {
         VolumeCommand::Promote { to, .. } => promote(shared, to).await,
+        VolumeCommand::KeepSide {} => Ok(serde_json::Value::Null),
         VolumeCommand::Resync { replica, full } => {
             shared.borrow_mut().resync(replica, full);
             Ok(serde_json::json!({ "started": true }))
@@ -294,6 +305,36 @@ async fn execute(
             Ok(serde_json::to_value(verdict).unwrap_or_default())
         }
     }
+}
+
+/// Makes this replica primary by an operator's word.
+fn force_role(
+    d: &mut Driver,
+    act: fn(&mut Machine) -> Result<(), Refusal>,
+) -> Result<serde_json::Value, CommandError> {
+    if d.machine.serves() && d.machine.durable().role_reason == RoleReason::Forced {
+        return Ok(serde_json::json!({ "promoted": true, "changed": false }));
+    }
+    if let Err(refusal) = act(&mut d.machine) {
+        let hint = match refusal {
+            Refusal::PoolDecides => {
+                "with `quorum majority` an in-sync replica takes over by itself once a majority of \
+                 the voters is connected; look at `cairn peer status`"
+            }
+            Refusal::PrimaryServes | Refusal::AlreadyPrimary => {
+                "leave --force out: the role is handed over without loss"
+            }
+            _ => "look at `cairn volume status` for the replica's state",
+        };
+        return Err(CommandError::refused(
+            "not_forced",
+            format!("this replica is not made primary: {refusal}"),
+            hint,
+        ));
+    }
+    tracing::warn!(volume = %d.spec.name, "made primary by an operator, by force");
+    d.finish_turn();
+    Ok(serde_json::json!({ "promoted": true, "changed": true }))
 }
 
 async fn promote(shared: &Shared, to: usize) -> Result<serde_json::Value, CommandError> {

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
 
-use super::{Agreed, FlushId, Machine, Output, Phase, Refusal, Standing};
+use super::{Agreed, DropReason, FlushId, Machine, Output, Phase, Refusal, Standing};
 use crate::state::{Disk, How, Mask, Membership, Role, RoleReason, Welcome};
 
 impl Machine {
@@ -123,12 +123,68 @@ impl Machine {
         Ok(())
     }
 
+    /// A later term is there. Where the bricks decide, the role stays what it was until the other
+    /// primary takes this replica on: what it confirmed alone must be found as a primary's.
     pub(super) fn step_down(&mut self) {
         self.stop_serving(RoleReason::Followed);
         self.phase = Phase::Following;
-        self.state.role = Role::Secondary;
+        if self.quorum.is_some() {
+            self.state.role = Role::Secondary;
+        }
         self.state.role_reason = RoleReason::Followed;
         self.decide();
+    }
+
+    /// An operator makes this replica primary although the last one is gone, and with it perhaps
+    /// what only that one confirmed. Only where the bricks decide.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that says what stands against it.
+    pub fn take_by_force(&mut self) -> Result<(), Refusal> {
+        if self.quorum.is_some() {
+            return Err(Refusal::PoolDecides);
+        }
+        match self.phase {
+            Phase::Following | Phase::Waiting { .. } => {}
+            _ => return Err(Refusal::AlreadyPrimary),
+        }
+        let serves =
+            |link: &super::Link| link.report.serving || link.standing == Standing::MyPrimary;
+        if self.links.iter().flatten().any(serves) {
+            return Err(Refusal::PrimaryServes);
+        }
+        if !matches!(self.state.disk, Disk::UpToDate | Disk::Consistent) {
+            return Err(Refusal::NotWhole);
+        }
+        self.state.disk = Disk::UpToDate;
+        self.activate(RoleReason::Forced);
+        Ok(())
+    }
+
+    /// An operator ends a split brain: this side stays, what any other side alone has is given up.
+    ///
+    /// # Errors
+    /// A [`Refusal`] that says what stands against it.
+    pub fn keep_this_side(&mut self) -> Result<(), Refusal> {
+        if self.quorum.is_some() {
+            return Err(Refusal::PoolDecides);
+        }
+        if !matches!(self.state.disk, Disk::UpToDate | Disk::Consistent) {
+            return Err(Refusal::NotWhole);
+        }
+        let terms = self.links.iter().flatten().map(|link| link.report.term);
+        let highest = terms.max().unwrap_or_default().max(self.state.term);
+        self.stop_serving(RoleReason::Forced);
+        self.state.disk = Disk::UpToDate;
+        self.giving_up = Mask::first(self.config.count).without(self.config.me);
+        self.activate_in(Term(highest.0 + 1), RoleReason::Forced);
+        // They meet again, and the others learn of the later term.
+        for replica in 0..self.config.count {
+            if self.links[replica].is_some() {
+                self.drop_link(replica, DropReason::RoleMoved);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn stop_serving(&mut self, reason: RoleReason) {

@@ -103,6 +103,7 @@ impl Machine {
         }
         means.resync_was_mine = self.state.resyncing.has(replica);
         means.pool_decides = self.quorum.is_some();
+        means.waited_for_me = link.report.in_sync.has(self.config.me);
         means.map_since = Some(self.state.since[replica].max(self.state.knows_after));
         let covered_since = self.state.since[replica].max(self.state.knows_after);
         let (mut decision, mut rule) = decide(&mine, &link.report, &means);
@@ -111,6 +112,9 @@ impl Machine {
         }
         if self.state.full.has(replica) && decision != Decision::Refuse {
             (decision, rule) = (Decision::Full, Rule::ResyncContinues);
+        }
+        if rule == Rule::BothWentOn && self.giving_up.has(replica) {
+            (decision, rule) = (Decision::Full, Rule::Operator);
         }
         if decision == Decision::Refuse {
             link.standing = Standing::Refused(rule);
@@ -229,6 +233,7 @@ impl Machine {
         self.state.in_sync = self.state.in_sync.with(replica);
         self.state.resyncing = self.state.resyncing.without(replica);
         self.state.full = self.state.full.without(replica);
+        self.giving_up = self.giving_up.without(replica);
         self.state.since[replica] = link.stable;
         self.joining = self.joining.with(replica);
         self.decide();

@@ -217,6 +217,18 @@ pub enum Refusal {
     /// A hand-over is under way.
     #[error("the role is being handed over")]
     HandingOver,
+    /// Not by force where the pool decides.
+    #[error("the pool decides about roles")]
+    PoolDecides,
+    /// It is primary already.
+    #[error("this replica is primary already")]
+    AlreadyPrimary,
+    /// A primary is connected: it can hand its role over.
+    #[error("the primary is connected and serves")]
+    PrimaryServes,
+    /// Its data is no picture of any time.
+    #[error("this replica's data is not whole")]
+    NotWhole,
     /// The message does not fit what this replica knows.
     #[error("the message does not fit this replica's state")]
     OutOfPlace,

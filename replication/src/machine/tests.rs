@@ -397,6 +397,7 @@ impl Volume {
                     dirty_bytes: live.dirty[replica].len() as u64,
                     resync_was_mine: false,
                     pool_decides: false,
+                    waited_for_me: false,
                 };
                 self.nodes[me]
                     .machine
@@ -961,6 +962,64 @@ fn a_resync_whose_first_word_is_lost_begins_again_with_all_its_marks() {
     assert_eq!(volume.nodes[0].live.dirty[1].len(), 6);
     volume.settle();
     volume.check_whole();
+}
+
+/// ONE-2, ONE-3: two nodes, the primary dies, an operator forces the other; what came back alone
+/// is a split brain only if it had confirmed something alone.
+#[test]
+fn a_forced_takeover_overwrites_nothing_that_the_old_primary_confirmed_alone() {
+    for alone in [false, true] {
+        let mut volume = Volume::new(2);
+        volume.settle();
+        volume.write(0, 1);
+        while volume.deliver(0, 1) || volume.deliver(1, 0) {}
+        volume.write(0, 2);
+        if alone {
+            // The primary sees the other go, and goes on by itself; then it is cut off as well.
+            volume.crash(1, false);
+            volume.write(0, 3);
+            volume.crash(0, false);
+            volume.boot(1);
+        } else {
+            volume.crash(0, false);
+        }
+        let secondary = volume.nodes[1].machine.as_mut().unwrap();
+        secondary.take_by_force().expect("the primary is gone");
+        volume.carry_out(1);
+        volume.write(1, 4);
+        assert_eq!(volume.primary(), Some(1));
+        volume.boot(0);
+        if !alone {
+            volume.settle();
+            volume.check_whole();
+            continue;
+        }
+        volume.connect(0, 1);
+        while volume.deliver(0, 1) || volume.deliver(1, 0) {}
+        let refused = Some(Standing::Refused(Rule::BothWentOn));
+        assert_eq!(
+            volume.nodes[1].machine.as_ref().unwrap().standing(0),
+            refused
+        );
+        assert_eq!(volume.nodes[0].live.keys.get(&3), Some(&3), "kept");
+        // Met again, it still is not overwritten.
+        volume.cut(0, 1);
+        volume.connect(0, 1);
+        while volume.deliver(0, 1) || volume.deliver(1, 0) {}
+        assert_eq!(
+            volume.nodes[1].machine.as_ref().unwrap().standing(0),
+            refused
+        );
+        // The operator keeps the first side after all.
+        let kept = volume.nodes[0].machine.as_mut().unwrap();
+        kept.keep_this_side().expect("whole");
+        volume.carry_out(0);
+        volume.settle();
+        volume.check_whole();
+        assert_eq!(volume.primary(), Some(0));
+        assert_eq!(volume.nodes[1].live.keys.get(&3), Some(&3));
+        assert_eq!(volume.nodes[1].live.keys.get(&4), None);
+    }
 }
 
 /// FO-5: a disk that hangs in a sync, while the process goes on answering.
