@@ -6,6 +6,8 @@
 #[cfg(not(target_endian = "little"))]
 compile_error!("the FUSE interface is written here for little-endian machines");
 
+use std::time::Duration;
+
 use protocol::fs::Attributes;
 use protocol::units::Timestamp;
 
@@ -209,14 +211,20 @@ impl Body {
         self.u32(a.rdev).u32(64 * 1024).u32(0)
     }
 
-    /// `fuse_entry_out`: valid for no time at all (COH-1), generation 0 as ids are never reused.
-    pub(crate) fn entry(&mut self, node: u64, a: &Attributes) -> &mut Self {
-        self.u64(node).u64(0).zeros(24).attributes(a)
+    /// `fuse_entry_out`: name and attributes valid for `fresh` (COH-1: no time at all where others
+    /// may change them), generation 0 as ids are never reused.
+    pub(crate) fn entry(&mut self, node: u64, a: &Attributes, fresh: Duration) -> &mut Self {
+        let (seconds, nanoseconds) = (fresh.as_secs(), fresh.subsec_nanos());
+        self.u64(node).u64(0).u64(seconds).u64(seconds);
+        self.u32(nanoseconds).u32(nanoseconds).attributes(a)
     }
 
-    /// `fuse_attr_out`, valid for no time at all.
-    pub(crate) fn attr(&mut self, a: &Attributes) -> &mut Self {
-        self.zeros(16).attributes(a)
+    /// `fuse_attr_out`, valid for `fresh`.
+    pub(crate) fn attr(&mut self, a: &Attributes, fresh: Duration) -> &mut Self {
+        self.u64(fresh.as_secs())
+            .u32(fresh.subsec_nanos())
+            .u32(0)
+            .attributes(a)
     }
 
     /// `fuse_open_out`.
@@ -269,8 +277,11 @@ mod tests {
     #[test]
     fn replies_have_the_sizes_of_the_kernels_structures() {
         let a = Attributes::default();
-        assert_eq!(Body::default().entry(1, &a).0.len(), ENTRY_OUT_BYTES);
-        assert_eq!(Body::default().attr(&a).0.len(), 104);
+        assert_eq!(
+            Body::default().entry(1, &a, Duration::ZERO).0.len(),
+            ENTRY_OUT_BYTES
+        );
+        assert_eq!(Body::default().attr(&a, Duration::ZERO).0.len(), 104);
         assert_eq!(Body::default().open(0, 0).0.len(), 16);
         for len in 1..20 {
             let name = vec![b'n'; len];

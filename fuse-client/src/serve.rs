@@ -27,6 +27,8 @@ use listing::Listings;
 
 pub(crate) use answer::Shape;
 
+/// Tells the kernel that what it keeps of a node is old (linux/fuse.h, FUSE_NOTIFY_INVAL_INODE).
+const NOTIFY_INVAL_INODE: i32 = 2;
 const EAGAIN: i32 = 11;
 const EINVAL: i32 = 22;
 const ENOSYS: i32 = 38;
@@ -136,6 +138,16 @@ impl FileSystem {
     fn reply(&self, unique: u64, errno: i32, body: &[&[u8]]) {
         if let Err(error) = self.transport.reply(unique, errno, body) {
             tracing::error!(%error, "the kernel did not take an answer");
+        }
+    }
+
+    /// The primary changed attributes that the kernel may have kept and does not know to be old.
+    fn attributes_changed(&self, node: u64) {
+        let mut body = Body::with_capacity(24);
+        // A negative offset: the attributes only (linux/fuse.h, fuse_notify_inval_inode_out).
+        body.u64(node).u64(u64::MAX).u64(0);
+        if let Err(error) = self.transport.notify(NOTIFY_INVAL_INODE, &[&body.0]) {
+            tracing::debug!(%error, "the kernel does not know the node any more");
         }
     }
 

@@ -409,6 +409,10 @@ pub struct Reply {
     pub sequence: Sequence,
     /// Everything up to here is stable (DUR-5).
     pub stable: Sequence,
+    /// The primary lets nobody else change anything of the volume for so many milliseconds from
+    /// its answer on, as nobody else has it mounted; 0: it promises nothing. What the answer tells
+    /// may be kept for a fifth of that, from the asking on: the rest is for a client that is slow.
+    pub fresh_ms: u16,
     /// The result.
     pub outcome: Outcome,
 }

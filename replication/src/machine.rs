@@ -24,6 +24,7 @@
 //! durably decided. While a change of the set is being made durable, both the old and the new set
 //! are waited for.
 
+mod bugs;
 mod follow;
 mod meet;
 mod output;
@@ -40,6 +41,7 @@ use protocol::units::{Sequence, Term};
 use crate::line::Relation;
 use crate::state::{Disk, DurableState, Mask, Membership, Report, Role, RoleReason};
 
+use bugs::Bug;
 pub use output::{Config, DropReason, FlushId, Output, Phase, Refusal, Standing};
 use quorum::Quorum;
 pub use quorum::{Agreed, Proposed};
@@ -111,6 +113,8 @@ pub struct Machine {
     /// The longer tail that somebody had was asked for already.
     tail_fetched: bool,
     outputs: VecDeque<Output>,
+    #[cfg(test)]
+    bug: Option<Bug>,
 }
 
 impl Machine {
@@ -144,6 +148,8 @@ impl Machine {
             heir_of: None,
             tail_fetched: false,
             outputs: VecDeque::new(),
+            #[cfg(test)]
+            bug: None,
             config,
         }
     }
@@ -213,6 +219,9 @@ impl Machine {
     /// The replicas for which records must be marked dirty as they are appended.
     #[must_use]
     pub fn dirty_mask(&self) -> Mask {
+        if self.errs(Bug::SkipsMarks) {
+            return Mask::default();
+        }
         if !matches!(
             self.phase,
             Phase::Serving | Phase::HandingOver { .. } | Phase::Activating
@@ -379,7 +388,12 @@ impl Machine {
         if self.state.in_sync.count() < self.config.min_in_sync {
             return;
         }
-        let lowest = self.members().iter().map(|r| self.position(r).0).min();
+        let members = if self.errs(Bug::ConfirmsAlone) {
+            Mask::of(self.config.me)
+        } else {
+            self.members()
+        };
+        let lowest = members.iter().map(|r| self.position(r).0).min();
         let confirmed = lowest.unwrap_or(self.applied);
         if confirmed > self.confirmed {
             self.confirmed = confirmed;

@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use cairn_lab::Lab;
+
 /// The executable under test: `CAIRN_BIN`, or the one that was built beside this test.
 ///
 /// # Panics
@@ -40,6 +42,37 @@ pub fn skip(why: &str) {
     eprintln!("SKIPPED: {why}");
     let strict = std::env::var("CAIRN_SKIP_IS_FAILURE").is_ok_and(|value| value == "1");
     assert!(!strict, "skipped where nothing may be: {why}");
+}
+
+/// A running volume with its mount, for a test.
+#[derive(Debug)]
+pub struct Mounted {
+    /// The nodes.
+    pub lab: Lab,
+    /// Where the volume is mounted.
+    pub mount: PathBuf,
+    /// Everything lies in it; removed at the end.
+    pub dir: tempfile::TempDir,
+}
+
+impl Mounted {
+    /// `nodes` nodes in a pool, the volume `name` with bricks on the first two, mounted by the
+    /// last. `None`, said loudly, where nothing can be mounted.
+    pub fn new(name: &str, nodes: usize) -> anyhow::Result<Option<Self>> {
+        if !Path::new("/dev/fuse").exists() {
+            skip("there is no /dev/fuse");
+            return Ok(None);
+        }
+        let dir = tempfile::tempdir()?;
+        let mut lab = Lab::new(&binary(), dir.path(), nodes)?;
+        lab.form_pool()?;
+        lab.make_volume(name, 2)?;
+        let mount = dir.path().join("mnt");
+        // Two nodes: by the first, whose primary is near.
+        let by = if nodes > 2 { nodes - 1 } else { 0 };
+        lab.mount(by, name, &mount)?;
+        Ok(Some(Self { lab, mount, dir }))
+    }
 }
 
 /// A number from the environment, or `default`.

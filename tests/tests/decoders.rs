@@ -55,6 +55,7 @@ fn seeds() -> Vec<RawFrame> {
             number: 2,
             sequence,
             stable,
+            fresh_ms: 1500,
             outcome,
         }
         .encode()

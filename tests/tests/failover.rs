@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use cairn_lab::{Lab, is_in_sync};
-use cairn_tests::{Random, Writer, binary, missing, setting, skip};
+use cairn_tests::{Mounted, Random, Writer, missing, setting};
 
 const VOLUME: &str = "v1";
 const IN_SYNC_WITHIN: Duration = Duration::from_secs(60);
@@ -176,19 +176,17 @@ fn one_round(lab: &mut Lab, pulse: &Pulse, fault: Fault) -> anyhow::Result<Durat
 
 #[test]
 fn a_writer_sees_pauses_and_no_error_whatever_happens_to_one_node() -> anyhow::Result<()> {
-    if !Path::new("/dev/fuse").exists() {
-        skip("there is no /dev/fuse");
-        return Ok(());
-    }
     let rounds = setting("CAIRN_FAILOVER_ROUNDS", 10);
     let only = setting("CAIRN_FAILOVER_ONLY", u64::MAX);
     let mut random = Random::from_env("CAIRN_FAILOVER_SEED");
-    let dir = tempfile::tempdir()?;
-    let mut lab = Lab::new(&binary(), dir.path(), 3)?;
-    lab.form_pool()?;
-    lab.make_volume(VOLUME, 2)?;
-    let mount = dir.path().join("mnt");
-    lab.mount(2, VOLUME, &mount)?;
+    let Some(Mounted {
+        mut lab,
+        mount,
+        dir: _dir,
+    }) = Mounted::new(VOLUME, 3)?
+    else {
+        return Ok(());
+    };
     let pulse = Pulse::start(&mount.join("pulse"))?;
     let mut figures: BTreeMap<Fault, Vec<Duration>> = BTreeMap::new();
     for round in 0..rounds {

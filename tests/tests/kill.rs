@@ -4,26 +4,24 @@
 
 use std::time::{Duration, Instant};
 
-use cairn_lab::{Lab, is_in_sync};
-use cairn_tests::{Random, Writer, binary, missing, setting, skip};
+use cairn_lab::is_in_sync;
+use cairn_tests::{Mounted, Random, Writer, missing, setting};
 
 const VOLUME: &str = "v1";
 const IN_SYNC_WITHIN: Duration = Duration::from_secs(60);
 
 #[test]
 fn nothing_confirmed_is_missing_after_daemons_die_at_any_moment() -> anyhow::Result<()> {
-    if !std::path::Path::new("/dev/fuse").exists() {
-        skip("there is no /dev/fuse");
-        return Ok(());
-    }
     let rounds = setting("CAIRN_KILL_ROUNDS", 50);
     let mut random = Random::from_env("CAIRN_KILL_SEED");
-    let dir = tempfile::tempdir()?;
-    let mut lab = Lab::new(&binary(), dir.path(), 2)?;
-    lab.form_pool()?;
-    lab.make_volume(VOLUME, 2)?;
-    let mount = dir.path().join("mnt");
-    lab.mount(0, VOLUME, &mount)?;
+    let Some(Mounted {
+        mut lab,
+        mount,
+        dir: _dir,
+    }) = Mounted::new(VOLUME, 2)?
+    else {
+        return Ok(());
+    };
     let mut kills = [0_u64; 3];
     let mut writer = Writer::start(&mount, 7)?;
     let mut generation = 0;

@@ -3,12 +3,11 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
-use cairn_lab::{Lab, is_in_sync};
-use cairn_tests::{Writer, binary, missing, skip};
+use cairn_lab::is_in_sync;
+use cairn_tests::{Mounted, Writer, missing};
 use serde_json::Value;
 
 const VOLUME: &str = "v1";
@@ -20,16 +19,14 @@ fn primary_is(name: String) -> impl Fn(&Value) -> bool {
 
 #[test]
 fn the_role_moves_by_command_and_by_an_orderly_end_and_the_writer_sees_no_error() -> Result<()> {
-    if !Path::new("/dev/fuse").exists() {
-        skip("there is no /dev/fuse");
+    let Some(Mounted {
+        mut lab,
+        mount,
+        dir: _dir,
+    }) = Mounted::new(VOLUME, 2)?
+    else {
         return Ok(());
-    }
-    let dir = tempfile::tempdir()?;
-    let mut lab = Lab::new(&binary(), dir.path(), 2)?;
-    lab.form_pool()?;
-    lab.make_volume(VOLUME, 2)?;
-    let mount = dir.path().join("mnt");
-    lab.mount(0, VOLUME, &mount)?;
+    };
     let writer = Writer::start(&mount, 5)?;
     for node in [1, 0, 1] {
         lab.cairn(0, &["volume", "promote", VOLUME, &lab.name(node)])?;
@@ -61,16 +58,14 @@ fn the_role_moves_by_command_and_by_an_orderly_end_and_the_writer_sees_no_error(
 /// operator says which side stays.
 #[test]
 fn a_forced_takeover_serves_and_a_split_brain_waits_for_the_operators_word() -> Result<()> {
-    if !Path::new("/dev/fuse").exists() {
-        skip("there is no /dev/fuse");
+    let Some(Mounted {
+        mut lab,
+        mount,
+        dir: _dir,
+    }) = Mounted::new(VOLUME, 2)?
+    else {
         return Ok(());
-    }
-    let dir = tempfile::tempdir()?;
-    let mut lab = Lab::new(&binary(), dir.path(), 2)?;
-    lab.form_pool()?;
-    lab.make_volume(VOLUME, 2)?;
-    let mount = dir.path().join("mnt");
-    lab.mount(0, VOLUME, &mount)?;
+    };
     let put = |name: &str, text: &str| -> Result<()> {
         let mut file = File::create(mount.join(name))?;
         file.write_all(text.as_bytes())?;

@@ -84,7 +84,10 @@ pub(super) async fn serve_client(driver: Shared, stream: Stream) {
     let greeted =
         tokio::time::timeout(GREETING_TIMEOUT, next_frame(&mut reader, &mut buffer)).await;
     let opened = match greeted {
-        Ok(Some(frame)) => open(&driver, &frame, allowed, address, &outbox),
+        Ok(Some(frame)) => {
+            wait_until_let_in(&driver, &frame, allowed).await;
+            open(&driver, &frame, allowed, address, &outbox)
+        }
         _ => None,
     };
     if let Some((session, connection)) = opened {
@@ -102,6 +105,25 @@ pub(super) async fn serve_client(driver: Shared, stream: Stream) {
     }
     outbox.close();
     let _ = tokio::time::timeout(GREETING_TIMEOUT, writing).await;
+}
+
+/// The only mount of the volume may rely for a moment on being alone: another one waits.
+async fn wait_until_let_in(driver: &Shared, frame: &RawFrame, allowed: bool) {
+    let Ok(hello) = Hello::decode(frame) else {
+        return; // refused in a moment
+    };
+    let wait = {
+        let mut d = driver.borrow_mut();
+        let now = d.now();
+        let wait = d.sessions.wait_for(hello.session, now);
+        if !allowed || wait.is_zero() {
+            return;
+        }
+        d.sessions.newcomers += 1;
+        wait
+    };
+    tokio::time::sleep(wait).await;
+    driver.borrow_mut().sessions.newcomers -= 1;
 }
 
 async fn next_frame(reader: &mut ReadHalf, buffer: &mut BytesMut) -> Option<RawFrame> {
@@ -247,6 +269,7 @@ impl Driver {
                 return None;
             }
             self.sessions.by_id.insert(id, Session::default());
+            self.sessions.count_again(self.machine.last());
         }
         let connection = self.sessions.next_id();
         if let Some(state) = self.sessions.by_id.get_mut(&id) {
@@ -429,7 +452,9 @@ impl Driver {
             let done = slot.done.clone();
             self.sessions.repeated(session, request.slot);
             if let Some((sequence, outcome)) = done {
-                self.answer(session, request.slot, request.number, sequence, outcome);
+                // It tells what was true when it was asked first.
+                let again = (request.slot, request.number);
+                self.answer(session, again, sequence, outcome, 0);
             }
             return Ok(Some(Taken::Yes));
         }
@@ -733,16 +758,25 @@ impl Driver {
         {
             kept.done = Some((sequence, outcome.clone()));
         }
-        self.answer(session, slot, number, sequence, outcome);
+        let now = self.now();
+        let fresh_ms = match &outcome {
+            Outcome::Entry(_) | Outcome::Attributes(_) | Outcome::Entries(_)
+                if self.machine.may_answer(now) =>
+            {
+                self.sessions.promise(session, sequence, now)
+            }
+            _ => 0,
+        };
+        self.answer(session, (slot, number), sequence, outcome, fresh_ms);
     }
 
     fn answer(
         &self,
         session: SessionId,
-        slot: u16,
-        number: u64,
+        (slot, number): (u16, u64),
         sequence: protocol::units::Sequence,
         outcome: Outcome,
+        fresh_ms: u16,
     ) {
         let state = self.sessions.by_id.get(&session);
         if let Some((_, outbox)) = state.and_then(|s| s.connection.as_ref()) {
@@ -753,6 +787,7 @@ impl Driver {
                     number,
                     sequence,
                     stable,
+                    fresh_ms,
                     outcome,
                 }
                 .encode(),
@@ -788,6 +823,8 @@ impl Driver {
             }
             Err(error) => tracing::error!(%error, "the sessions cannot be read"),
         }
+        self.sessions.inherit_promise(now);
+        self.sessions.count_again(self.machine.last());
         if !self.sessions.by_id.is_empty() {
             self.sessions.grace_until = Some(now + self.settings.session_timeout);
         }
@@ -836,6 +873,7 @@ impl Driver {
             }
             Err(error) => tracing::error!(%error, "a session's replies cannot be read"),
         }
+        self.sessions.count_again(self.machine.last());
         self.release_orphans();
     }
 

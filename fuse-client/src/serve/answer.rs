@@ -1,5 +1,7 @@
 //! From outcomes to the kernel's replies.
 
+use std::time::Duration;
+
 use protocol::fs::{FileSystemStatistics, Outcome};
 
 use super::FileSystem;
@@ -21,8 +23,13 @@ pub(crate) enum Shape {
     Open,
     Empty,
     Bytes,
-    Xattr { size: u32 },
-    Written,
+    Xattr {
+        size: u32,
+    },
+    /// `strips`: a node whose set-user-id bit the write may have dropped.
+    Written {
+        strips: Option<u64>,
+    },
     Directory(Box<Ask>),
     Statistics,
     Offset,
@@ -46,18 +53,19 @@ fn statistics(s: &FileSystemStatistics) -> Body {
 }
 
 impl Replies for FileSystem {
-    fn answer(&self, waiting: Waiting, outcome: Outcome) {
+    fn answer(&self, waiting: Waiting, outcome: Outcome, fresh: Duration) {
         let unique = waiting.unique;
         match (waiting.shape, outcome) {
             // An entry that the kernel got with attributes only, as Open answers.
             (_, Outcome::Error(errno)) => self.reply(unique, errno, &[]),
             (Shape::Entry, Outcome::Entry(a)) => {
                 let mut body = Body::with_capacity(ENTRY_OUT_BYTES);
-                self.reply(unique, 0, &[&body.entry(self.node(a.object), &a).0]);
+                self.reply(unique, 0, &[&body.entry(self.node(a.object), &a, fresh).0]);
             }
             (Shape::Create, Outcome::Entry(a)) => {
                 let mut body = Body::with_capacity(ENTRY_OUT_BYTES + 16);
-                body.entry(self.node(a.object), &a).open(0, OPEN_FLAGS);
+                body.entry(self.node(a.object), &a, fresh)
+                    .open(0, OPEN_FLAGS);
                 self.reply(unique, 0, &[&body.0]);
             }
             (Shape::Open, Outcome::Attributes(_) | Outcome::Done) => {
@@ -66,7 +74,7 @@ impl Replies for FileSystem {
             }
             (Shape::Attributes, Outcome::Attributes(a)) => {
                 let mut body = Body::with_capacity(104);
-                self.reply(unique, 0, &[&body.attr(&a).0]);
+                self.reply(unique, 0, &[&body.attr(&a, fresh).0]);
             }
             (Shape::Empty, Outcome::Done | Outcome::Attributes(_)) => self.reply(unique, 0, &[]),
             (Shape::Bytes, Outcome::Data(data)) => self.reply(unique, 0, &[&data]),
@@ -82,12 +90,15 @@ impl Replies for FileSystem {
                     self.reply(unique, 0, &[&data]);
                 }
             }
-            (Shape::Written, Outcome::Written { len, .. }) => {
+            (Shape::Written { strips }, Outcome::Written { len, .. }) => {
                 let mut body = Body::with_capacity(8);
                 self.reply(unique, 0, &[&body.u32(len).u32(0).0]);
+                if let Some(node) = strips {
+                    self.attributes_changed(node);
+                }
             }
             (Shape::Directory(ask), Outcome::Entries(entries)) => {
-                self.list(unique, *ask, entries.into());
+                self.list(unique, *ask, entries.into(), fresh);
             }
             (Shape::Statistics, Outcome::FileSystem(s)) => {
                 self.reply(unique, 0, &[&statistics(&s).0]);

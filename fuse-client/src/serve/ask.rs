@@ -341,7 +341,9 @@ impl FileSystem {
         };
         let waiting = Waiting {
             unique: header.unique,
-            shape: Shape::Written,
+            shape: Shape::Written {
+                strips: (write_flags & write::KILL_SUIDGID != 0).then_some(header.node),
+            },
         };
         self.session
             .submit(waiting, caller(header), operation, payload);

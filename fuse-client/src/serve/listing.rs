@@ -2,6 +2,7 @@
 //! rest waits at the handle, and only there: a new handle, or going back, asks again.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use protocol::fs::{Caller, DirectoryEntry, Operation};
@@ -80,7 +81,8 @@ impl FileSystem {
             .take(handle, cookie)
             .filter(|_| offset > AFTER_DOT_DOT)
         {
-            self.list(header.unique, ask, entries);
+            // Read some time ago.
+            self.list(header.unique, ask, entries, Duration::ZERO);
             return Ok(());
         }
         let waiting = Waiting {
@@ -103,7 +105,13 @@ impl FileSystem {
     }
 
     /// Answers with as many entries as fit and keeps the rest.
-    pub(super) fn list(&self, unique: u64, ask: Ask, mut entries: VecDeque<DirectoryEntry>) {
+    pub(super) fn list(
+        &self,
+        unique: u64,
+        ask: Ask,
+        mut entries: VecDeque<DirectoryEntry>,
+        fresh: Duration,
+    ) {
         let mut body = Body(ask.body);
         let mut last = None;
         while let Some(entry) = entries.front() {
@@ -113,7 +121,7 @@ impl FileSystem {
             }
             match (&entry.attributes, ask.plus) {
                 (Some(a), true) => {
-                    body.entry(self.node(entry.object), a);
+                    body.entry(self.node(entry.object), a, fresh);
                 }
                 (None, true) => {
                     body.zeros(ENTRY_OUT_BYTES);

@@ -54,6 +54,9 @@ const PING_WAITING_AFTER_MS: u64 = 150;
 const DOUBT_AFTER_MS: u64 = 300;
 /// A connection that gave none for so long is left.
 const DEAD_AFTER_MS: u64 = 5_000;
+/// What part of a promise that nobody else changes anything is made use of: the kernel counts
+/// from when it gets an answer, which may be late.
+const KEPT_PART: u32 = 5;
 /// Longest wait for answers at the end of a session.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -78,8 +81,8 @@ pub struct SessionConfig {
 
 /// Takes the answers to what the kernel asked.
 pub trait Replies: Send + Sync {
-    /// Answers a request.
-    fn answer(&self, waiting: Waiting, outcome: Outcome);
+    /// Answers a request. What it tells may be kept for `fresh`.
+    fn answer(&self, waiting: Waiting, outcome: Outcome, fresh: Duration);
 }
 
 /// A request of the kernel that waits for its answer.
@@ -349,9 +352,13 @@ impl State {
 
 impl Shared {
     fn answer(&self, waiter: Option<Waiter>, outcome: Outcome) {
+        self.answer_fresh(waiter, outcome, Duration::ZERO);
+    }
+
+    fn answer_fresh(&self, waiter: Option<Waiter>, outcome: Outcome, fresh: Duration) {
         match waiter {
             Some(Waiter::Kernel(waiting)) => match self.replies.get() {
-                Some(replies) => replies.answer(waiting, outcome),
+                Some(replies) => replies.answer(waiting, outcome, fresh),
                 None => tracing::error!("an answer came before anybody could take it"),
             },
             // Who stopped waiting needs no answer.
@@ -458,7 +465,13 @@ impl Shared {
         if let (Some(object), true) = (opened, answered.waiter.is_none()) {
             self.release(object);
         }
-        self.answer(answered.waiter, reply.outcome);
+        let fresh = Duration::from_millis(u64::from(reply.fresh_ms)) / KEPT_PART;
+        let fresh = if answered.submitted.elapsed() < fresh {
+            fresh
+        } else {
+            Duration::ZERO
+        };
+        self.answer_fresh(answered.waiter, reply.outcome, fresh);
         if let Some(frame) = answered.next {
             link.send(&frame);
         }

@@ -48,6 +48,8 @@ pub(super) struct Answered<W> {
     /// Who waits, unless he gave up.
     pub(super) waiter: Option<W>,
     pub(super) operation: Operation,
+    /// When it was asked for, at the latest.
+    pub(super) submitted: Instant,
     /// The request that waited for the slot.
     pub(super) next: Option<RawFrame>,
 }
@@ -186,6 +188,7 @@ impl<W> Table<W> {
         Some(Answered {
             waiter: pending.waiter,
             operation: pending.operation,
+            submitted: pending.submitted,
             next,
         })
     }

@@ -265,6 +265,7 @@ impl Server {
             number: request.number,
             sequence: Sequence(1),
             stable: Sequence(0),
+            fresh_ms: 0,
             outcome,
         };
         Some(reply.encode())

@@ -748,7 +748,8 @@ impl Reply {
         w.u16(self.slot)
             .u64(self.number)
             .u64(self.sequence.0)
-            .u64(self.stable.0);
+            .u64(self.stable.0)
+            .u16(self.fresh_ms);
         self.outcome.write(&mut w);
         let payload = match &self.outcome {
             Outcome::Data(data) => data.clone(),
@@ -764,6 +765,7 @@ impl Reply {
         let number = r.u64("number")?;
         let sequence = Sequence(r.u64("sequence")?);
         let stable = Sequence(r.u64("stable")?);
+        let fresh_ms = r.u16("fresh")?;
         let outcome = Outcome::read(&mut r, &frame.payload)?;
         r.end("reply")?;
         Ok(Self {
@@ -771,6 +773,7 @@ impl Reply {
             number,
             sequence,
             stable,
+            fresh_ms,
             outcome,
         })
     }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
 
+use super::bugs::Bug;
 use super::{Agreed, DropReason, FlushId, Machine, Output, Phase, Refusal, Standing};
 use crate::state::{Disk, How, Mask, Membership, Role, RoleReason, Welcome};
 
@@ -17,14 +18,17 @@ impl Machine {
         from: usize,
         welcome: &Welcome,
     ) -> Result<(), Refusal> {
-        if welcome.term < self.state.term || self.links[from].is_none() {
+        let earlier = welcome.term < self.state.term && !self.errs(Bug::FollowsEarlierTerms);
+        if earlier || self.links[from].is_none() {
             return Err(Refusal::OutOfPlace);
         }
         if self.phase == Phase::Serving && welcome.term == self.state.term {
             return Err(Refusal::OutOfPlace);
         }
-        let other = welcome.how == How::Records && welcome.basis != self.last;
-        if other || welcome.revision != self.revision {
+        let basis = welcome.how == How::Records && welcome.basis != self.last;
+        let basis = basis && !self.errs(Bug::IgnoresTheBasis);
+        let revision = welcome.revision != self.revision && !self.errs(Bug::IgnoresTheRevision);
+        if basis || revision {
             return Err(Refusal::OutOfPlace); // they meet again, and decide on what is now
         }
         self.revision += 1;
@@ -223,7 +227,7 @@ impl Machine {
     /// starts it like any other.
     pub fn handover_flush(&mut self) -> Option<FlushId> {
         let ready = matches!(self.phase, Phase::HandingOver { .. })
-            && self.confirmed == self.last
+            && (self.confirmed == self.last || self.errs(Bug::HandsOverEarly))
             && self.handover_flush.is_none()
             && !self.handover_ready
             && self.state.handed_to.is_none();

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
 
+use super::bugs::Bug;
 use super::{DropReason, Link, Machine, Output, Phase, Refusal, Standing};
 use crate::decision::{Decision, Means, Rule, decide};
 use crate::line::Relation;
@@ -51,13 +52,16 @@ impl Machine {
     pub fn asked(&mut self, term: Term, revision: u64) -> Result<(), Refusal> {
         let serves = !matches!(self.phase, Phase::Following | Phase::Waiting { .. });
         let earlier = term < self.state.term || (term == self.state.term && serves);
-        if earlier || revision != self.revision {
+        let other = revision != self.revision && !self.errs(Bug::IgnoresTheRevision);
+        if earlier || other {
             return Err(Refusal::OutOfPlace);
         }
         if serves {
             self.step_down();
         }
-        self.leave_primary();
+        if !self.errs(Bug::GoesOnAfterDoubts) {
+            self.leave_primary();
+        }
         Ok(())
     }
 
@@ -94,7 +98,14 @@ impl Machine {
     /// The answer to [`Output::Assess`]: decides what is done for the replica. With `full`, the
     /// operator asked for a full resync.
     pub fn judge(&mut self, replica: usize, mut means: Means, full: bool) {
+        let knows_after = if self.errs(Bug::CoversTooMuch) {
+            Sequence::ZERO
+        } else {
+            self.state.knows_after
+        };
+        let covered_since = self.state.since[replica].max(knows_after);
         let mine = self.report();
+        let mistakes = self.errs(Bug::MistakesHistories);
         let Some(link) = self.links[replica].as_mut() else {
             return;
         };
@@ -104,9 +115,11 @@ impl Machine {
         means.resync_was_mine = self.state.resyncing.has(replica);
         means.pool_decides = self.quorum.is_some();
         means.waited_for_me = link.report.in_sync.has(self.config.me);
-        means.map_since = Some(self.state.since[replica].max(self.state.knows_after));
-        let covered_since = self.state.since[replica].max(self.state.knows_after);
+        means.map_since = Some(covered_since);
         let (mut decision, mut rule) = decide(&mine, &link.report, &means);
+        if mistakes && matches!(decision, Decision::GiveUpTail { .. }) {
+            (decision, rule) = (Decision::Join, Rule::SamePast);
+        }
         if full && decision != Decision::Refuse {
             (decision, rule) = (Decision::Full, Rule::Operator);
         }
@@ -175,6 +188,12 @@ impl Machine {
             if decision == Decision::Full {
                 self.state.full = self.state.full.with(replica);
             }
+            if self.errs(Bug::ClearsMarksEarly) {
+                self.outputs.push_back(Output::ClearDirty { replica });
+            }
+            if self.errs(Bug::BeginsTooEarly) {
+                self.state.since[replica] = at;
+            }
             // What is covered stays as it was until the replica says that it has begun: the word to
             // it may be lost, and then it still is where it told.
             self.decide();
@@ -226,7 +245,7 @@ impl Machine {
         }
         // From here on nothing is confirmed without it; what was confirmed before, it must have.
         self.entering = self.entering.with(replica);
-        if link.applied < self.confirmed {
+        if link.applied < self.confirmed && !self.errs(Bug::JoinsTooEarly) {
             return;
         }
         self.entering = self.entering.without(replica);
@@ -247,13 +266,15 @@ impl Machine {
         self.entering = self.entering.without(replica);
         if link.gets_records() {
             let begun = link.acknowledged || !self.state.resyncing.has(replica);
-            if begun {
+            if begun || self.errs(Bug::BeginsTooEarly) {
                 self.state.since[replica] = link.stable;
             }
-            self.outputs.push_back(Output::MarkDirtySince {
-                replica,
-                since: link.stable,
-            });
+            if !self.errs(Bug::ForgetsTheTail) {
+                self.outputs.push_back(Output::MarkDirtySince {
+                    replica,
+                    since: link.stable,
+                });
+            }
             if self.state.in_sync.has(replica) {
                 self.state.in_sync = self.state.in_sync.without(replica);
                 let generation = self.fresh_generation();

@@ -21,6 +21,7 @@ use std::time::Duration;
 use protocol::units::Term;
 use serde::{Deserialize, Serialize};
 
+use super::bugs::Bug;
 use super::{Machine, Output, Phase};
 use crate::state::{Disk, Mask, Role, RoleReason};
 
@@ -120,19 +121,23 @@ impl Machine {
     /// a member, or was asked something that is not answered. It is taken on only when not, so
     /// that the role never falls to a replica that is between two pictures.
     pub(super) fn may_still_claim(&self, replica: usize) -> bool {
-        self.quorum.as_ref().is_some_and(|quorum| {
-            let possible = Mask(quorum.agreed.in_sync.0 | quorum.in_doubt.0);
-            quorum.asked.is_some() || possible.has(replica)
-        })
+        !self.errs(Bug::TakesOnClaimants)
+            && self.quorum.as_ref().is_some_and(|quorum| {
+                let possible = Mask(quorum.agreed.in_sync.0 | quorum.in_doubt.0);
+                quorum.asked.is_some() || possible.has(replica)
+            })
     }
 
     /// The process starts: promises of before still hold, and what was agreed since is learned.
     pub(super) fn start_quorum(&mut self, now: Duration) {
         let me = self.config.me;
+        let forgets = self.errs(Bug::ForgetsPromises);
         let Some(quorum) = &mut self.quorum else {
             return;
         };
-        quorum.promised_until = now + self.config.lease;
+        if !forgets {
+            quorum.promised_until = now + self.config.lease;
+        }
         if quorum.agreed.primary != me && self.state.role == Role::Primary {
             self.depose();
         }
@@ -168,11 +173,18 @@ impl Machine {
             && self.standing(from) == Some(super::Standing::MyPrimary)
             && term == self.state.term;
         self.heard(now, from);
+        let (breaks, in_doubt) = (
+            self.errs(Bug::BreaksPromises),
+            self.errs(Bug::PromisesInDoubt),
+        );
         let Some(quorum) = &mut self.quorum else {
             return false;
         };
-        if !follows || quorum.claimed.is_some() {
+        if !follows || (quorum.claimed.is_some() && !in_doubt) {
             return false;
+        }
+        if breaks {
+            return true;
         }
         quorum.promised_until = quorum.promised_until.max(now + self.config.lease);
         true
@@ -180,7 +192,10 @@ impl Machine {
 
     /// A replica gave the promise that was asked for at `sent`, by this replica's clock.
     pub fn promised(&mut self, replica: usize, sent: Duration) {
-        let until = sent + self.config.lease - self.config.lease / DRIFT;
+        let mut until = sent + self.config.lease - self.config.lease / DRIFT;
+        if self.errs(Bug::OverstaysLeases) {
+            until += self.config.lease;
+        }
         if let Some(link) = &mut self.links[replica] {
             link.lease_until = link.lease_until.max(until);
         }
@@ -196,6 +211,9 @@ impl Machine {
         let Some(quorum) = &self.quorum else {
             return Some(Duration::MAX);
         };
+        if self.errs(Bug::AnswersWithoutLease) {
+            return Some(Duration::MAX);
+        }
         if quorum.agreed.term != self.state.term || quorum.agreed.primary != self.config.me {
             return None;
         }
@@ -245,6 +263,7 @@ impl Machine {
     /// The pool answered [`Output::Propose`] of `asked`. What it agreed on must have been told by
     /// [`Machine::agreement`] before.
     pub fn proposed(&mut self, now: Duration, asked: Agreed, outcome: Proposed) {
+        let forgets = self.errs(Bug::ForgetsWhatItAsked);
         let Some(quorum) = &mut self.quorum else {
             return;
         };
@@ -255,7 +274,7 @@ impl Machine {
         if outcome == Proposed::Refused && quorum.claimed == Some(asked.version - 1) {
             quorum.claimed = None;
         }
-        if outcome == Proposed::Undecided {
+        if outcome == Proposed::Undecided && !forgets {
             quorum.in_doubt = Mask(quorum.in_doubt.0 | asked.in_sync.0);
         }
         if outcome != Proposed::Agreed {

@@ -1,0 +1,91 @@
+//! Deliberate mistakes. A test builds a machine with one of them and lets the schedules find it:
+//! what no schedule finds, no schedule protects. Outside of this crate's tests no machine errs.
+
+use super::Machine;
+
+/// A mistake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Bug {
+    /// A write is confirmed when the primary alone has applied it.
+    ConfirmsAlone,
+    /// Records that a missing replica lacks are not marked.
+    SkipsMarks,
+    /// What was on the way to a replica when its link broke is not marked.
+    ForgetsTheTail,
+    /// Marks are forgotten when a resync begins.
+    ClearsMarksEarly,
+    /// A tail that the other history gave up is taken for common.
+    MistakesHistories,
+    /// A replica that was filled by a resync believes to cover others from before it.
+    CoversTooMuch,
+    /// A resync whose first word was lost counts as begun.
+    BeginsTooEarly,
+    /// A replica joins before it has what was confirmed meanwhile.
+    JoinsTooEarly,
+    /// A replica is taken for what it told, although it changed since.
+    IgnoresTheBasis,
+    /// The same where another primary had begun to fill it.
+    IgnoresTheRevision,
+    /// What is in doubt is told, and then more is taken from the old primary.
+    GoesOnAfterDoubts,
+    /// A word of an earlier term is followed.
+    FollowsEarlierTerms,
+    /// A promise is given and not kept.
+    BreaksPromises,
+    /// A promise of before a restart is forgotten.
+    ForgetsPromises,
+    /// A promise is given while an own claim may still come true.
+    PromisesInDoubt,
+    /// A primary believes in promises for longer than they hold.
+    OverstaysLeases,
+    /// A primary answers whether its lease holds or not.
+    AnswersWithoutLease,
+    /// A change of the set that was asked for and not answered is forgotten.
+    ForgetsWhatItAsked,
+    /// A replica is taken on while its own claim may still come true.
+    TakesOnClaimants,
+    /// The role is handed over before everything is confirmed.
+    HandsOverEarly,
+}
+
+impl Bug {
+    /// Every one of them.
+    #[cfg(test)]
+    pub(super) const ALL: [Self; 20] = [
+        Self::ConfirmsAlone,
+        Self::SkipsMarks,
+        Self::ForgetsTheTail,
+        Self::ClearsMarksEarly,
+        Self::MistakesHistories,
+        Self::CoversTooMuch,
+        Self::BeginsTooEarly,
+        Self::JoinsTooEarly,
+        Self::IgnoresTheBasis,
+        Self::IgnoresTheRevision,
+        Self::GoesOnAfterDoubts,
+        Self::FollowsEarlierTerms,
+        Self::BreaksPromises,
+        Self::ForgetsPromises,
+        Self::PromisesInDoubt,
+        Self::OverstaysLeases,
+        Self::AnswersWithoutLease,
+        Self::ForgetsWhatItAsked,
+        Self::TakesOnClaimants,
+        Self::HandsOverEarly,
+    ];
+}
+
+impl Machine {
+    /// Whether this machine makes the mistake.
+    #[cfg(test)]
+    pub(super) fn errs(&self, bug: Bug) -> bool {
+        self.bug == Some(bug)
+    }
+
+    /// No machine in use does.
+    #[cfg(not(test))]
+    #[allow(clippy::unused_self, reason = "the same call as under test")]
+    pub(super) const fn errs(&self, _: Bug) -> bool {
+        false
+    }
+}
