@@ -83,6 +83,7 @@ async fn dispatch(
     }
 }
 
+// A table: one row a request.
 async fn dispatch_volume(
     node: &Arc<Node>,
     request: ControlRequest,

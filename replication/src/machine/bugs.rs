@@ -49,26 +49,30 @@ pub(super) enum Bug {
 }
 
 impl Bug {
-    /// Every one of them.
+    /// Found by random schedules soon.
     #[cfg(test)]
-    pub(super) const ALL: [Self; 20] = [
+    pub(super) const SOON: [Self; 10] = [
         Self::ConfirmsAlone,
         Self::SkipsMarks,
         Self::ForgetsTheTail,
         Self::ClearsMarksEarly,
         Self::MistakesHistories,
         Self::CoversTooMuch,
+        Self::IgnoresTheBasis,
+        Self::BreaksPromises,
+        Self::OverstaysLeases,
+        Self::AnswersWithoutLease,
+    ];
+    /// Found by long runs only, or not yet.
+    #[cfg(test)]
+    pub(super) const RARE: [Self; 10] = [
         Self::BeginsTooEarly,
         Self::JoinsTooEarly,
-        Self::IgnoresTheBasis,
         Self::IgnoresTheRevision,
         Self::GoesOnAfterDoubts,
         Self::FollowsEarlierTerms,
-        Self::BreaksPromises,
         Self::ForgetsPromises,
         Self::PromisesInDoubt,
-        Self::OverstaysLeases,
-        Self::AnswersWithoutLease,
         Self::ForgetsWhatItAsked,
         Self::TakesOnClaimants,
         Self::HandsOverEarly,
