@@ -34,6 +34,9 @@ pub(crate) struct Core<M: Medium> {
     pub(crate) unsynced: Unsynced,
     /// Blocks of all objects that are not all zero.
     pub(crate) used_blocks: u64,
+    /// Blocks that files hold which the next checkpoint removes, those of zeros included; where a
+    /// file has holes it is more than it holds.
+    pub(crate) freed_blocks: u64,
     pub(crate) large_write_bytes: u64,
     /// Extents that should become active.
     pub(crate) activate: Vec<(ObjectId, u64)>,
@@ -674,6 +677,10 @@ impl<M: Medium> Core<M> {
             return Ok(Step::default());
         };
         self.used_blocks = self.used_blocks.saturating_sub(info.allocated);
+        self.freed_blocks += match info.form {
+            Form::Inline => 0,
+            Form::File => info.high_end.div_ceil(BLOCK_BYTES),
+        };
         // What was written directly stays without a sync: until the drop is stable, a crash may
         // lead back to it.
         self.files.forget(object);

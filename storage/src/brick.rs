@@ -166,8 +166,6 @@ pub struct Brick<M: Medium> {
     failed: Option<BrickError>,
     throttled: bool,
     direct_bytes: u64,
-    /// Blocks that were given up since the last checkpoint: their files go with the next.
-    freed_blocks: u64,
     /// Dropped last: nobody else may open the brick before everything above is gone.
     lock: Option<M::File>,
 }
@@ -403,11 +401,9 @@ impl<M: Medium> Brick<M> {
             stable: self.journal.stable_lsn(),
         };
         let before = self.core.unsynced.bytes();
-        let used_before = self.core.used_blocks;
         let applied = self.core.apply(&record.changes, &record.payload, mode);
         let applied = applied.map_err(|error| self.fail(error))?;
         self.direct_bytes += self.core.unsynced.bytes().saturating_sub(before);
-        self.freed_blocks += used_before.saturating_sub(self.core.used_blocks);
         let aux = Aux::encode(&applied.steps);
         let parts: Vec<&[u8]> = applied
             .journaled

@@ -71,7 +71,7 @@ impl<M: Medium> Brick<M> {
     /// Gives space back to the file system that was freed, if that is worth a checkpoint: files
     /// that were deleted go with one. Call about once a second.
     pub fn give_back(&mut self) {
-        let freed_bytes = self.freed_blocks * BLOCK_BYTES;
+        let freed_bytes = self.core.freed_blocks.saturating_mul(BLOCK_BYTES);
         let free_bytes = self.space().map_or(0, |space| space.free_bytes);
         let worth = freed_bytes >= FREED_BYTES_MAX.min(free_bytes / 8);
         if freed_bytes > 0 && worth && self.failed.is_none() && !self.read_only {
@@ -118,7 +118,7 @@ impl<M: Medium> Brick<M> {
         self.checkpoint.wanted = false;
         self.checkpoint.journal_from = journal_from;
         self.direct_bytes = 0;
-        self.freed_blocks = 0;
+        self.core.freed_blocks = 0;
         self.checkpoint.running = Some(Running {
             lsn: state.place.lsn,
             sequence: self.position.sequence,

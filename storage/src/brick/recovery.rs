@@ -196,6 +196,7 @@ impl<M: Medium> Brick<M> {
             activity,
             unsynced: Unsynced::default(),
             used_blocks: row.used_blocks,
+            freed_blocks: 0,
             large_write_bytes: options.large_write_bytes.max(BLOCK_BYTES),
             activate: Vec::new(),
             checkpoint_wanted: false,
@@ -246,7 +247,6 @@ impl<M: Medium> Brick<M> {
             failed: None,
             throttled: false,
             direct_bytes: 0,
-            freed_blocks: 0,
             lock,
         };
         Ok((brick, collected.report))
