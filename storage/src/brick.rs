@@ -488,6 +488,12 @@ impl<M: Medium> Brick<M> {
         events.extend(self.events.drain(..));
     }
 
+    /// Whether work is under way whose end [`Brick::poll`] will tell.
+    #[must_use]
+    pub fn is_busy(&self) -> bool {
+        !self.tasks.is_empty()
+    }
+
     fn complete(&mut self, completion: Completion) {
         let Completion { token, result } = completion;
         let Some(task) = self.tasks.remove(&token) else {

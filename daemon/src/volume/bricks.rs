@@ -8,8 +8,8 @@ use protocol::volume::VolumeSpec;
 use replication::line::Line;
 use replication::state::DurableState;
 use storage::{
-    BrickIdentity, CreateError, DirBrick, EngineChoice, Expected, OpenError, RecoveryReport,
-    create_brick, open_brick, open_medium, read_superblock,
+    Brick, BrickIdentity, CreateError, DirBrick, EngineChoice, Expected, Medium, OpenError,
+    RecoveryReport, create_brick, open_brick, open_medium, read_superblock,
 };
 
 /// Why a directory cannot become a brick, or cannot be marked. Nothing was changed.
@@ -54,7 +54,9 @@ impl PrepareError {
     }
 }
 
-fn identity(spec: &VolumeSpec, index: usize, pool: PoolId) -> BrickIdentity {
+/// Who the brick of replica `index` is.
+#[must_use]
+pub fn identity(spec: &VolumeSpec, index: usize, pool: PoolId) -> BrickIdentity {
     BrickIdentity {
         pool,
         brick: spec.replicas[index].brick,
@@ -82,16 +84,25 @@ pub fn prepare_brick(
             });
         }
     };
-    // Every brick of a new volume begins with the same generation, so that they know each other.
-    let line = Line::new(GenerationId(spec.id.0));
-    let state = DurableState::created(index, spec.replicas.len(), line);
-    let state: Bytes = super::links::to_json(&state);
-    let result = create_brick(path, force, identity(spec, index, pool), state);
+    let result = create_brick(
+        path,
+        force,
+        identity(spec, index, pool),
+        first_state(spec, index),
+    );
     if result.is_err() && made {
         // Only what was made here, and only if it is still empty.
         let _ = std::fs::remove_dir(path);
     }
     Ok(result?)
+}
+
+/// What the brick of replica `index` of a new volume knows of its role: every one begins with the
+/// same generation, so that they know each other.
+#[must_use]
+pub fn first_state(spec: &VolumeSpec, index: usize) -> Bytes {
+    let line = Line::new(GenerationId(spec.id.0));
+    super::links::to_json(&DurableState::created(index, spec.replicas.len(), line))
 }
 
 /// Undoes [`prepare_brick`]. No error where nothing was prepared for this volume.
@@ -146,6 +157,6 @@ pub(super) fn open(
 }
 
 /// What the replica remembers of its role.
-pub(super) fn state_of(brick: &DirBrick) -> Result<DurableState, String> {
+pub(super) fn state_of<M: Medium>(brick: &Brick<M>) -> Result<DurableState, String> {
     serde_json::from_slice(brick.state()).map_err(|error| error.to_string())
 }

@@ -14,7 +14,7 @@ use protocol::ids::SessionId;
 use protocol::record::Change;
 use protocol::units::{EXTENT_BYTES, ObjectId};
 use protocol::volume::VolumeKind;
-use storage::{DirBrick, ReadError, ReadOutcome, SeekFor};
+use storage::{Brick, Medium, ReadError, ReadOutcome, SeekFor};
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
@@ -41,9 +41,9 @@ const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
 
 /// The brick as the namespace sees it.
-pub(super) struct Keys<'a>(pub(super) &'a DirBrick);
+pub(super) struct Keys<'a, M: Medium>(pub(super) &'a Brick<M>);
 
-impl Store for Keys<'_> {
+impl<M: Medium> Store for Keys<'_, M> {
     type Error = ReadError;
 
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
@@ -69,12 +69,12 @@ enum Taken {
 }
 
 /// Serves one connection of a mount to its end.
-pub(super) async fn serve_client(driver: Shared, stream: Stream) {
+pub(super) async fn serve_client<M: Medium>(driver: Shared<M>, stream: Stream) {
     let allowed = {
         let d = driver.borrow();
         stream
             .peer()
-            .is_none_or(|node| d.pool.may_use(node, &d.spec.name))
+            .is_none_or(|node| d.host.may_use(node, &d.spec.name))
     };
     let address = stream.address();
     let (mut reader, writer) = stream.split();
@@ -108,7 +108,7 @@ pub(super) async fn serve_client(driver: Shared, stream: Stream) {
 }
 
 /// The only mount of the volume may rely for a moment on being alone: another one waits.
-async fn wait_until_let_in(driver: &Shared, frame: &RawFrame, allowed: bool) {
+async fn wait_until_let_in<M: Medium>(driver: &Shared<M>, frame: &RawFrame, allowed: bool) {
     let Ok(hello) = Hello::decode(frame) else {
         return; // refused in a moment
     };
@@ -142,8 +142,8 @@ async fn next_frame(reader: &mut ReadHalf, buffer: &mut BytesMut) -> Option<RawF
     }
 }
 
-fn open(
-    driver: &Shared,
+fn open<M: Medium>(
+    driver: &Shared<M>,
     frame: &RawFrame,
     allowed: bool,
     address: Option<String>,
@@ -196,8 +196,8 @@ fn open(
     Some((hello.session, connection))
 }
 
-async fn read_requests(
-    driver: &Shared,
+async fn read_requests<M: Medium>(
+    driver: &Shared<M>,
     session: SessionId,
     connection: u64,
     reader: &mut ReadHalf,
@@ -237,7 +237,7 @@ async fn read_requests(
     }
 }
 
-impl Driver {
+impl<M: Medium> Driver<M> {
     fn open_session(
         &mut self,
         hello: &Hello,
@@ -301,7 +301,7 @@ impl Driver {
     /// Takes requests from the buffer. `Ok(true)`: wait for a change first; `Err`: close.
     fn take_requests(
         &mut self,
-        shared: &Shared,
+        shared: &Shared<M>,
         session: SessionId,
         buffer: &mut BytesMut,
         again: &mut Option<Box<Request>>,
@@ -381,7 +381,7 @@ impl Driver {
 
     fn take(
         &mut self,
-        shared: &Shared,
+        shared: &Shared<M>,
         session: SessionId,
         request: Box<Request>,
     ) -> Result<Taken, String> {
@@ -555,7 +555,7 @@ impl Driver {
 
     fn execute(
         &mut self,
-        shared: &Shared,
+        shared: &Shared<M>,
         session: SessionId,
         request: &Request,
     ) -> Result<(), String> {
@@ -645,7 +645,7 @@ impl Driver {
             }
             Err(error) => {
                 tracing::error!(volume = %self.spec.name, %error, "an operation could not be decided");
-                self.pool
+                self.host
                     .event("metadata_damaged", &self.spec.name, &error.to_string());
                 self.reply_when_confirmed(pending(Outcome::Error(EIO)));
             }
@@ -689,14 +689,14 @@ impl Driver {
 
     fn read_failed(&mut self, error: &ReadError) -> Outcome {
         tracing::error!(volume = %self.spec.name, %error, "a read failed");
-        self.pool
+        self.host
             .event("read_failed", &self.spec.name, &error.to_string());
         Outcome::Error(EIO)
     }
 
     fn read_for(
         &mut self,
-        shared: &Shared,
+        shared: &Shared<M>,
         reply: PendingReply,
         object: ObjectId,
         offset: u64,
@@ -905,8 +905,8 @@ impl Driver {
 
 /// Completes a read that had to wait, or whose bytes are damaged here: then another replica is
 /// asked, and its bytes replace the damaged ones (DUR-4).
-async fn finish_read(
-    shared: &Shared,
+async fn finish_read<M: Medium>(
+    shared: &Shared<M>,
     reply: PendingReply,
     object: ObjectId,
     offset: u64,
@@ -942,8 +942,8 @@ async fn finish_read(
 }
 
 /// Reads, waiting for the medium where needed.
-pub(super) async fn read_again(
-    shared: &Shared,
+pub(super) async fn read_again<M: Medium>(
+    shared: &Shared<M>,
     object: ObjectId,
     offset: u64,
     len: u32,

@@ -9,7 +9,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use bytes::Bytes;
 use protocol::frame::RawFrame;
@@ -23,16 +23,16 @@ use replication::machine::{
     Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Proposed, Standing,
 };
 use replication::state::{DurableState, Mask};
-use storage::{BrickError, BrickEvent, DirBrick, DirtyItem, FlushWhat, Pace, RecoveryReport};
+use storage::{Brick, BrickError, BrickEvent, DirtyItem, FlushWhat, Medium, Pace, RecoveryReport};
 use tokio::sync::{Notify, oneshot};
 
 use super::links::LinkIo;
 use super::sessions::Sessions;
 use super::settings::Settings;
-use super::{CommandError, PoolView};
+use super::{CommandError, Host};
 
 /// The driver as its thread's tasks share it.
-pub(super) type Shared = Rc<RefCell<Driver>>;
+pub(super) type Shared<M> = Rc<RefCell<Driver<M>>>;
 
 /// Requests that may wait for their confirmation before clients are not read any more.
 const UNCONFIRMED_MAX: usize = 16 << 10;
@@ -77,13 +77,13 @@ pub(super) enum BrickFlush {
 }
 
 /// See the module.
-pub(super) struct Driver {
+pub(super) struct Driver<M: Medium> {
     pub(super) spec: VolumeSpec,
     pub(super) me: usize,
     pub(super) settings: Settings,
-    pub(super) pool: Arc<dyn PoolView>,
+    pub(super) host: Arc<dyn Host>,
     pub(super) machine: Machine,
-    pub(super) brick: DirBrick,
+    pub(super) brick: Brick<M>,
     pub(super) recovery: RecoveryReport,
     pub(super) incarnation: u64,
     started: Duration,
@@ -107,6 +107,8 @@ pub(super) struct Driver {
     pub(super) changed: Rc<Notify>,
     /// Wakes the ticker, as the machine has a nearer deadline.
     pub(super) hurry: Rc<Notify>,
+    /// Wakes whoever looks after a medium that tells nobody when its work ends.
+    pub(super) disk_work: Rc<Notify>,
     pub(super) stopping: bool,
     pub(super) handover_waiters: Vec<oneshot::Sender<bool>>,
     pub(super) paused: bool,
@@ -124,24 +126,24 @@ pub(super) enum Token {
     Prepared,
 }
 
-impl Driver {
+impl<M: Medium> Driver<M> {
     pub(super) fn new(
         spec: VolumeSpec,
         me: usize,
-        pool: Arc<dyn PoolView>,
-        brick: DirBrick,
+        host: Arc<dyn Host>,
+        brick: Brick<M>,
         recovery: RecoveryReport,
         state: DurableState,
-        entropy: [u8; 16],
     ) -> Self {
         let settings = Settings::of(&spec);
+        let entropy = host.entropy();
         let count = spec.replicas.len();
         let config = Config {
             me,
             count,
             activation_wait: settings.activation_wait,
             replica_deadline: settings.replica_deadline,
-            agreed: pool.agreed(spec.id),
+            agreed: host.agreed(spec.id),
             lease: settings.role_lease,
             claim_after: settings.claim_after,
             min_in_sync: settings.min_in_sync,
@@ -154,11 +156,10 @@ impl Driver {
         Self {
             me,
             settings,
-            pool,
             machine,
             recovery,
             incarnation: u64::from_le_bytes(incarnation),
-            started: boot_time(),
+            started: host.now(),
             last_time: Timestamp(0),
             links: (0..count).map(|_| None).collect(),
             sessions: Sessions::default(),
@@ -176,6 +177,7 @@ impl Driver {
             throttled: false,
             changed: Rc::default(),
             hurry: Rc::default(),
+            disk_work: Rc::default(),
             stopping: false,
             handover_waiters: Vec::new(),
             paused: false,
@@ -184,6 +186,7 @@ impl Driver {
                 .map(|_| super::source::Resyncs::default())
                 .collect(),
             object_bytes_max: brick.object_bytes_max(),
+            host,
             own: Weak::new(),
             brick,
             spec,
@@ -191,25 +194,24 @@ impl Driver {
     }
 
     /// Lets the driver start tasks that come back to it.
-    pub(super) fn set_self(&mut self, shared: &Shared) {
+    pub(super) fn set_self(&mut self, shared: &Shared<M>) {
         self.own = Rc::downgrade(shared);
     }
 
     /// The driver as tasks hold it.
-    pub(super) fn shared(&self) -> Option<Shared> {
+    pub(super) fn shared(&self) -> Option<Shared<M>> {
         self.own.upgrade()
     }
 
     /// The machine's clock: it goes on while the machine sleeps, as leases do elsewhere.
     pub(super) fn now(&self) -> Duration {
-        boot_time().saturating_sub(self.started)
+        self.host.now().saturating_sub(self.started)
     }
 
     /// The time that the next operation gets: never before one that was given (COH-4).
     pub(super) fn timestamp(&mut self) -> Timestamp {
-        let clock = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .unwrap_or_default();
+        let clock = self.host.wall().duration_since(UNIX_EPOCH);
+        let clock = clock.unwrap_or_default();
         let clock = Timestamp(i64::try_from(clock.as_nanos()).unwrap_or(i64::MAX));
         self.last_time = self.last_time.max(clock);
         self.last_time
@@ -332,6 +334,7 @@ impl Driver {
             }
         }
         self.acknowledge();
+        self.disk_work.notify_one();
         if !self.is_full() {
             self.changed.notify_waiters();
         }
@@ -410,7 +413,7 @@ impl Driver {
             return;
         }
         tracing::error!(volume = %self.spec.name, %error, "the brick failed, the replica steps aside");
-        self.pool
+        self.host
             .event("brick_failed", &self.spec.name, &error.to_string());
         self.failed = Some(error.to_string());
         for link in self.links.iter().flatten() {
@@ -558,7 +561,7 @@ impl Driver {
 
     fn propose(&self, next: Agreed) {
         let Some(shared) = self.shared() else { return };
-        let answer = self.pool.propose(self.spec.id, next);
+        let answer = self.host.propose(self.spec.id, next);
         tokio::task::spawn_local(async move {
             let outcome = answer.await.unwrap_or(Proposed::Undecided);
             let mut d = shared.borrow_mut();
@@ -575,7 +578,7 @@ impl Driver {
     /// Tells the machine what this node knows of the pool's agreement.
     pub(super) fn learn_agreement(&mut self) {
         let now = self.now();
-        if let Some(agreed) = self.pool.agreed(self.spec.id) {
+        if let Some(agreed) = self.host.agreed(self.spec.id) {
             self.machine.agreement(now, agreed);
         }
     }
@@ -620,7 +623,7 @@ impl Driver {
     fn disconnect(&mut self, replica: usize, reason: DropReason) {
         let node = self.spec.replicas[replica].node_name.clone();
         tracing::warn!(volume = %self.spec.name, %node, ?reason, "closing the link to a replica");
-        self.pool.event(
+        self.host.event(
             "replica_dropped",
             &self.spec.name,
             &format!("{node}: {reason:?}"),
@@ -637,7 +640,7 @@ impl Driver {
         reason: replication::state::RoleReason,
     ) {
         tracing::info!(volume = %self.spec.name, %term, ?reason, "serving as primary");
-        self.pool.event(
+        self.host.event(
             "primary",
             &self.spec.name,
             &format!("term {term}: {reason:?}"),
@@ -648,7 +651,7 @@ impl Driver {
 
     fn stopped_serving(&mut self, reason: replication::state::RoleReason) {
         tracing::info!(volume = %self.spec.name, ?reason, "serving no more");
-        self.pool
+        self.host
             .event("secondary", &self.spec.name, &format!("{reason:?}"));
         let elsewhere = Elsewhere {
             primary: self.primary_node(),
@@ -690,7 +693,7 @@ impl Driver {
                 BrickEvent::Corrupt { object, block } => {
                     let what = format!("block {block} of object {object}");
                     tracing::error!(volume = %self.spec.name, %what, "a block is damaged");
-                    self.pool.event("block_damaged", &self.spec.name, &what);
+                    self.host.event("block_damaged", &self.spec.name, &what);
                 }
                 BrickEvent::Unthrottled => {
                     self.throttled = false;
@@ -786,12 +789,6 @@ impl Driver {
     }
 }
 
-/// CLOCK_BOOTTIME (clock_gettime(2)).
-fn boot_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::try_from(time).unwrap_or_default()
-}
-
 /// A replica's index as the brick counts it.
 pub(super) fn index(replica: usize) -> u8 {
     u8::try_from(replica).expect("REPLICAS_MAX")
@@ -809,7 +806,7 @@ pub(super) enum OrderError {
 }
 
 /// Frames are queued by replica index.
-impl Driver {
+impl<M: Medium> Driver<M> {
     pub(super) fn send(&self, replica: usize, message: &Message) {
         self.send_frame(replica, message.encode());
     }

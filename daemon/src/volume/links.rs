@@ -17,6 +17,7 @@ use replication::machine::{Refusal, Standing};
 use replication::state::{Membership, Report, Welcome};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use storage::Medium;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::driver::{BrickFlush, Driver, Shared};
@@ -125,23 +126,21 @@ fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, LinkError> {
 }
 
 /// Dials a replica for as long as the volume runs.
-pub(super) async fn keep_dialling(driver: Shared, replica: usize) {
+pub(super) async fn keep_dialling<M: Medium>(driver: Shared<M>, replica: usize) {
     let mut pause = REDIAL_PAUSE;
     loop {
-        let (node, volume, pool, name) = {
+        let (node, volume, host, name) = {
             let d = driver.borrow();
             if d.stopping || d.failed.is_some() {
                 return;
             }
             let spec = &d.spec.replicas[replica];
-            (spec.node, d.spec.id, d.pool.clone(), d.spec.name.clone())
+            (spec.node, d.spec.id, d.host.clone(), d.spec.name.clone())
         };
         if driver.borrow().links[replica].is_none() {
-            let dialled = tokio::time::timeout(
-                GREETING_TIMEOUT,
-                super::stream::dial(&*pool, node, Purpose::Replica(volume)),
-            )
-            .await;
+            let dialled =
+                tokio::time::timeout(GREETING_TIMEOUT, host.dial(node, Purpose::Replica(volume)))
+                    .await;
             match dialled {
                 Ok(Ok(stream)) => {
                     let began = tokio::time::Instant::now();
@@ -166,8 +165,8 @@ pub(super) async fn keep_dialling(driver: Shared, replica: usize) {
 }
 
 /// Runs one connection between replicas to its end. `dialled`: whom it was made to.
-pub(super) async fn serve_link(
-    driver: Shared,
+pub(super) async fn serve_link<M: Medium>(
+    driver: Shared<M>,
     stream: Stream,
     dialled: Option<usize>,
 ) -> Result<(), LinkError> {
@@ -227,8 +226,8 @@ async fn next_frame<R: AsyncRead + Unpin>(
     }
 }
 
-async fn read_link<R: AsyncRead + Unpin>(
-    driver: &Shared,
+async fn read_link<M: Medium, R: AsyncRead + Unpin>(
+    driver: &Shared<M>,
     replica: usize,
     epoch: u64,
     reader: &mut R,
@@ -269,7 +268,7 @@ async fn read_link<R: AsyncRead + Unpin>(
     }
 }
 
-fn hello(driver: &Driver) -> protocol::frame::RawFrame {
+fn hello<M: Medium>(driver: &Driver<M>) -> protocol::frame::RawFrame {
     let replica = &driver.spec.replicas[driver.me];
     Message::Hello {
         version: REPLICA_VERSION,
@@ -282,8 +281,8 @@ fn hello(driver: &Driver) -> protocol::frame::RawFrame {
     .encode()
 }
 
-fn check_hello(
-    driver: &Driver,
+fn check_hello<M: Medium>(
+    driver: &Driver<M>,
     message: Message,
     peer: Option<NodeId>,
 ) -> Result<(usize, Report), LinkError> {
@@ -326,7 +325,7 @@ fn check_hello(
     Ok((replica, from_json(&report)?))
 }
 
-impl Driver {
+impl<M: Medium> Driver<M> {
     /// What this replica tells of itself rests on the machine and the brick being at one place.
     fn check_in_step(&mut self) {
         let (machine, brick) = (self.machine.last(), self.brick.applied());
@@ -381,7 +380,7 @@ impl Driver {
         self.forget_acknowledged();
         if was_primary {
             let node = self.spec.replicas[replica].node_name.clone();
-            self.pool.event("primary_lost", &self.spec.name, &node);
+            self.host.event("primary_lost", &self.spec.name, &node);
         }
         self.finish_turn();
     }
@@ -410,7 +409,7 @@ impl Driver {
     // A table: one row a message.
     fn handle(
         &mut self,
-        shared: &Shared,
+        shared: &Shared<M>,
         replica: usize,
         message: Message,
     ) -> Result<bool, LinkError> {
@@ -558,7 +557,7 @@ impl Driver {
     pub(super) fn refused(&mut self, replica: usize, rule: Rule) {
         let node = self.spec.replicas[replica].node_name.clone();
         tracing::warn!(volume = %self.spec.name, %node, rule = rule.name(), "a replica is refused");
-        self.pool.event(
+        self.host.event(
             "replica_refused",
             &self.spec.name,
             &format!("{node}: {}", rule.name()),
@@ -567,11 +566,11 @@ impl Driver {
 }
 
 /// What a link's reader shares with the tasks that it starts.
-pub(super) fn borrow_link<T>(
-    driver: &RefCell<Driver>,
+pub(super) fn borrow_link<M: Medium, T>(
+    driver: &RefCell<Driver<M>>,
     replica: usize,
     epoch: u64,
-    f: impl FnOnce(&mut Driver) -> T,
+    f: impl FnOnce(&mut Driver<M>) -> T,
 ) -> Option<T> {
     let mut d = driver.borrow_mut();
     let current = d.links[replica]

@@ -26,8 +26,9 @@ mod verify;
 
 use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use protocol::identity::Identity;
@@ -39,13 +40,18 @@ use protocol::units::Term;
 use protocol::volume::VolumeSpec;
 use replication::machine::{Agreed, Proposed};
 use replication::state::Mask;
+use storage::{Brick, Medium, RecoveryReport};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::events::{EventLog, Severity};
 use crate::pool::{ChangeError, PoolClient};
-use crate::raft::PoolState;
 
-pub use bricks::{PrepareError, abort_brick, mark_brick_deleted, prepare_brick};
+pub use stream::Stream;
+
+pub use bricks::{
+    PrepareError, abort_brick, first_state, identity, mark_brick_deleted, prepare_brick,
+};
 
 /// How long a replica's thread may take to answer a question of status before it counts as busy.
 const STATUS_TIMEOUT: Duration = Duration::from_millis(800);
@@ -69,51 +75,88 @@ pub struct VolumeContext {
     pub events: EventLog,
 }
 
-/// What the volume's thread asks of its node; a trait, so that tests need no pool.
-pub(crate) trait PoolView: Send + Sync {
-    /// HOST:PORT of a member.
-    fn address_of(&self, node: NodeId) -> Option<String>;
+/// A connection in the making.
+pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Stream>>>>;
+
+/// What a replica asks of its node: clocks, randomness, connections, the pool. A trait, so that
+/// the same replica runs in a simulated world.
+pub trait Host: Send + Sync {
+    /// A clock that never steps back and goes on while the machine sleeps.
+    fn now(&self) -> Duration;
+    /// The time of day. It may step.
+    fn wall(&self) -> SystemTime;
+    /// Random bytes that nobody can guess.
+    fn entropy(&self) -> [u8; 16];
+    /// Connects to a member of the pool; whoever answers is that member.
+    fn dial(&self, node: NodeId, purpose: Purpose) -> Connecting;
+    /// Takes over a connection whose preamble was read, and finds out who is there.
+    fn accept(&self, stream: AcceptedStream) -> Connecting;
     /// Whether the identity may mount the volume.
     fn may_use(&self, identity: NodeId, volume: &str) -> bool;
-    /// TLS for dialling exactly this node.
-    fn client_tls(&self, node: NodeId) -> io::Result<Arc<rustls::ClientConfig>>;
-    /// TLS for accepting.
-    fn server_tls(&self) -> Arc<rustls::ServerConfig>;
     /// What the pool agreed about the volume's roles; `None`: its bricks decide.
     fn agreed(&self, volume: VolumeId) -> Option<Agreed>;
     /// Wakes at each change of what the pool agreed about anything.
-    fn changes(&self) -> watch::Receiver<Arc<PoolState>>;
+    fn changes(&self) -> watch::Receiver<()>;
     /// Has the pool agree on this if it is still at the version before. Answers within a second.
     fn propose(&self, volume: VolumeId, next: Agreed) -> oneshot::Receiver<Proposed>;
     /// Something that operators should know.
     fn event(&self, kind: &str, volume: &str, message: &str);
 }
 
-struct ContextView {
+/// The real node.
+struct RealHost {
     context: VolumeContext,
-    server: Arc<rustls::ServerConfig>,
-    /// Where connections to other nodes live.
+    acceptor: TlsAcceptor,
+    /// Where the pool's own connections live.
     runtime: tokio::runtime::Handle,
 }
 
-impl PoolView for ContextView {
-    fn address_of(&self, node: NodeId) -> Option<String> {
-        self.context.pool.member(node).map(|member| member.address)
+impl Host for RealHost {
+    fn now(&self) -> Duration {
+        // CLOCK_BOOTTIME of clock_gettime(2).
+        let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+        Duration::try_from(time).unwrap_or_default()
+    }
+
+    fn wall(&self) -> SystemTime {
+        SystemTime::now()
+    }
+
+    fn entropy(&self) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        // Without randomness there are no identities and no TLS: the daemon does not get here.
+        getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
+        bytes
+    }
+
+    fn dial(&self, node: NodeId, purpose: Purpose) -> Connecting {
+        let address = self.context.pool.member(node).map(|member| member.address);
+        let tls = self.context.identity.client_config_for(node);
+        Box::pin(async move {
+            let address = address.ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::NotFound,
+                    format!("node {node} is not in the pool"),
+                )
+            })?;
+            let connector = TlsConnector::from(tls.map_err(io::Error::other)?);
+            stream::dial(connector, node, address, purpose).await
+        })
+    }
+
+    fn accept(&self, stream: AcceptedStream) -> Connecting {
+        let acceptor = self.acceptor.clone();
+        Box::pin(async move {
+            match stream {
+                AcceptedStream::Tcp(stream) => stream::accept_tcp(acceptor, stream).await,
+                AcceptedStream::Unix(stream) => stream::accept_unix(stream),
+                AcceptedStream::Ready(stream) => Ok(stream),
+            }
+        })
     }
 
     fn may_use(&self, identity: NodeId, _volume: &str) -> bool {
         self.context.pool.is_member(identity)
-    }
-
-    fn client_tls(&self, node: NodeId) -> io::Result<Arc<rustls::ClientConfig>> {
-        self.context
-            .identity
-            .client_config_for(node)
-            .map_err(io::Error::other)
-    }
-
-    fn server_tls(&self) -> Arc<rustls::ServerConfig> {
-        self.server.clone()
     }
 
     fn agreed(&self, volume: VolumeId) -> Option<Agreed> {
@@ -126,8 +169,13 @@ impl PoolView for ContextView {
         })
     }
 
-    fn changes(&self) -> watch::Receiver<Arc<PoolState>> {
-        self.context.pool.subscribe()
+    fn changes(&self) -> watch::Receiver<()> {
+        let (tell, told) = watch::channel(());
+        let mut changes = self.context.pool.subscribe();
+        self.runtime.spawn(async move {
+            while changes.changed().await.is_ok() && tell.send(()).is_ok() {}
+        });
+        told
     }
 
     fn propose(&self, volume: VolumeId, next: Agreed) -> oneshot::Receiver<Proposed> {
@@ -183,6 +231,8 @@ pub enum AcceptedStream {
     Tcp(std::net::TcpStream),
     /// From this machine: no TLS.
     Unix(std::os::unix::net::UnixStream),
+    /// From a node that is simulated: ready to use.
+    Ready(Stream),
 }
 
 /// Why a replica does not start. The directory was not touched.
@@ -281,22 +331,52 @@ impl VolumeHandle {
             .server_config()
             .map_err(|e| StartError::Tls(e.to_string()))?;
         let pool_id = ctx.pool.state().pool;
-        let view: Arc<dyn PoolView> = Arc::new(ContextView {
+        let host: Arc<dyn Host> = Arc::new(RealHost {
             context: ctx,
-            server,
+            acceptor: TlsAcceptor::from(server),
             runtime: tokio::runtime::Handle::current(),
         });
+        let (handle, messages) = Self::to(spec.clone(), my_replica, node);
+        thread::start(spec, my_replica, pool_id, host, messages)?;
+        Ok(handle)
+    }
+
+    /// A replica in surroundings of the caller's, on the caller's thread: the second value runs it
+    /// until it is stopped and its brick is closed. It starts tasks by
+    /// [`tokio::task::spawn_local`]. Dropped with them at any moment, it is as if its process died.
+    pub fn over<M: Medium>(
+        spec: VolumeSpec,
+        my_replica: usize,
+        host: Arc<dyn Host>,
+        brick: Brick<M>,
+        recovery: RecoveryReport,
+    ) -> Result<(Self, impl Future<Output = ()>), StartError> {
+        let path = PathBuf::from(&spec.replicas[my_replica].path);
+        let state =
+            bricks::state_of(&brick).map_err(|reason| StartError::State { path, reason })?;
+        let node = spec.replicas[my_replica].node;
+        let (handle, messages) = Self::to(spec.clone(), my_replica, node);
+        let opened = (brick, recovery, state);
+        let running = async move {
+            if let Some(stopped) = thread::run(spec, my_replica, host, opened, messages).await {
+                let _ = stopped.send(());
+            }
+        };
+        Ok((handle, running))
+    }
+
+    fn to(spec: VolumeSpec, me: usize, node: NodeId) -> (Self, mpsc::Receiver<Said>) {
         let (inbox, messages) = mpsc::channel(INBOX_MAX);
-        thread::start(spec.clone(), my_replica, pool_id, view, messages)?;
         let inner = Inner {
             inbox,
             spec: Mutex::new(spec),
-            me: my_replica,
+            me,
             node,
         };
-        Ok(Self {
+        let handle = Self {
             inner: Arc::new(inner),
-        })
+        };
+        (handle, messages)
     }
 
     /// The volume's configuration changed.

@@ -10,6 +10,7 @@ use protocol::report::{
 use replication::decision::Rule;
 use replication::machine::{Phase, Standing};
 use replication::state::{Disk, Role, RoleReason};
+use storage::Medium;
 use time::OffsetDateTime;
 
 use super::driver::Driver;
@@ -20,7 +21,7 @@ fn text(at: SystemTime) -> String {
     time_text(OffsetDateTime::from(at))
 }
 
-impl Driver {
+impl<M: Medium> Driver<M> {
     /// The report.
     pub(super) fn report(&self) -> ReplicaReport {
         let state = self.machine.durable();

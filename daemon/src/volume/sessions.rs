@@ -1,6 +1,6 @@
 //! Sessions of mounts: their connections, their slots, and what they hold open.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -37,9 +37,9 @@ pub(super) struct Session {
     pub(super) address: Option<String>,
     /// Its connection now, with a number that tells it from older ones.
     pub(super) connection: Option<(u64, Rc<Outbox>)>,
-    pub(super) slots: HashMap<u16, Slot>,
+    pub(super) slots: BTreeMap<u16, Slot>,
     /// How often each object is held open.
-    pub(super) opens: HashMap<ObjectId, u32>,
+    pub(super) opens: BTreeMap<ObjectId, u32>,
     /// When something was last heard of it.
     pub(super) heard: Duration,
 }
@@ -47,14 +47,14 @@ pub(super) struct Session {
 /// All of them.
 #[derive(Default)]
 pub(super) struct Sessions {
-    pub(super) by_id: HashMap<SessionId, Session>,
+    pub(super) by_id: BTreeMap<SessionId, Session>,
     /// How many sessions hold an object open.
     held: HashMap<ObjectId, u32>,
     /// Until then a session of before a restart may still present what it holds open, so every
     /// unlinked object counts as open.
     pub(super) grace_until: Option<Duration>,
     /// Unlinked while the grace lasted, or closed for the last time: to be looked at.
-    pub(super) to_release: HashSet<ObjectId>,
+    pub(super) to_release: BTreeSet<ObjectId>,
     last_id: u64,
     /// Mounts that wait to be let in until a promise to the only one has ended.
     pub(super) newcomers: u32,

@@ -3,7 +3,7 @@
 //! to them after every batch.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::{Duration, SystemTime};
@@ -16,7 +16,7 @@ use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, ObjectId, Sequence, Term};
 use replication::decision::{Decision, Means, Rule};
 use replication::progress::Progress;
 use replication::state::{Disk, Membership, Welcome};
-use storage::DirtyItem;
+use storage::{DirtyItem, Medium};
 use tokio::sync::{Notify, oneshot};
 
 use super::clients::read_again;
@@ -58,9 +58,9 @@ pub(super) struct Source {
 /// what the batch has of the same must be read again: else old bytes would follow newer ones.
 #[derive(Default)]
 struct Changed {
-    keys: HashSet<Bytes>,
+    keys: BTreeSet<Bytes>,
     /// Bytes by object.
-    objects: HashMap<ObjectId, Vec<Range<u64>>>,
+    objects: BTreeMap<ObjectId, Vec<Range<u64>>>,
 }
 
 impl Changed {
@@ -184,7 +184,7 @@ fn is_full(rule: Rule) -> bool {
     )
 }
 
-impl Driver {
+impl<M: Medium> Driver<M> {
     /// Finds out what could help a replica; see `Output::Assess`.
     pub(super) fn assess(&mut self, replica: usize, common: Option<Sequence>) {
         let summary = self.brick.dirty_summary(index(replica));
@@ -319,7 +319,7 @@ impl Driver {
                 sent_bytes = last.sent_bytes, lasted_ms = last.lasted.as_millis() as u64,
                 "a replica is up to date"
             );
-            self.pool.event(
+            self.host.event(
                 "resync_finished",
                 &self.spec.name,
                 &format!(
@@ -377,7 +377,7 @@ impl Driver {
     }
 
     /// Sends the records after `after` to a primary that lost its tail.
-    pub(super) fn serve_pull(&mut self, shared: &Shared, replica: usize, after: Sequence) {
+    pub(super) fn serve_pull(&mut self, shared: &Shared<M>, replica: usize, after: Sequence) {
         let Some(link) = &self.links[replica] else {
             return;
         };
@@ -399,8 +399,8 @@ fn wire_bytes(link: &super::links::LinkIo) -> u64 {
 }
 
 /// What a resync's task knows.
-struct Run {
-    shared: Shared,
+struct Run<M: Medium> {
+    shared: Shared<M>,
     replica: usize,
     epoch: u64,
     source: Rc<Source>,
@@ -409,8 +409,8 @@ struct Run {
 /// A resync's task ends early: its link is gone, or it cannot go on.
 struct Stopped;
 
-impl Run {
-    fn with<T>(&self, f: impl FnOnce(&mut Driver) -> T) -> Result<T, Stopped> {
+impl<M: Medium> Run<M> {
+    fn with<T>(&self, f: impl FnOnce(&mut Driver<M>) -> T) -> Result<T, Stopped> {
         if self.source.stopped.get() {
             return Err(Stopped);
         }
@@ -599,7 +599,7 @@ impl Run {
     fn unreadable(&self, error: &storage::ReadError) -> Stopped {
         let _ = self.with(|d| {
             tracing::error!(volume = %d.spec.name, %error, "a resync stops: its source is damaged");
-            d.pool
+            d.host
                 .event("resync_stopped", &d.spec.name, &error.to_string());
         });
         Stopped
@@ -794,8 +794,8 @@ impl Run {
 }
 
 /// Reads a whole extent in pieces that a read may have.
-pub(super) async fn read_extent(
-    shared: &Shared,
+pub(super) async fn read_extent<M: Medium>(
+    shared: &Shared<M>,
     object: ObjectId,
     offset: u64,
     len: u32,
@@ -826,7 +826,10 @@ pub(super) fn hash_blocks(data: &[u8]) -> Bytes {
 pub(super) type Pairs = Vec<(Bytes, Bytes)>;
 
 /// Keys from `from` on, as many as fit one message, and whether there are more.
-pub(super) fn range_of_keys(d: &Driver, from: &[u8]) -> Result<(Pairs, bool), storage::ReadError> {
+pub(super) fn range_of_keys<M: Medium>(
+    d: &Driver<M>,
+    from: &[u8],
+) -> Result<(Pairs, bool), storage::ReadError> {
     let mut pairs = Vec::new();
     let mut bytes = 0;
     let mut more = false;

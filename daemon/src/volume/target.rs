@@ -7,7 +7,7 @@ use protocol::ids::GenerationId;
 use protocol::record::{Change, Record};
 use protocol::replica::{Doubt, HASH_BYTES, Message};
 use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Sequence, Term};
-use storage::{BrickError, DirtyItem, Pace, ReadError};
+use storage::{BrickError, DirtyItem, Medium, Pace, ReadError};
 
 use super::driver::{BrickFlush, Driver, Shared, Token};
 use super::links::LinkError;
@@ -30,7 +30,7 @@ pub(super) struct Target {
     flushing: bool,
 }
 
-impl Driver {
+impl<M: Medium> Driver<M> {
     /// Applies records that had to wait. `Ok(true)`: they still wait, and nothing may be read.
     pub(super) fn handle_stalled(&mut self, replica: usize) -> Result<bool, LinkError> {
         while let Some(record) = self.links[replica]
@@ -224,7 +224,7 @@ fn cut(changes: Vec<Change>, payload: Bytes) -> Vec<Record> {
         .collect()
 }
 
-impl Driver {
+impl<M: Medium> Driver<M> {
     /// Tells what this replica has in doubt: the extents that a crash left so, and what its own
     /// records after the last common one touched. It changes nothing here: should either side
     /// crash now, the same is asked and told again.
@@ -284,8 +284,8 @@ impl Driver {
 }
 
 /// Says which blocks of an offer differ here.
-pub(super) fn answer_offer(
-    shared: &Shared,
+pub(super) fn answer_offer<M: Medium>(
+    shared: &Shared<M>,
     replica: usize,
     id: u64,
     object: ObjectId,

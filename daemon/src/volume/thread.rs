@@ -14,14 +14,14 @@ use protocol::preamble::Purpose;
 use protocol::volume::VolumeSpec;
 use replication::machine::{Machine, Refusal, Standing};
 use replication::state::{DurableState, Mask, RoleReason};
-use storage::{DirBrick, RecoveryReport};
+use storage::{Brick, DirMedium, Medium, RecoveryReport};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 use super::driver::{Driver, Shared};
 use super::links::{HEARTBEAT, keep_dialling, serve_link};
-use super::{CommandError, PoolView, Said, StartError, bricks, clients, stream, verify};
+use super::{CommandError, Host, Said, StartError, bricks, clients, verify};
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -31,14 +31,14 @@ const NOTE_POSITIONS: Duration = Duration::from_secs(5);
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
 
 /// What a brick's opening gave.
-type Opened = (DirBrick, RecoveryReport, DurableState);
+type Opened<M> = (Brick<M>, RecoveryReport, DurableState);
 
 /// Starts the thread and waits until the brick is open or refused.
 pub(super) fn start(
     spec: VolumeSpec,
     me: usize,
     pool_id: PoolId,
-    pool: Arc<dyn PoolView>,
+    host: Arc<dyn Host>,
     messages: mpsc::Receiver<Said>,
 ) -> Result<(), StartError> {
     let (ready, opened) = blocking::sync_channel(1);
@@ -60,7 +60,7 @@ pub(super) fn start(
                 let _ = ready.send(Ok(()));
                 let local = tokio::task::LocalSet::new();
                 let opened = (brick, recovery, state);
-                let stopped = local.block_on(&runtime, run(spec, me, pool, opened, messages));
+                let stopped = local.block_on(&runtime, run(spec, me, host, opened, messages));
                 // The brick is closed, and may be opened again, once its tasks are gone.
                 drop(local);
                 if let Some(stopped) = stopped {
@@ -75,7 +75,7 @@ pub(super) fn start(
     opened.recv().map_err(|_| StartError::Ended)?
 }
 
-fn open(spec: &VolumeSpec, me: usize, pool_id: PoolId) -> Result<Opened, StartError> {
+fn open(spec: &VolumeSpec, me: usize, pool_id: PoolId) -> Result<Opened<DirMedium>, StartError> {
     let path = PathBuf::from(&spec.replicas[me].path);
     let (brick, recovery) =
         bricks::open(spec, me, pool_id, &path).map_err(|source| StartError::Open {
@@ -95,29 +95,24 @@ fn open(spec: &VolumeSpec, me: usize, pool_id: PoolId) -> Result<Opened, StartEr
     Ok((brick, recovery, state))
 }
 
-/// Random bytes from the kernel.
-fn entropy() -> [u8; 16] {
-    let mut bytes = [0; 16];
-    // Without randomness there are no identities and no TLS either: the daemon does not get here.
-    getrandom::fill(&mut bytes).expect("the kernel gives random bytes");
-    bytes
-}
-
-async fn run(
+/// Runs the replica until it is stopped, or nobody can say anything to it any more. Returns whom
+/// to tell once its tasks are gone.
+pub(super) async fn run<M: Medium>(
     spec: VolumeSpec,
     me: usize,
-    pool: Arc<dyn PoolView>,
-    (brick, recovery, state): Opened,
+    host: Arc<dyn Host>,
+    (brick, recovery, state): Opened<M>,
     mut messages: mpsc::Receiver<Said>,
 ) -> Option<oneshot::Sender<()>> {
     let count = spec.replicas.len();
     let wake = brick.wake_fd().and_then(|fd| fd.try_clone_to_owned().ok());
-    let driver = Driver::new(spec, me, pool, brick, recovery, state, entropy());
-    let shared: Shared = Rc::new(RefCell::new(driver));
+    let driver = Driver::new(spec, me, host, brick, recovery, state);
+    let shared: Shared<M> = Rc::new(RefCell::new(driver));
     shared.borrow_mut().set_self(&shared);
-    if let Some(fd) = wake {
-        tokio::task::spawn_local(watch_brick(shared.clone(), fd));
-    }
+    match wake {
+        Some(fd) => tokio::task::spawn_local(watch_brick(shared.clone(), fd)),
+        None => tokio::task::spawn_local(poll_brick(shared.clone())),
+    };
     tokio::task::spawn_local(ticker(shared.clone()));
     tokio::task::spawn_local(watch_agreement(shared.clone()));
     for replica in me + 1..count {
@@ -154,10 +149,9 @@ async fn run(
     None
 }
 
-async fn serve(shared: Shared, accepted: super::AcceptedStream, purpose: Purpose) {
-    let pool = shared.borrow().pool.clone();
-    let within = Duration::from_secs(5);
-    match tokio::time::timeout(within, stream::accept(&*pool, accepted)).await {
+async fn serve<M: Medium>(shared: Shared<M>, accepted: super::AcceptedStream, purpose: Purpose) {
+    let accepting = shared.borrow().host.accept(accepted);
+    match tokio::time::timeout(Duration::from_secs(5), accepting).await {
         Ok(Ok(stream)) => match purpose {
             Purpose::Client(_) => clients::serve_client(shared, stream).await,
             Purpose::Replica(_) => {
@@ -171,7 +165,7 @@ async fn serve(shared: Shared, accepted: super::AcceptedStream, purpose: Purpose
     }
 }
 
-async fn watch_brick(shared: Shared, fd: OwnedFd) {
+async fn watch_brick<M: Medium>(shared: Shared<M>, fd: OwnedFd) {
     #[allow(
         deprecated,
         reason = "an OwnedFd keeps its descriptor open, which the replacement wants promised by \
@@ -198,9 +192,26 @@ async fn watch_brick(shared: Shared, fd: OwnedFd) {
     }
 }
 
+/// As [`watch_brick`], for a medium whose work ends only when somebody looks.
+async fn poll_brick<M: Medium>(shared: Shared<M>) {
+    let work = shared.borrow().disk_work.clone();
+    loop {
+        while !shared.borrow().brick.is_busy() {
+            work.notified().await;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        let mut d = shared.borrow_mut();
+        if d.stopping {
+            return;
+        }
+        d.brick_events();
+        d.finish_turn();
+    }
+}
+
 /// Tells the machine what the pool agrees on, as soon as this node knows.
-async fn watch_agreement(shared: Shared) {
-    let mut changes = shared.borrow().pool.changes();
+async fn watch_agreement<M: Medium>(shared: Shared<M>) {
+    let mut changes = shared.borrow().host.changes();
     while changes.changed().await.is_ok() {
         let mut d = shared.borrow_mut();
         if d.stopping || d.failed.is_some() {
@@ -211,7 +222,7 @@ async fn watch_agreement(shared: Shared) {
     }
 }
 
-async fn ticker(shared: Shared) {
+async fn ticker<M: Medium>(shared: Shared<M>) {
     let mut ticks: u64 = 0;
     let mut interval = tokio::time::interval(TICK);
     interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -225,6 +236,7 @@ async fn ticker(shared: Shared) {
             (d.hurry.clone(), left.unwrap_or(TICK))
         };
         tokio::select! {
+            biased;
             _ = interval.tick() => ticks += 1,
             () = hurry.notified() => continue,
             () = tokio::time::sleep(deadline) => {
@@ -256,8 +268,8 @@ async fn ticker(shared: Shared) {
     }
 }
 
-async fn execute(
-    shared: &Shared,
+async fn execute<M: Medium>(
+    shared: &Shared<M>,
     command: VolumeCommand,
 ) -> Result<serde_json::Value, CommandError> {
     if let Some(reason) = &shared.borrow().failed {
@@ -308,8 +320,8 @@ async fn execute(
 }
 
 /// Makes this replica primary by an operator's word.
-fn force_role(
-    d: &mut Driver,
+fn force_role<M: Medium>(
+    d: &mut Driver<M>,
     act: fn(&mut Machine) -> Result<(), Refusal>,
 ) -> Result<serde_json::Value, CommandError> {
     if d.machine.serves() && d.machine.durable().role_reason == RoleReason::Forced {
@@ -337,7 +349,10 @@ fn force_role(
     Ok(serde_json::json!({ "promoted": true, "changed": true }))
 }
 
-async fn promote(shared: &Shared, to: usize) -> Result<serde_json::Value, CommandError> {
+async fn promote<M: Medium>(
+    shared: &Shared<M>,
+    to: usize,
+) -> Result<serde_json::Value, CommandError> {
     let (me, count) = {
         let d = shared.borrow();
         (d.me, d.links.len())
@@ -363,13 +378,13 @@ async fn promote(shared: &Shared, to: usize) -> Result<serde_json::Value, Comman
     }
 }
 
-impl Driver {
+impl<M: Medium> Driver<M> {
     fn new_spec(&mut self, spec: VolumeSpec) {
         self.settings = super::settings::Settings::of(&spec);
         self.machine
             .set_replica_deadline(self.settings.replica_deadline);
         self.machine.set_min_in_sync(self.settings.min_in_sync);
-        let (now, agreed) = (self.now(), self.pool.agreed(spec.id));
+        let (now, agreed) = (self.now(), self.host.agreed(spec.id));
         self.machine.set_agreement(now, agreed);
         if let Err(error) = self.brick.set_spec(spec.clone()) {
             self.fail(&error);
@@ -407,7 +422,7 @@ impl Driver {
 
 /// Ends the volume's work on this node: hands the role to a replica that can take it, then
 /// checkpoints and closes the brick.
-async fn stop(shared: &Shared) {
+async fn stop<M: Medium>(shared: &Shared<M>) {
     let heir = {
         let d = shared.borrow();
         (0..d.links.len()).find(|r| d.machine.standing(*r) == Some(Standing::InSync))

@@ -11,7 +11,7 @@ use protocol::replica::{HASH_BYTES, ITEMS_MAX, Message, Scope};
 use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId};
 use replication::machine::Standing;
 use serde::Serialize;
-use storage::DirtyItem;
+use storage::{DirtyItem, Medium};
 use tokio::sync::oneshot;
 
 use super::clients::{Keys, read_again};
@@ -69,7 +69,7 @@ pub(super) struct Verdict {
     pub(super) repaired: u64,
 }
 
-impl Driver {
+impl<M: Medium> Driver<M> {
     pub(super) fn take_compared(&mut self, replica: usize, id: u64, answer: Answer) {
         let waiter = self.links[replica]
             .as_mut()
@@ -100,7 +100,7 @@ impl Driver {
 }
 
 /// Answers a question about what this replica holds.
-pub(super) fn answer(shared: &Shared, replica: usize, id: u64, scope: Scope) {
+pub(super) fn answer<M: Medium>(shared: &Shared<M>, replica: usize, id: u64, scope: Scope) {
     let shared = shared.clone();
     tokio::task::spawn_local(async move {
         let answer = look(&shared, scope).await;
@@ -121,7 +121,7 @@ pub(super) fn answer(shared: &Shared, replica: usize, id: u64, scope: Scope) {
     });
 }
 
-async fn look(shared: &Shared, scope: Scope) -> Answer {
+async fn look<M: Medium>(shared: &Shared<M>, scope: Scope) -> Answer {
     match scope {
         Scope::Keys { from, to } => {
             let end: Bytes = if to.is_empty() {
@@ -183,7 +183,7 @@ fn of_pairs(pairs: &Pairs) -> Answer {
 
 /// Hashes of an extent's blocks, up to where the object's data ends here: what follows is zeros,
 /// and [`differing_blocks`] takes a missing hash for that of zeros.
-async fn of_extent(shared: &Shared, object: ObjectId, extent: u64) -> Answer {
+async fn of_extent<M: Medium>(shared: &Shared<M>, object: ObjectId, extent: u64) -> Answer {
     let mut hashes = BytesMut::new();
     let mut unreadable = vec![0_u8; BLOCKS_PER_EXTENT as usize / 8];
     let mut offset = extent.saturating_mul(EXTENT_BYTES);
@@ -227,7 +227,7 @@ async fn of_extent(shared: &Shared, object: ObjectId, extent: u64) -> Answer {
 }
 
 /// Compares every replica with the primary.
-pub(super) async fn verify(shared: &Shared, repair: bool) -> Verdict {
+pub(super) async fn verify<M: Medium>(shared: &Shared<M>, repair: bool) -> Verdict {
     let mut verdict = Verdict {
         equal: true,
         replicas_compared: 1,
@@ -263,15 +263,15 @@ pub(super) async fn verify(shared: &Shared, repair: bool) -> Verdict {
     verdict
 }
 
-struct Comparison<'a> {
-    shared: &'a Shared,
+struct Comparison<'a, M: Medium> {
+    shared: &'a Shared<M>,
     replica: usize,
     name: String,
     repair: bool,
     verdict: Verdict,
 }
 
-impl Comparison<'_> {
+impl<M: Medium> Comparison<'_, M> {
     /// `None`: the replica went away.
     async fn all(&mut self) -> Option<()> {
         self.keys().await?;
@@ -464,7 +464,7 @@ impl Comparison<'_> {
 }
 
 /// Orders the primary's own content of `item` once more: every replica then has it.
-async fn rewrite(shared: &Shared, item: &DirtyItem) -> bool {
+async fn rewrite<M: Medium>(shared: &Shared<M>, item: &DirtyItem) -> bool {
     use protocol::record::Change;
     match item {
         DirtyItem::Key { key } => {
@@ -579,7 +579,11 @@ fn printable(key: &[u8]) -> String {
 }
 
 /// Fetches a block that is damaged here from an in-sync replica and puts it in place.
-pub(super) async fn repair_block(shared: &Shared, object: ObjectId, block: u64) -> bool {
+pub(super) async fn repair_block<M: Medium>(
+    shared: &Shared<M>,
+    object: ObjectId,
+    block: u64,
+) -> bool {
     let count = shared.borrow().links.len();
     for replica in 0..count {
         let wait = {
@@ -627,7 +631,7 @@ pub(super) async fn repair_block(shared: &Shared, object: ObjectId, block: u64) 
             Ok(()) => {
                 let what = format!("block {block} of object {object}");
                 tracing::warn!(volume = %d.spec.name, %what, "a damaged block was repaired");
-                d.pool.event("block_repaired", &d.spec.name, &what);
+                d.host.event("block_repaired", &d.spec.name, &what);
                 return true;
             }
             Err(error) => d.fail(&error),
@@ -637,8 +641,8 @@ pub(super) async fn repair_block(shared: &Shared, object: ObjectId, block: u64) 
 }
 
 /// Answers a question for bytes.
-pub(super) fn answer_fetch(
-    shared: &Shared,
+pub(super) fn answer_fetch<M: Medium>(
+    shared: &Shared<M>,
     replica: usize,
     id: u64,
     object: ObjectId,
