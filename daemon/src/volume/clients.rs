@@ -18,7 +18,7 @@ use storage::{Brick, Medium, ReadError, ReadOutcome, SeekFor};
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
-use super::driver::{Driver, FlushWaiter, OrderError, PendingReply, Shared, Token, Waiting};
+use super::driver::{Driver, FlushWaiter, Held, OrderError, PendingReply, Shared, Token, Waiting};
 use super::outbox::Outbox;
 use super::sessions::Session;
 use super::stream::{ReadHalf, Stream};
@@ -284,16 +284,17 @@ impl<M: Medium> Driver<M> {
         }
         self.sessions.present(id, &hello.opens);
         let timeout = self.settings.session_timeout.as_millis();
-        outbox.send(
-            HelloReply::Welcome {
-                version: FS_VERSION,
-                term: self.machine.durable().term,
-                known,
-                session_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
-                block: self.spec.kind == VolumeKind::Block,
-            }
-            .encode(),
-        );
+        let welcome = HelloReply::Welcome {
+            version: FS_VERSION,
+            term: self.machine.durable().term,
+            known,
+            session_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
+            block: self.spec.kind == VolumeKind::Block,
+        };
+        self.waiting.push_back(Waiting {
+            until: self.machine.last(),
+            what: Held::Welcome(outbox.clone(), welcome.encode()),
+        });
         self.finish_turn();
         Some(connection)
     }
@@ -601,7 +602,7 @@ impl<M: Medium> Driver<M> {
                         };
                         self.waiting.push_back(Waiting {
                             until: sequence,
-                            reply,
+                            what: Held::Reply(reply),
                         });
                     }
                     Err(OrderError::Brick(error)) => self.fail(&error),
@@ -738,7 +739,8 @@ impl<M: Medium> Driver<M> {
         if until <= self.machine.confirmed() && self.machine.may_answer(self.now()) {
             self.reply(reply);
         } else {
-            self.waiting.push_back(Waiting { until, reply });
+            let what = Held::Reply(reply);
+            self.waiting.push_back(Waiting { until, what });
         }
     }
 

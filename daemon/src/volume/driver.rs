@@ -27,6 +27,7 @@ use storage::{Brick, BrickError, BrickEvent, DirtyItem, FlushWhat, Medium, Pace,
 use tokio::sync::{Notify, oneshot};
 
 use super::links::LinkIo;
+use super::outbox::Outbox;
 use super::sessions::Sessions;
 use super::settings::Settings;
 use super::{CommandError, Host};
@@ -39,10 +40,17 @@ const UNCONFIRMED_MAX: usize = 16 << 10;
 /// Bytes of records that may wait for a replica's acknowledgement before clients are not read.
 const REPLICA_QUEUE_BYTES_MAX: usize = 64 << 20;
 
-/// A reply that waits until everything up to a sequence is confirmed.
+/// What waits until everything up to a sequence is confirmed.
 pub(super) struct Waiting {
     pub(super) until: Sequence,
-    pub(super) reply: PendingReply,
+    pub(super) what: Held,
+}
+
+/// See [`Waiting`].
+pub(super) enum Held {
+    Reply(PendingReply),
+    /// A client is let in: not before its session is known wherever it may go next.
+    Welcome(Rc<Outbox>, RawFrame),
 }
 
 /// A reply on its way.
@@ -103,6 +111,8 @@ pub(super) struct Driver<M: Medium> {
     acked: Option<(Sequence, Sequence)>,
     pub(super) failed: Option<String>,
     pub(super) throttled: bool,
+    /// Clients were not read when the last round ended.
+    blocked: bool,
     /// Wakes whoever waits for room, for a prepared extent, or for a change of role.
     pub(super) changed: Rc<Notify>,
     /// Wakes the ticker, as the machine has a nearer deadline.
@@ -175,6 +185,7 @@ impl<M: Medium> Driver<M> {
             acked: None,
             failed: None,
             throttled: false,
+            blocked: false,
             changed: Rc::default(),
             hurry: Rc::default(),
             disk_work: Rc::default(),
@@ -335,7 +346,9 @@ impl<M: Medium> Driver<M> {
         }
         self.acknowledge();
         self.disk_work.notify_one();
-        if !self.is_full() {
+        // Only at the change: who waits ends a round as well, and two would wake each other for ever.
+        let blocked = self.is_full() || self.is_handing_over();
+        if std::mem::replace(&mut self.blocked, blocked) && !blocked {
             self.changed.notify_waiters();
         }
         #[cfg(debug_assertions)]
@@ -553,7 +566,10 @@ impl<M: Medium> Driver<M> {
                 self.waiting.push_front(waiting);
                 break;
             }
-            self.reply(waiting.reply);
+            match waiting.what {
+                Held::Reply(reply) => self.reply(reply),
+                Held::Welcome(outbox, frame) => outbox.send(frame),
+            }
         }
     }
 

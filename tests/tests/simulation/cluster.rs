@@ -1,0 +1,450 @@
+//! Nodes: a disk each, and a replica that runs on it, is stopped, dies, loses its power.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use daemon::volume::{
+    AcceptedStream, Connecting, Host, Stream, VolumeHandle, first_state, identity,
+};
+use protocol::ids::{NodeId, PoolId, VolumeId};
+use protocol::preamble::Purpose;
+use protocol::volume::VolumeSpec;
+use replication::machine::{Agreed, Proposed};
+use storage::medium::sim::SimMedium;
+use storage::{Brick, Expected, JournalSizes, Options};
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinHandle, LocalSet};
+use tokio::time::Instant;
+
+use super::network::{End, Network, Place};
+use super::pool::Pool;
+use super::random::Random;
+
+/// The pool that every brick belongs to.
+pub(crate) const POOL: PoolId = PoolId([7; 16]);
+
+/// Sizes so small that checkpoints and the journal's reuse happen all the time.
+fn sizes() -> Options {
+    Options {
+        large_write_bytes: 64 << 10,
+        unsynced_bytes_max: 1 << 20,
+        overlay_bytes_checkpoint: 192 << 10,
+        overlay_bytes_max: 1 << 20,
+        direct_bytes_checkpoint: 4 << 20,
+        reserve_bytes: 1 << 20,
+        journal: JournalSizes {
+            segment_bytes: 1280 << 10,
+            total_bytes_max: 6 << 20,
+        },
+    }
+}
+
+/// Who listens where.
+#[derive(Clone, Default)]
+pub(crate) struct Directory(Arc<Mutex<Vec<Option<VolumeHandle>>>>);
+
+impl Directory {
+    fn set(&self, place: Place, handle: Option<VolumeHandle>) {
+        let mut handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if handles.len() <= place {
+            handles.resize(place + 1, None);
+        }
+        handles[place] = handle;
+    }
+
+    fn get(&self, place: Place) -> Option<VolumeHandle> {
+        let handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        handles.get(place).cloned().flatten()
+    }
+}
+
+/// The node's identity.
+pub(crate) fn node_id(place: Place) -> NodeId {
+    let mut id = [0xA0; 16];
+    id[15] = u8::try_from(place).expect("few places");
+    NodeId(id)
+}
+
+/// The place of a node.
+pub(crate) fn place_of(node: NodeId) -> Place {
+    usize::from(node.0[15])
+}
+
+/// Connects to whatever replica runs at `to`.
+pub(crate) async fn dial(
+    network: Network,
+    directory: Directory,
+    from: Place,
+    to: Place,
+    purpose: Purpose,
+) -> std::io::Result<End> {
+    tokio::time::sleep(network.delay()).await;
+    while !(network.is_open(from, to) && network.is_open(to, from)) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let Some(handle) = directory.get(to) else {
+        return Err(std::io::ErrorKind::ConnectionRefused.into());
+    };
+    let (mine, theirs) = network.connect(from, to);
+    let stream = Stream::new(theirs.reader, theirs.writer, Some(node_id(from)), None);
+    handle.accept(AcceptedStream::Ready(stream), purpose);
+    Ok(mine)
+}
+
+/// How a node's clock differs from the truth.
+struct Clock {
+    /// Thousandths by which it runs fast.
+    fast: i32,
+    /// By how much the time of day was put forward or back, in seconds.
+    stepped: i64,
+}
+
+/// What a replica sees of its simulated node.
+struct SimHost {
+    me: Place,
+    began: Instant,
+    clock: Mutex<Clock>,
+    random: Random,
+    network: Network,
+    directory: Directory,
+    pool: Pool,
+    journal: Journal,
+}
+
+impl Host for SimHost {
+    fn now(&self) -> Duration {
+        let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let passed = self.began.elapsed();
+        let off = passed / 1000 * clock.fast.unsigned_abs();
+        if clock.fast < 0 {
+            passed - off
+        } else {
+            passed + off
+        }
+    }
+
+    fn wall(&self) -> SystemTime {
+        let stepped = self
+            .clock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stepped;
+        let steady = UNIX_EPOCH + Duration::from_secs(1_800_000_000) + self.began.elapsed();
+        let step = Duration::from_secs(stepped.unsigned_abs());
+        if stepped < 0 {
+            steady - step
+        } else {
+            steady + step
+        }
+    }
+
+    fn entropy(&self) -> [u8; 16] {
+        self.random.bytes()
+    }
+
+    fn dial(&self, node: NodeId, purpose: Purpose) -> Connecting {
+        let connecting = dial(
+            self.network.clone(),
+            self.directory.clone(),
+            self.me,
+            place_of(node),
+            purpose,
+        );
+        Box::pin(async move {
+            let end = connecting.await?;
+            Ok(Stream::new(end.reader, end.writer, Some(node), None))
+        })
+    }
+
+    fn accept(&self, stream: AcceptedStream) -> Connecting {
+        let AcceptedStream::Ready(stream) = stream else {
+            panic!("there are no sockets here");
+        };
+        Box::pin(async move { Ok(stream) })
+    }
+
+    fn may_use(&self, _: NodeId, _: &str) -> bool {
+        true
+    }
+
+    fn agreed(&self, _: VolumeId) -> Option<Agreed> {
+        self.pool.known(self.me)
+    }
+
+    fn changes(&self) -> watch::Receiver<()> {
+        self.pool.changes(self.me)
+    }
+
+    fn propose(&self, _: VolumeId, next: Agreed) -> oneshot::Receiver<Proposed> {
+        self.pool.propose(self.me, next)
+    }
+
+    fn event(&self, kind: &str, _: &str, message: &str) {
+        self.journal
+            .note(format!("node{} {kind}: {message}", self.me + 1));
+    }
+}
+
+/// What happened, a line each.
+#[derive(Clone, Default)]
+pub(crate) struct Journal {
+    lines: Arc<Mutex<Vec<String>>>,
+    began: Option<Instant>,
+    aloud: bool,
+}
+
+impl Journal {
+    pub(crate) fn new(aloud: bool) -> Self {
+        Self {
+            lines: Arc::default(),
+            began: Some(Instant::now()),
+            aloud,
+        }
+    }
+
+    pub(crate) fn note(&self, what: String) {
+        let at = self.began.map(|began| began.elapsed()).unwrap_or_default();
+        let line = format!("{:9.3} s  {what}", at.as_secs_f64());
+        if self.aloud {
+            println!("{line}");
+        }
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(line);
+    }
+
+    /// A line that is worth writing only where somebody listens.
+    pub(crate) fn quietly(&self, what: impl FnOnce() -> String) {
+        if self.aloud {
+            self.note(what());
+        }
+    }
+
+    pub(crate) fn lines(&self) -> Vec<String> {
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+}
+
+/// A replica's tasks, which stand still while the node is stopped.
+struct Gate {
+    tasks: LocalSet,
+    frozen: Rc<Cell<bool>>,
+    waker: Rc<RefCell<Option<Waker>>>,
+}
+
+impl Future for Gate {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        *self.waker.borrow_mut() = Some(cx.waker().clone());
+        if self.frozen.get() {
+            return Poll::Pending;
+        }
+        Pin::new(&mut self.tasks).poll(cx)
+    }
+}
+
+struct Running {
+    task: JoinHandle<()>,
+    frozen: Rc<Cell<bool>>,
+    waker: Rc<RefCell<Option<Waker>>>,
+}
+
+/// A node.
+pub(crate) struct Node {
+    place: Place,
+    pub(crate) medium: SimMedium,
+    host: Arc<SimHost>,
+    running: Option<Running>,
+    dark: bool,
+}
+
+/// All nodes of a simulation.
+pub(crate) struct Cluster {
+    pub(crate) spec: VolumeSpec,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) network: Network,
+    pub(crate) directory: Directory,
+    pub(crate) pool: Pool,
+    pub(crate) journal: Journal,
+    random: Random,
+}
+
+impl Cluster {
+    /// Fresh bricks for every replica of the volume, and nothing running.
+    pub(crate) fn new(
+        spec: VolumeSpec,
+        network: Network,
+        pool: Pool,
+        journal: Journal,
+        random: Random,
+    ) -> Self {
+        let directory = Directory::default();
+        let began = Instant::now();
+        let nodes = (0..spec.replicas.len())
+            .map(|place| {
+                let medium = SimMedium::new(random.next(), 256 << 20);
+                let brick = identity(&spec, place, POOL);
+                Brick::create(&medium, brick, first_state(&spec, place), &sizes())
+                    .expect("an empty disk takes a brick");
+                let fast = i32::try_from(random.within(0..11)).expect("small") - 5;
+                Node {
+                    place,
+                    medium,
+                    host: Arc::new(SimHost {
+                        me: place,
+                        began,
+                        clock: Mutex::new(Clock { fast, stepped: 0 }),
+                        random: random.fork(),
+                        network: network.clone(),
+                        directory: directory.clone(),
+                        pool: pool.clone(),
+                        journal: journal.clone(),
+                    }),
+                    running: None,
+                    dark: false,
+                }
+            })
+            .collect();
+        Self {
+            spec,
+            nodes,
+            network,
+            directory,
+            pool,
+            journal,
+            random,
+        }
+    }
+
+    pub(crate) fn is_running(&self, place: Place) -> bool {
+        self.nodes[place].running.is_some()
+    }
+
+    pub(crate) fn is_frozen(&self, place: Place) -> bool {
+        let running = self.nodes[place].running.as_ref();
+        running.is_some_and(|running| running.frozen.get())
+    }
+
+    /// How to talk to the replica, if its process runs.
+    pub(crate) fn handle(&self, place: Place) -> Option<VolumeHandle> {
+        self.directory.get(place)
+    }
+
+    /// Starts the node's process on its disk as it is.
+    pub(crate) fn start(&mut self, place: Place) {
+        let expected = Expected {
+            pool: POOL,
+            volume: self.spec.id,
+            brick: self.spec.replicas[place].brick,
+        };
+        let node = &mut self.nodes[place];
+        assert!(node.running.is_none(), "one process a node");
+        if std::mem::take(&mut node.dark) {
+            self.network.power_on(place);
+        }
+        let (brick, recovery) = Brick::open(node.medium.clone(), Some(expected), sizes())
+            .expect("a brick opens after any crash");
+        self.journal.note(format!(
+            "node{} starts at record {}, {} extents in doubt",
+            place + 1,
+            brick.applied().0,
+            recovery.suspect.len()
+        ));
+        let host: Arc<dyn Host> = node.host.clone();
+        let (handle, run) = VolumeHandle::over(self.spec.clone(), place, host, brick, recovery)
+            .expect("a brick remembers its role");
+        let tasks = LocalSet::new();
+        tasks.spawn_local(run);
+        let (frozen, waker) = (Rc::new(Cell::new(false)), Rc::default());
+        let gate = Gate {
+            tasks,
+            frozen: Rc::clone(&frozen),
+            waker: Rc::clone(&waker),
+        };
+        node.running = Some(Running {
+            task: tokio::task::spawn_local(gate),
+            frozen,
+            waker,
+        });
+        self.directory.set(place, Some(handle));
+        self.pool.set_awake(place, true);
+    }
+
+    async fn end(&mut self, place: Place) {
+        let node = &mut self.nodes[place];
+        self.directory.set(node.place, None);
+        self.pool.set_awake(place, false);
+        if let Some(running) = node.running.take() {
+            running.task.abort();
+            let _ = running.task.await;
+        }
+    }
+
+    /// SIGKILL: what the kernel holds of its files stays.
+    pub(crate) async fn kill(&mut self, place: Place) {
+        self.journal.note(format!("node{} is killed", place + 1));
+        self.end(place).await;
+        self.nodes[place].medium = self.nodes[place].medium.fork();
+    }
+
+    /// The power goes: what was not synced is lost, torn or kept; nobody hears that it is gone.
+    pub(crate) async fn power_off(&mut self, place: Place) {
+        self.journal
+            .note(format!("node{} loses its power", place + 1));
+        self.network.power_off(place);
+        self.end(place).await;
+        let node = &mut self.nodes[place];
+        node.medium = node.medium.crash(self.random.next());
+        node.dark = true;
+    }
+
+    /// SIGSTOP and SIGCONT.
+    pub(crate) fn freeze(&mut self, place: Place, frozen: bool) {
+        let Some(running) = &self.nodes[place].running else {
+            return;
+        };
+        if running.frozen.replace(frozen) == frozen {
+            return;
+        }
+        let what = if frozen { "is stopped" } else { "goes on" };
+        self.journal.note(format!("node{} {what}", place + 1));
+        self.pool.set_awake(place, !frozen);
+        if let Some(waker) = running.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// Somebody sets the node's clock.
+    pub(crate) fn step_clock(&self, place: Place, seconds: i64) {
+        self.journal
+            .note(format!("node{}'s clock steps by {seconds} s", place + 1));
+        let clock = &self.nodes[place].host.clock;
+        clock.lock().unwrap_or_else(PoisonError::into_inner).stepped += seconds;
+    }
+
+    /// SIGTERM, and the end of the process.
+    pub(crate) async fn stop(&mut self, place: Place) {
+        self.journal.note(format!("node{} stops", place + 1));
+        if let Some(handle) = self.handle(place) {
+            handle.stop().await;
+        }
+        self.end(place).await;
+    }
+
+    /// The replica's brick, whose process must have been stopped.
+    pub(crate) fn brick(&self, place: Place) -> Brick<SimMedium> {
+        let medium = self.nodes[place].medium.clone();
+        let (brick, _) = Brick::open_read_only(medium).expect("a stopped brick opens");
+        brick
+    }
+}

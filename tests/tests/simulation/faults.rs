@@ -1,0 +1,256 @@
+//! What goes wrong, drawn from the seed, within what the promises say that it may.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use protocol::node_rpc::VolumeCommand;
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::cluster::{Cluster, Journal};
+use super::network::Place;
+use super::random::Random;
+
+/// The nodes, as several tasks use them one after another.
+pub(crate) type Nodes = Rc<Mutex<Cluster>>;
+
+/// Makes things go wrong.
+pub(crate) struct Faults {
+    pub(crate) nodes: Nodes,
+    pub(crate) clients: usize,
+    pub(crate) random: Random,
+    pub(crate) journal: Journal,
+    /// How many there were.
+    pub(crate) count: u64,
+}
+
+fn millis(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+impl Faults {
+    /// For so long. What was begun is not put right.
+    pub(crate) async fn run(&mut self, lasts: Duration) {
+        let end = Instant::now() + lasts;
+        loop {
+            let pause = millis(self.random.within(100..4000));
+            tokio::time::sleep(pause).await;
+            if Instant::now() >= end {
+                return;
+            }
+            self.count += 1;
+            self.one().await;
+        }
+    }
+
+    async fn any(&self) -> Place {
+        self.random.index(self.nodes.lock().await.nodes.len())
+    }
+
+    /// Mostly soon, sometimes late.
+    fn while_long(&self) -> Duration {
+        match self.random.within(0..4) {
+            0 => millis(self.random.within(5..200)),
+            1 | 2 => millis(self.random.within(200..2500)),
+            _ => millis(self.random.within(2500..9000)),
+        }
+    }
+
+    async fn one(&mut self) {
+        let place = self.any().await;
+        match self.random.within(0..16) {
+            0..4 => self.kill(place).await,
+            4..6 => self.freeze(place).await,
+            6..10 => self.cut().await,
+            10 => {
+                let other = self.random.index(self.places().await);
+                self.journal
+                    .note(format!("connections {place}-{other} are reset"));
+                self.nodes.lock().await.network.reset(place, other);
+            }
+            11 => {
+                let seconds = self.random.within(0..7200);
+                let step = i64::try_from(seconds).expect("small") - 3600;
+                self.nodes.lock().await.step_clock(place, step);
+            }
+            12 => self.stop(place).await,
+            13 => self.power(place).await,
+            _ => self.operate(place).await,
+        }
+    }
+
+    async fn places(&self) -> usize {
+        self.nodes.lock().await.nodes.len().max(3) + self.clients
+    }
+
+    async fn kill(&self, place: Place) {
+        let mut cluster = self.nodes.lock().await;
+        if !cluster.is_running(place) {
+            return;
+        }
+        cluster.kill(place).await;
+        drop(cluster);
+        self.start_after(place, self.while_long());
+    }
+
+    fn start_after(&self, place: Place, pause: Duration) {
+        let nodes = Rc::clone(&self.nodes);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(pause).await;
+            let mut cluster = nodes.lock().await;
+            if !cluster.is_running(place) {
+                cluster.start(place);
+            }
+        });
+    }
+
+    async fn freeze(&self, place: Place) {
+        self.nodes.lock().await.freeze(place, true);
+        let (nodes, pause) = (Rc::clone(&self.nodes), self.while_long());
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(pause).await;
+            nodes.lock().await.freeze(place, false);
+        });
+    }
+
+    async fn cut(&self) {
+        let places = self.places().await;
+        let (a, b) = (self.random.index(places), self.random.index(places));
+        let cluster = self.nodes.lock().await;
+        let network = cluster.network.clone();
+        drop(cluster);
+        match self.random.within(0..4) {
+            0 => {
+                self.journal.note(format!("{a} is cut off from everyone"));
+                for other in (0..places).filter(|other| *other != a) {
+                    network.block(a, other);
+                    network.block(other, a);
+                }
+            }
+            1 => {
+                self.journal.note(format!("nothing gets from {a} to {b}"));
+                network.block(a, b);
+            }
+            _ => {
+                self.journal.note(format!("{a} and {b} are cut off"));
+                network.block(a, b);
+                network.block(b, a);
+            }
+        }
+        let (journal, pause) = (self.journal.clone(), self.while_long());
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(pause).await;
+            journal.note("the network is whole".to_owned());
+            network.heal();
+        });
+    }
+
+    async fn stop(&self, place: Place) {
+        let mut cluster = self.nodes.lock().await;
+        if !cluster.is_running(place) || cluster.is_frozen(place) {
+            return;
+        }
+        cluster.stop(place).await;
+        drop(cluster);
+        self.start_after(place, self.while_long());
+    }
+
+    /// One node loses its power while every replica is in sync; nothing else happens until all
+    /// are so again. More than that may take what no fsync confirmed.
+    async fn power(&self, place: Place) {
+        if !all_in_sync(&self.nodes).await {
+            return;
+        }
+        let mut cluster = self.nodes.lock().await;
+        cluster.power_off(place).await;
+        drop(cluster);
+        tokio::time::sleep(self.while_long()).await;
+        self.nodes.lock().await.start(place);
+        wait_until_in_sync(&self.nodes).await;
+    }
+
+    /// An operator does something.
+    async fn operate(&self, place: Place) {
+        let (handle, count) = {
+            let cluster = self.nodes.lock().await;
+            (cluster.handle(place), cluster.nodes.len())
+        };
+        let Some(handle) = handle else { return };
+        let to = self.random.index(count);
+        let command = match self.random.within(0..8) {
+            0..4 => VolumeCommand::Promote { to, force: false },
+            4 => VolumeCommand::Resync {
+                replica: Some(to),
+                full: self.random.one_in(2),
+            },
+            5 => VolumeCommand::PauseResync,
+            6 => VolumeCommand::Verify { repair: false },
+            _ => VolumeCommand::ResumeResync,
+        };
+        self.journal
+            .note(format!("node{} is told: {command:?}", place + 1));
+        let journal = self.journal.clone();
+        let resume = matches!(command, VolumeCommand::PauseResync).then(|| handle.clone());
+        tokio::task::spawn_local(async move {
+            let done = tokio::time::timeout(millis(20_000), handle.command(command)).await;
+            journal.note(format!("node{} answers: {done:?}", place + 1));
+        });
+        if let Some(handle) = resume {
+            let pause = self.while_long();
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(pause).await;
+                let _ = handle.command(VolumeCommand::ResumeResync).await;
+            });
+        }
+    }
+}
+
+/// Everything runs, and every connection is possible.
+pub(crate) async fn put_right(nodes: &Nodes) {
+    let mut cluster = nodes.lock().await;
+    cluster.network.heal();
+    for place in 0..cluster.nodes.len() {
+        cluster.freeze(place, false);
+        if !cluster.is_running(place) {
+            cluster.start(place);
+        }
+        if let Some(handle) = cluster.handle(place) {
+            let _ = tokio::time::timeout(millis(100), handle.command(VolumeCommand::ResumeResync))
+                .await;
+        }
+    }
+}
+
+/// Whether one node serves, and says of every other that it is in sync and has everything.
+pub(crate) async fn all_in_sync(nodes: &Nodes) -> bool {
+    let (handles, count): (Vec<_>, usize) = {
+        let cluster = nodes.lock().await;
+        let count = cluster.nodes.len();
+        (
+            (0..count).filter_map(|p| cluster.handle(p)).collect(),
+            count,
+        )
+    };
+    if handles.len() < count {
+        return false;
+    }
+    for handle in handles {
+        let report = handle.status().await;
+        if report.serving && report.peers.iter().all(|peer| peer.in_sync) {
+            return true;
+        }
+    }
+    false
+}
+
+/// True: all were in sync within two minutes.
+pub(crate) async fn wait_until_in_sync(nodes: &Nodes) -> bool {
+    let end = Instant::now() + Duration::from_secs(120);
+    while Instant::now() < end {
+        if all_in_sync(nodes).await {
+            return true;
+        }
+        tokio::time::sleep(millis(50)).await;
+    }
+    false
+}

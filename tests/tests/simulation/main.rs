@@ -1,0 +1,137 @@
+//! The whole system in one thread, on one seed: the shipped driver, machine, namespace and brick
+//! of every node, on simulated disks, clocks and connections, used by clients that write down what
+//! they see.
+//!
+//! A run ends with everything put right: then every replica must come to be in sync, every
+//! operation must have been answered, what clients saw must have an order in which it makes sense
+//! ([`history`]), and the bricks must hold the same. Time is told, so a minute takes as long as
+//! there is something to do in it.
+//!
+//! `CAIRN_SIM_SEEDS=N` runs N fresh seeds (`CAIRN_SIM_FROM=S` from S on), `CAIRN_SIM_SEED=S` one
+//! of them with a line for everything that happens.
+
+mod client;
+mod cluster;
+mod faults;
+mod history;
+mod network;
+mod pool;
+mod random;
+mod work;
+mod world;
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+use std::time::Instant;
+
+use world::{Outcome, run};
+
+/// Seeds of the short run.
+const SEEDS: u64 = 40;
+/// The first of them.
+const FROM: u64 = 1;
+
+fn number(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+#[derive(Default)]
+struct Sum {
+    operations: Vec<u64>,
+    faults: Vec<u64>,
+    frames: BTreeMap<u8, u64>,
+    rules: BTreeMap<String, u64>,
+    failed: Vec<(u64, Vec<String>)>,
+}
+
+impl Sum {
+    fn add(&mut self, seed: u64, outcome: Outcome) {
+        self.operations.push(outcome.operations);
+        self.faults.push(outcome.faults);
+        for (kind, count) in outcome.frames {
+            *self.frames.entry(kind).or_insert(0) += count;
+        }
+        for (rule, count) in outcome.rules {
+            *self.rules.entry(rule).or_insert(0) += count;
+        }
+        if !outcome.failures.is_empty() {
+            self.failed.push((seed, outcome.failures));
+        }
+    }
+}
+
+fn median(values: &mut [u64]) -> u64 {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or(0)
+}
+
+#[test]
+fn whatever_happens_the_volume_stays_one_volume() {
+    if let Some(seed) = number("CAIRN_SIM_SEED") {
+        // What the nodes log stands between the lines, as `CAIRN_LOG` chooses.
+        let chosen = std::env::var("CAIRN_LOG").unwrap_or_else(|_| "info".to_owned());
+        let log = tracing_subscriber::fmt()
+            .with_env_filter(chosen)
+            .without_time()
+            .with_ansi(false)
+            .finish();
+        let outcome = tracing::subscriber::with_default(log, || run(seed, true));
+        assert!(
+            outcome.failures.is_empty(),
+            "seed {seed}: {:#?}",
+            outcome.failures
+        );
+        return;
+    }
+    let (from, count) = (
+        number("CAIRN_SIM_FROM").unwrap_or(FROM),
+        number("CAIRN_SIM_SEEDS").unwrap_or(SEEDS),
+    );
+    let began = Instant::now();
+    let (next, sum) = (Mutex::new(from..from + count), Mutex::new(Sum::default()));
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.lock().expect("nobody panics with it").next();
+                    let Some(seed) = seed else { return };
+                    let outcome = run(seed, false);
+                    if !outcome.failures.is_empty() {
+                        println!("seed {seed}: {:#?}", outcome.failures);
+                    }
+                    sum.lock()
+                        .expect("nobody panics with it")
+                        .add(seed, outcome);
+                }
+            });
+        }
+    });
+    let mut sum = sum.into_inner().expect("nobody panicked with it");
+    let took = began.elapsed().as_secs_f64();
+    println!("resync rules: {:?}", sum.rules);
+    println!("frames by kind: {:?}", sum.frames);
+    println!(
+        "{count} seeds from {from}: {} failed; {:.1} seeds a minute; median {} operations, {} faults",
+        sum.failed.len(),
+        count as f64 * 60.0 / took,
+        median(&mut sum.operations),
+        median(&mut sum.faults),
+    );
+    let failed: Vec<u64> = sum.failed.iter().map(|(seed, _)| *seed).collect();
+    assert!(
+        failed.is_empty(),
+        "CAIRN_SIM_SEED={} repeats one of {failed:?}",
+        failed[0]
+    );
+}
+
+#[test]
+fn a_seed_tells_everything_that_happens() {
+    for seed in [3, 4] {
+        let (one, other) = (run(seed, false), run(seed, false));
+        let differs = one.lines.iter().zip(&other.lines).find(|(a, b)| a != b);
+        assert_eq!(differs, None, "seed {seed} went two ways");
+        assert_eq!(one.operations, other.operations);
+    }
+}

@@ -1,0 +1,176 @@
+//! The pool as a replica sees it: one agreement, changed by compare-and-set, which a node learns
+//! and changes only while it reaches a majority of the voters.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use replication::machine::{Agreed, Proposed};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::network::{Network, Place};
+use super::random::Random;
+
+/// Voters; replicas beyond the third do not vote.
+const VOTERS: usize = 3;
+/// An answer that does not come is given up after this.
+const UNDECIDED_AFTER: Duration = Duration::from_secs(1);
+
+struct State {
+    agreed: Option<Agreed>,
+    /// What each node knows.
+    known: Vec<Option<Agreed>>,
+    tell: Vec<watch::Sender<()>>,
+    /// Whose process runs and is not stopped.
+    awake: Vec<bool>,
+}
+
+/// A proposal on its way.
+pub(crate) struct Proposal {
+    from: Place,
+    next: Agreed,
+    answer: oneshot::Sender<Proposed>,
+}
+
+/// The pool. Clones are one pool.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    state: Arc<Mutex<State>>,
+    network: Network,
+    random: Random,
+    proposals: mpsc::UnboundedSender<Proposal>,
+}
+
+impl Pool {
+    /// A pool of `nodes`, and the proposals that [`Pool::run`] takes.
+    pub(crate) fn new(
+        nodes: usize,
+        agreed: Option<Agreed>,
+        network: Network,
+        random: Random,
+    ) -> (Self, mpsc::UnboundedReceiver<Proposal>) {
+        let (proposals, to_decide) = mpsc::unbounded_channel();
+        let nodes = nodes.max(VOTERS);
+        let state = State {
+            agreed,
+            known: vec![agreed; nodes],
+            tell: (0..nodes).map(|_| watch::channel(()).0).collect(),
+            awake: vec![true; nodes],
+        };
+        let pool = Self {
+            state: Arc::new(Mutex::new(state)),
+            network,
+            random,
+            proposals,
+        };
+        (pool, to_decide)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A node's process runs, or not.
+    pub(crate) fn set_awake(&self, node: Place, awake: bool) {
+        self.state().awake[node] = awake;
+    }
+
+    /// What a node knows of the agreement.
+    pub(crate) fn known(&self, node: Place) -> Option<Agreed> {
+        self.state().known[node]
+    }
+
+    /// Wakes when what the node knows changed.
+    pub(crate) fn changes(&self, node: Place) -> watch::Receiver<()> {
+        self.state().tell[node].subscribe()
+    }
+
+    /// Asks for a change in the node's name.
+    pub(crate) fn propose(&self, from: Place, next: Agreed) -> oneshot::Receiver<Proposed> {
+        let (answer, wait) = oneshot::channel();
+        let _ = self.proposals.send(Proposal { from, next, answer });
+        wait
+    }
+
+    /// Whether the node reaches a majority of the voters, both ways.
+    fn reaches_majority(&self, node: Place) -> bool {
+        let state = self.state();
+        let reached = (0..VOTERS).filter(|voter| {
+            let there = *voter == node
+                || (self.network.is_open(node, *voter) && self.network.is_open(*voter, node));
+            there && state.awake[*voter]
+        });
+        reached.count() * 2 > VOTERS && state.awake[node]
+    }
+
+    /// Decides proposals, and tells the nodes, for ever.
+    pub(crate) async fn run(self, mut proposals: mpsc::UnboundedReceiver<Proposal>) {
+        let mut ticks = tokio::time::interval(Duration::from_millis(25));
+        loop {
+            tokio::select! {
+                biased;
+                proposal = proposals.recv() => {
+                    let Some(proposal) = proposal else { return };
+                    tokio::task::spawn_local(self.clone().decide(proposal));
+                }
+                _ = ticks.tick() => self.spread(),
+            }
+        }
+    }
+
+    /// Every node that reaches a majority learns what is agreed, most of the time.
+    fn spread(&self) {
+        let (agreed, known) = {
+            let state = self.state();
+            (state.agreed, state.known.clone())
+        };
+        for (node, known) in known.into_iter().enumerate() {
+            if known == agreed || self.random.one_in(3) {
+                continue;
+            }
+            if self.reaches_majority(node) {
+                self.learn(node, agreed);
+            }
+        }
+    }
+
+    fn learn(&self, node: Place, agreed: Option<Agreed>) {
+        let mut state = self.state();
+        state.known[node] = agreed;
+        state.tell[node].send_replace(());
+    }
+
+    async fn decide(self, proposal: Proposal) {
+        let Proposal { from, next, answer } = proposal;
+        let slow = if self.random.one_in(20) { 300 } else { 15 };
+        tokio::time::sleep(Duration::from_millis(self.random.within(2..slow))).await;
+        if !self.reaches_majority(from) {
+            tokio::time::sleep(UNDECIDED_AFTER).await;
+            let _ = answer.send(Proposed::Undecided);
+            return;
+        }
+        let outcome = {
+            let mut state = self.state();
+            let current = state
+                .agreed
+                .is_some_and(|now| now.version + 1 == next.version);
+            if current {
+                state.agreed = Some(next);
+                Proposed::Agreed
+            } else {
+                Proposed::Refused
+            }
+        };
+        if self.random.one_in(25) {
+            // The answer is lost on its way.
+            tokio::time::sleep(UNDECIDED_AFTER).await;
+            let _ = answer.send(Proposed::Undecided);
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(self.random.within(1..5))).await;
+        if outcome == Proposed::Agreed {
+            let agreed = self.state().agreed;
+            self.learn(from, agreed);
+        }
+        let _ = answer.send(outcome);
+    }
+}

@@ -1,0 +1,594 @@
+//! What clients do all the time, and the record of what they saw.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use protocol::fs::{Operation, Outcome};
+use protocol::units::ObjectId;
+use tokio::sync::Notify;
+
+use super::client::Client;
+use super::cluster::Journal;
+use super::history::{Act, Cut, Entry, NAMES, State, holds};
+use super::random::Random;
+
+const ENOENT: i32 = 2;
+const EEXIST: i32 = 17;
+/// fallocate(2): a hole, and the size stays.
+const PUNCH_HOLE_KEEP_SIZE: u32 = 3;
+
+/// Files of cells: the length of a cell, and how many there are. From a part of a block that goes
+/// through the journal, to what goes into the object's file at once.
+const FILES: [(u64, u64); 4] = [(512, 24), (4096, 12), (48 << 10, 6), (128 << 10, 4)];
+const LOGS: usize = 2;
+const DIRECTORIES: usize = 2;
+
+/// A thing that has a history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Thing {
+    Cell { file: usize, cell: u64 },
+    Log(usize),
+    Directory(usize),
+}
+
+impl Thing {
+    fn empty(self) -> State {
+        match self {
+            Self::Cell { .. } => State::Cell(0),
+            Self::Log(_) => State::Log(Vec::new()),
+            Self::Directory(_) => State::Directory([None; NAMES]),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Record {
+    begin: BTreeMap<Thing, State>,
+    entries: BTreeMap<Thing, Vec<Entry>>,
+    /// Each fsync: all before its asking is stable from its answer on.
+    stable: BTreeMap<Thing, Vec<(u64, u64)>>,
+}
+
+impl Record {
+    /// What was asked by then is stable at a cut. (An fsync that was under way then and is answered
+    /// afterwards says nothing: DUR-5 is not there yet.)
+    fn stable_until(&self, thing: Thing, cut_at: u64) -> u64 {
+        let syncs = self.stable.get(&thing).into_iter().flatten();
+        let before = syncs.filter(|(_, answered)| *answered <= cut_at);
+        before.map(|(asked, _)| *asked).max().unwrap_or(0)
+    }
+}
+
+/// The work of all clients.
+pub(crate) struct Work {
+    files: Vec<ObjectId>,
+    logs: Vec<ObjectId>,
+    directories: Vec<ObjectId>,
+    random: Random,
+    journal: Journal,
+    moment: Cell<u64>,
+    value: Cell<u64>,
+    record: RefCell<Record>,
+    under_way: Cell<u32>,
+    held_up: Cell<bool>,
+    ended: Cell<bool>,
+    wake: Notify,
+    done: Cell<u64>,
+    pub(crate) failures: RefCell<Vec<String>>,
+}
+
+impl Work {
+    /// Makes the files and directories through `client`, stable on return.
+    pub(crate) async fn prepare(client: &Client, random: Random, journal: Journal) -> Rc<Self> {
+        let make = async |name: String, directory: bool| {
+            let (parent, name) = (ObjectId::ROOT, Bytes::from(name));
+            let operation = if directory {
+                Operation::MakeDirectory {
+                    parent,
+                    name,
+                    mode: 0o755,
+                }
+            } else {
+                Operation::Create {
+                    parent,
+                    name,
+                    mode: 0o644,
+                    exclusive: true,
+                }
+            };
+            match client.call(0, operation, Bytes::new()).await {
+                Outcome::Entry(attributes) => {
+                    if !directory {
+                        client.holds(attributes.object);
+                    }
+                    attributes.object
+                }
+                other => panic!("nothing can be made in a new volume: {other:?}"),
+            }
+        };
+        let (mut files, mut logs, mut directories) = (Vec::new(), Vec::new(), Vec::new());
+        for at in 0..FILES.len() {
+            files.push(make(format!("cells{at}"), false).await);
+        }
+        for at in 0..LOGS {
+            logs.push(make(format!("log{at}"), false).await);
+        }
+        for at in 0..DIRECTORIES {
+            directories.push(make(format!("directory{at}"), true).await);
+        }
+        let made = client.call(0, Operation::SyncAll, Bytes::new()).await;
+        assert_eq!(made, Outcome::Done, "a new volume can be made stable");
+        Rc::new(Self {
+            files,
+            logs,
+            directories,
+            random,
+            journal,
+            moment: Cell::new(1),
+            value: Cell::new(0),
+            record: RefCell::default(),
+            under_way: Cell::new(0),
+            held_up: Cell::new(false),
+            ended: Cell::new(false),
+            wake: Notify::new(),
+            done: Cell::new(0),
+            failures: RefCell::default(),
+        })
+    }
+
+    fn tick(&self) -> u64 {
+        self.moment.set(self.moment.get() + 1);
+        self.moment.get()
+    }
+
+    fn next_value(&self) -> u64 {
+        self.value.set(self.value.get() + 1);
+        self.value.get()
+    }
+
+    /// How many operations were answered.
+    pub(crate) fn done(&self) -> u64 {
+        self.done.get()
+    }
+
+    /// Operations under way.
+    pub(crate) fn under_way(&self) -> u32 {
+        self.under_way.get()
+    }
+
+    /// No operation begins any more, for now.
+    pub(crate) fn hold_up(&self, held_up: bool) {
+        self.held_up.set(held_up);
+        self.wake.notify_waiters();
+    }
+
+    /// No operation begins any more.
+    pub(crate) fn end(&self) {
+        self.ended.set(true);
+        self.hold_up(false);
+    }
+
+    pub(crate) fn fail(&self, what: String) {
+        self.journal.note(format!("WRONG: {what}"));
+        self.failures.borrow_mut().push(what);
+    }
+
+    fn note(&self, thing: Thing, asked: u64, act: Act) {
+        let answered = self.tick();
+        self.journal
+            .quietly(|| format!("{thing:?} {asked}..{answered} {act:?}"));
+        let entry = Entry {
+            asked,
+            answered,
+            act,
+        };
+        let mut record = self.record.borrow_mut();
+        record.entries.entry(thing).or_default().push(entry);
+    }
+
+    /// Works until the end. Each worker of a client has a slot of its own.
+    pub(crate) async fn run(self: Rc<Self>, client: Client, slot: u16, pause_ms: u64) {
+        loop {
+            let pause = self.random.within(0..2 * pause_ms + 1);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            while self.held_up.get() && !self.ended.get() {
+                self.wake.notified().await;
+            }
+            if self.ended.get() {
+                return;
+            }
+            self.under_way.set(self.under_way.get() + 1);
+            self.one(&client, slot).await;
+            self.under_way.set(self.under_way.get() - 1);
+            self.done.set(self.done.get() + 1);
+        }
+    }
+
+    async fn one(&self, client: &Client, slot: u16) {
+        match self.random.within(0..20) {
+            0..6 => self.write(client, slot).await,
+            6..10 => {
+                let (file, cell) = self.any_cell();
+                self.read(client, slot, file, cell).await;
+            }
+            10..12 => self.append(client, slot).await,
+            12 => self.read_log(client, slot, self.random.index(LOGS)).await,
+            13..19 => self.in_directory(client, slot).await,
+            _ => self.sync(client, slot).await,
+        }
+    }
+
+    fn any_cell(&self) -> (usize, u64) {
+        let file = self.random.index(FILES.len());
+        (file, self.random.within(0..FILES[file].1))
+    }
+
+    fn odd(&self, what: &str, outcome: &Outcome) {
+        self.fail(format!("{what} ended with {outcome:?}"));
+    }
+
+    async fn write(&self, client: &Client, slot: u16) {
+        let (file, cell) = self.any_cell();
+        let object = self.files[file];
+        let (len, offset) = (FILES[file].0, FILES[file].0 * cell);
+        let asked = self.tick();
+        let thing = Thing::Cell { file, cell };
+        if self.random.one_in(12) {
+            let hole = Operation::Allocate {
+                object,
+                mode: PUNCH_HOLE_KEEP_SIZE,
+                offset,
+                len,
+            };
+            match client.call(slot, hole, Bytes::new()).await {
+                Outcome::Attributes(_) => self.note(thing, asked, Act::Write(0)),
+                other => self.odd("a hole", &other),
+            }
+            return;
+        }
+        let value = self.next_value();
+        let write = Operation::Write {
+            object,
+            offset,
+            append: false,
+            kill_privileges: false,
+        };
+        let data = value.to_le_bytes().repeat(len as usize / 8);
+        match client.call(slot, write, Bytes::from(data)).await {
+            Outcome::Written { len: written, .. } if u64::from(written) == len => {
+                self.note(thing, asked, Act::Write(value));
+            }
+            other => self.odd("a write", &other),
+        }
+    }
+
+    /// The values of a cell: one, unless it is torn.
+    async fn values(&self, client: &Client, slot: u16, file: usize, cell: u64) -> Vec<u64> {
+        let len = FILES[file].0;
+        let read = Operation::Read {
+            object: self.files[file],
+            offset: len * cell,
+            len: u32::try_from(len).expect("a cell is short"),
+        };
+        match client.call(slot, read, Bytes::new()).await {
+            Outcome::Data(data) => {
+                let mut values = words(&data);
+                values.sort_unstable();
+                values.dedup();
+                if data.len() < len as usize && values.iter().any(|value| *value != 0) {
+                    self.fail(format!("a cell of {} bytes was read", data.len()));
+                }
+                if values.is_empty() {
+                    values.push(0);
+                }
+                values
+            }
+            other => {
+                self.odd("a read", &other);
+                vec![0]
+            }
+        }
+    }
+
+    async fn read(&self, client: &Client, slot: u16, file: usize, cell: u64) {
+        let asked = self.tick();
+        let values = self.values(client, slot, file, cell).await;
+        match values[..] {
+            [value] => self.note(Thing::Cell { file, cell }, asked, Act::Read(value)),
+            _ => self.fail(format!("cell {cell} of file {file} is torn: {values:?}")),
+        }
+    }
+
+    async fn append(&self, client: &Client, slot: u16) {
+        let log = self.random.index(LOGS);
+        let (asked, value) = (self.tick(), self.next_value());
+        let write = Operation::Write {
+            object: self.logs[log],
+            offset: 0,
+            append: true,
+            kill_privileges: false,
+        };
+        let data = Bytes::copy_from_slice(&value.to_le_bytes());
+        match client.call(slot, write, data).await {
+            Outcome::Written { len: 8, .. } => {
+                self.note(Thing::Log(log), asked, Act::Append(value));
+            }
+            other => self.odd("an append", &other),
+        }
+    }
+
+    async fn log(&self, client: &Client, slot: u16, log: usize) -> Vec<u64> {
+        let read = Operation::Read {
+            object: self.logs[log],
+            offset: 0,
+            len: 1 << 20,
+        };
+        match client.call(slot, read, Bytes::new()).await {
+            Outcome::Data(data) => words(&data),
+            other => {
+                self.odd("reading a log", &other);
+                Vec::new()
+            }
+        }
+    }
+
+    async fn read_log(&self, client: &Client, slot: u16, log: usize) {
+        let asked = self.tick();
+        let all = self.log(client, slot, log).await;
+        self.note(Thing::Log(log), asked, Act::ReadAll(all));
+    }
+
+    async fn lookup(
+        &self,
+        client: &Client,
+        slot: u16,
+        directory: usize,
+        name: usize,
+    ) -> Option<u64> {
+        let lookup = Operation::Lookup {
+            parent: self.directories[directory],
+            name: name_of(name),
+        };
+        match client.call(slot, lookup, Bytes::new()).await {
+            Outcome::Entry(attributes) => Some(attributes.object.0),
+            Outcome::Error(ENOENT) => None,
+            other => {
+                self.odd("a lookup", &other);
+                None
+            }
+        }
+    }
+
+    async fn in_directory(&self, client: &Client, slot: u16) {
+        let directory = self.random.index(DIRECTORIES);
+        let parent = self.directories[directory];
+        let (name, to) = (self.random.index(NAMES), self.random.index(NAMES));
+        let asked = self.tick();
+        let act = match self.random.within(0..8) {
+            0..3 => {
+                let create = Operation::MakeNode {
+                    parent,
+                    name: name_of(name),
+                    mode: 0o100_644,
+                    rdev: 0,
+                };
+                match client.call(slot, create, Bytes::new()).await {
+                    Outcome::Entry(attributes) => Act::Create {
+                        name,
+                        made: Some(attributes.object.0),
+                    },
+                    Outcome::Error(EEXIST) => Act::Create { name, made: None },
+                    other => return self.odd("a create", &other),
+                }
+            }
+            3..5 => {
+                let unlink = Operation::Unlink {
+                    parent,
+                    name: name_of(name),
+                };
+                match client.call(slot, unlink, Bytes::new()).await {
+                    Outcome::Done => Act::Unlink { name, done: true },
+                    Outcome::Error(ENOENT) => Act::Unlink { name, done: false },
+                    other => return self.odd("an unlink", &other),
+                }
+            }
+            5..7 => {
+                let rename = Operation::Rename {
+                    parent,
+                    name: name_of(name),
+                    new_parent: parent,
+                    new_name: name_of(to),
+                    flags: 0,
+                };
+                let from = name;
+                match client.call(slot, rename, Bytes::new()).await {
+                    Outcome::Done => Act::Rename {
+                        from,
+                        to,
+                        done: true,
+                    },
+                    Outcome::Error(ENOENT) => Act::Rename {
+                        from,
+                        to,
+                        done: false,
+                    },
+                    other => return self.odd("a rename", &other),
+                }
+            }
+            _ => {
+                let found = self.lookup(client, slot, directory, name).await;
+                Act::Lookup { name, found }
+            }
+        };
+        self.note(Thing::Directory(directory), asked, act);
+    }
+
+    async fn sync(&self, client: &Client, slot: u16) {
+        let asked = self.tick();
+        let which = self.random.index(8);
+        let (operation, things) = match which {
+            0..4 => {
+                let object = self.files[which];
+                let things: Vec<Thing> = self
+                    .things()
+                    .filter(|t| matches!(t, Thing::Cell { file, .. } if *file == which))
+                    .collect();
+                let data_only = self.random.one_in(2);
+                (Operation::Sync { object, data_only }, things)
+            }
+            4 => {
+                let object = self.logs[0];
+                let data_only = true;
+                (Operation::Sync { object, data_only }, vec![Thing::Log(0)])
+            }
+            5 => {
+                let object = self.directories[0];
+                let data_only = false;
+                (
+                    Operation::Sync { object, data_only },
+                    vec![Thing::Directory(0)],
+                )
+            }
+            _ => (Operation::SyncAll, self.things().collect()),
+        };
+        match client.call(slot, operation, Bytes::new()).await {
+            Outcome::Done => {
+                self.journal
+                    .quietly(|| format!("stable until {asked}: {which}"));
+                let answered = self.tick();
+                let mut record = self.record.borrow_mut();
+                for thing in things {
+                    let syncs = record.stable.entry(thing).or_default();
+                    syncs.push((asked, answered));
+                }
+            }
+            other => self.odd("a sync", &other),
+        }
+    }
+
+    fn things(&self) -> impl Iterator<Item = Thing> {
+        let cells = (0..FILES.len())
+            .flat_map(|file| (0..FILES[file].1).map(move |cell| Thing::Cell { file, cell }));
+        let logs = (0..LOGS).map(Thing::Log);
+        cells
+            .chain(logs)
+            .chain((0..DIRECTORIES).map(Thing::Directory))
+    }
+
+    /// Reads everything back. Where a cell is torn, its several values.
+    pub(crate) async fn look(&self, client: &Client, slot: u16) -> BTreeMap<Thing, Vec<State>> {
+        let mut found = BTreeMap::new();
+        for thing in self.things() {
+            let states = match thing {
+                Thing::Cell { file, cell } => {
+                    let values = self.values(client, slot, file, cell).await;
+                    values.into_iter().map(State::Cell).collect()
+                }
+                Thing::Log(log) => vec![State::Log(self.log(client, slot, log).await)],
+                Thing::Directory(directory) => {
+                    let mut names = [None; NAMES];
+                    for (name, found) in names.iter_mut().enumerate() {
+                        *found = self.lookup(client, slot, directory, name).await;
+                    }
+                    vec![State::Directory(names)]
+                }
+            };
+            found.insert(thing, states);
+        }
+        found
+    }
+
+    /// Checks every history against what is found in the end; a cut of the power everywhere at
+    /// `cut_at` may have taken what was not stable.
+    pub(crate) fn check(&self, found: &BTreeMap<Thing, Vec<State>>, cut_at: Option<u64>) {
+        let record = std::mem::take(&mut *self.record.borrow_mut());
+        let end = self.tick();
+        for (thing, states) in found {
+            let begin = record
+                .begin
+                .get(thing)
+                .cloned()
+                .unwrap_or_else(|| thing.empty());
+            let entries = record.entries.get(thing).map_or(&[][..], Vec::as_slice);
+            for state in states {
+                let cut = Cut {
+                    at: cut_at.unwrap_or(end),
+                    stable_until: match cut_at {
+                        Some(cut_at) => record.stable_until(*thing, cut_at),
+                        None => end,
+                    },
+                    found: state.clone(),
+                };
+                if !holds(&begin, entries, Some(&cut)) {
+                    let from = entries.len().saturating_sub(40);
+                    self.fail(format!(
+                        "{thing:?} cannot have come to {state:?} by {:?}, stable until {} of {}",
+                        &entries[from..],
+                        cut.stable_until,
+                        cut.at
+                    ));
+                }
+            }
+            if cut_at.is_none() && states.len() > 1 {
+                self.fail(format!("{thing:?} is torn: {states:?}"));
+            }
+        }
+    }
+
+    /// Histories go on from here.
+    pub(crate) fn begin_with(&self, found: BTreeMap<Thing, Vec<State>>) {
+        let begin = found
+            .into_iter()
+            .map(|(thing, mut states)| (thing, states.remove(0)));
+        self.record.borrow_mut().begin = begin.collect();
+    }
+
+    /// The present, as histories count it.
+    pub(crate) fn now(&self) -> u64 {
+        self.tick()
+    }
+
+    /// Gives each torn cell one value, stable on return, so that histories go on.
+    pub(crate) async fn mend(
+        &self,
+        client: &Client,
+        slot: u16,
+        found: &mut BTreeMap<Thing, Vec<State>>,
+    ) {
+        for (thing, states) in found.iter_mut().filter(|(_, states)| states.len() > 1) {
+            let Thing::Cell { file, cell } = *thing else {
+                continue;
+            };
+            let value = self.next_value();
+            let write = Operation::Write {
+                object: self.files[file],
+                offset: FILES[file].0 * cell,
+                append: false,
+                kill_privileges: false,
+            };
+            let data = value.to_le_bytes().repeat(FILES[file].0 as usize / 8);
+            let outcome = client.call(slot, write, Bytes::from(data)).await;
+            if !matches!(outcome, Outcome::Written { .. }) {
+                self.odd("a write", &outcome);
+            }
+            *states = vec![State::Cell(value)];
+        }
+    }
+}
+
+fn name_of(name: usize) -> Bytes {
+    Bytes::from(format!("n{name}"))
+}
+
+fn words(data: &[u8]) -> Vec<u64> {
+    data.chunks(8)
+        .map(|word| {
+            let mut bytes = [0; 8];
+            bytes[..word.len()].copy_from_slice(word);
+            u64::from_le_bytes(bytes)
+        })
+        .collect()
+}

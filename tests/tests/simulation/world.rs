@@ -1,0 +1,294 @@
+//! One run.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use protocol::ids::{BrickId, SessionId, VolumeId};
+use protocol::units::Term;
+use protocol::volume::{Protocol, Quorum, ReplicaSpec, VolumeKind, VolumeSpec, VolumeState};
+use replication::machine::Agreed;
+use replication::state::Mask;
+use tokio::sync::Mutex;
+use tokio::task::LocalSet;
+use tokio::time::Instant;
+
+use super::client::Client;
+use super::cluster::{Cluster, Journal, node_id};
+use super::faults::{Faults, Nodes, put_right, wait_until_in_sync};
+use super::network::Network;
+use super::pool::Pool;
+use super::random::Random;
+use super::work::Work;
+
+/// How long things go wrong, in simulated time.
+const LASTS: Duration = Duration::from_secs(60);
+/// Slots of a client, one a worker, and one for looking.
+const WORKERS: u16 = 3;
+const LOOKING: u16 = 100;
+
+/// What a run came to.
+#[derive(Default)]
+pub(crate) struct Outcome {
+    pub(crate) operations: u64,
+    pub(crate) faults: u64,
+    pub(crate) frames: BTreeMap<u8, u64>,
+    pub(crate) rules: BTreeMap<String, u64>,
+    pub(crate) failures: Vec<String>,
+    pub(crate) lines: Vec<String>,
+}
+
+/// What a seed makes of the volume.
+struct Shape {
+    replicas: usize,
+    quorum: Quorum,
+    clients: usize,
+    latency_ms: u64,
+    jitter_ms: u64,
+    pause_ms: u64,
+    cuts: bool,
+}
+
+impl Shape {
+    fn draw(random: &Random) -> Self {
+        let (replicas, quorum) = match random.within(0..8) {
+            0..3 => (2, Quorum::Majority),
+            3..5 => (3, Quorum::Majority),
+            5 => (4, Quorum::Majority),
+            _ => (2, Quorum::Off),
+        };
+        Self {
+            replicas,
+            quorum,
+            clients: 2 + random.index(2),
+            latency_ms: 1 + random.within(0..3),
+            jitter_ms: random.within(0..4),
+            pause_ms: random.within(60..120),
+            cuts: random.one_in(3),
+        }
+    }
+
+    fn spec(&self, random: &Random) -> VolumeSpec {
+        let replicas = (0..self.replicas).map(|place| ReplicaSpec {
+            node: node_id(place),
+            node_name: format!("node{}", place + 1),
+            path: "/brick".to_owned(),
+            brick: BrickId(random.bytes()),
+        });
+        VolumeSpec {
+            id: VolumeId([3; 16]),
+            name: "v1".to_owned(),
+            kind: VolumeKind::Fs,
+            size_bytes: None,
+            protocol: Protocol::C,
+            quorum: self.quorum,
+            replicas: replicas.collect(),
+            state: VolumeState::Started,
+            options: BTreeMap::new(),
+            version: 1,
+        }
+    }
+}
+
+/// Runs a seed. `aloud`: prints a line for everything that happens.
+pub(crate) fn run(seed: u64, aloud: bool) -> Outcome {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime");
+    let local = LocalSet::new();
+    local.block_on(&runtime, simulate(seed, aloud))
+}
+
+async fn simulate(seed: u64, aloud: bool) -> Outcome {
+    let random = Random::new(seed);
+    let journal = Journal::new(aloud);
+    let shape = Shape::draw(&random);
+    let spec = shape.spec(&random);
+    let network = Network::new(random.fork(), shape.latency_ms, shape.jitter_ms);
+    let agreed = (shape.quorum == Quorum::Majority).then(|| Agreed {
+        version: 1,
+        term: Term(0),
+        primary: 0,
+        in_sync: Mask::first(shape.replicas),
+    });
+    let (pool, proposals) = Pool::new(shape.replicas, agreed, network.clone(), random.fork());
+    tokio::task::spawn_local(pool.clone().run(proposals));
+    let volume = spec.id;
+    let mut cluster = Cluster::new(spec, network.clone(), pool, journal.clone(), random.fork());
+    for place in 0..shape.replicas {
+        cluster.start(place);
+    }
+    let directory = cluster.directory.clone();
+    let clients: Vec<Client> = (0..shape.clients)
+        .map(|index| {
+            let place = shape.replicas.max(3) + index;
+            let session = SessionId(random.bytes());
+            let (network, directory) = (network.clone(), directory.clone());
+            Client::new(place, session, volume, shape.replicas, network, directory)
+        })
+        .collect();
+    for client in &clients {
+        tokio::task::spawn_local(client.clone().run());
+    }
+    let nodes: Nodes = Rc::new(Mutex::new(cluster));
+    let work = Work::prepare(&clients[0], random.fork(), journal.clone()).await;
+    let mut workers = Vec::new();
+    for client in &clients {
+        for slot in 1..=WORKERS {
+            let work = Rc::clone(&work).run(client.clone(), slot, shape.pause_ms);
+            workers.push(tokio::task::spawn_local(work));
+        }
+    }
+    let mut faults = Faults {
+        nodes: Rc::clone(&nodes),
+        clients: shape.clients,
+        random: random.fork(),
+        journal: journal.clone(),
+        count: 0,
+    };
+    let parts = if shape.cuts { 3 } else { 1 };
+    for part in 0..parts {
+        faults.run(LASTS / parts).await;
+        let cut = shape.cuts && part + 1 < parts;
+        if cut {
+            work.hold_up(true);
+            power_cut(&nodes, &work, &clients[0]).await;
+            work.hold_up(false);
+        }
+    }
+    work.end();
+    let ended = finish(&nodes, &work, &clients).await;
+    for worker in workers {
+        worker.abort();
+    }
+    if ended {
+        compare_bricks(&nodes, &work).await;
+    }
+    let failures = std::mem::take(&mut *work.failures.borrow_mut());
+    Outcome {
+        operations: work.done(),
+        faults: faults.count,
+        frames: network.frames(),
+        rules: BTreeMap::new(),
+        failures,
+        lines: journal.lines(),
+    }
+}
+
+/// Waits until nothing is under way. False: two minutes were not enough.
+async fn come_to_rest(work: &Work) -> bool {
+    let end = Instant::now() + Duration::from_secs(120);
+    while work.under_way() > 0 {
+        if Instant::now() >= end {
+            work.fail(format!("{} operations are not answered", work.under_way()));
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    true
+}
+
+/// The power goes everywhere at once, and comes back.
+async fn power_cut(nodes: &Nodes, work: &Work, client: &Client) {
+    let cut_at = {
+        let mut cluster = nodes.lock().await;
+        for place in 0..cluster.nodes.len() {
+            cluster.power_off(place).await;
+        }
+        work.now()
+    };
+    put_right(nodes).await;
+    if !come_to_rest(work).await {
+        return;
+    }
+    let mut found = work.look(client, LOOKING).await;
+    work.check(&found, Some(cut_at));
+    work.mend(client, LOOKING, &mut found).await;
+    work.begin_with(found);
+}
+
+/// Everything is put right, and must come to a good end. True: it did.
+async fn finish(nodes: &Nodes, work: &Work, clients: &[Client]) -> bool {
+    // What was to be started or healed later is so now.
+    put_right(nodes).await;
+    if !come_to_rest(work).await {
+        return false;
+    }
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    put_right(nodes).await;
+    if !wait_until_in_sync(nodes).await {
+        work.fail("the replicas do not come to be in sync".to_owned());
+        return false;
+    }
+    for client in clients {
+        if client.was_forgotten() {
+            work.fail(format!("the session of client{} ended", client.place));
+        }
+    }
+    let found = work.look(&clients[0], LOOKING).await;
+    work.check(&found, None);
+    true
+}
+
+/// Every replica must hold the same, byte for byte.
+async fn compare_bricks(nodes: &Nodes, work: &Work) {
+    let mut cluster = nodes.lock().await;
+    for place in 0..cluster.nodes.len() {
+        cluster.stop(place).await;
+    }
+    let first = contents(&cluster, 0);
+    for place in 1..cluster.nodes.len() {
+        let other = contents(&cluster, place);
+        for key in first.keys().chain(other.keys()) {
+            if first.get(key) != other.get(key) {
+                work.fail(format!(
+                    "node1 and node{} differ in {key:?}: {:?} {:?}",
+                    place + 1,
+                    first.get(key).map(bytes::Bytes::len),
+                    other.get(key).map(bytes::Bytes::len)
+                ));
+                return;
+            }
+        }
+    }
+}
+
+/// A key, or a piece of an object.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Part {
+    Key(bytes::Bytes),
+    Data(u64, u64),
+}
+
+fn contents(cluster: &Cluster, place: usize) -> BTreeMap<Part, bytes::Bytes> {
+    let brick = cluster.brick(place);
+    let mut parts = BTreeMap::new();
+    brick
+        .scan(&[], &[0xff; 64], &mut |key, value| {
+            let copy = bytes::Bytes::copy_from_slice;
+            parts.insert(Part::Key(copy(key)), copy(value));
+            true
+        })
+        .expect("a whole brick can be read");
+    let objects = brick
+        .objects_after(None, 1 << 20)
+        .expect("a whole brick can be read");
+    for object in objects {
+        let end = brick.data_end(object).expect("a whole brick can be read");
+        for offset in (0..end).step_by(1 << 20) {
+            let len = u32::try_from((end - offset).min(1 << 20)).expect("a MiB");
+            let data = brick
+                .read_now(object, offset, len)
+                .expect("every checksum holds");
+            // What is beyond the data's end, and what is zero, is the same.
+            let end = data
+                .iter()
+                .rposition(|byte| *byte != 0)
+                .map_or(0, |at| at + 1);
+            parts.insert(Part::Data(object.0, offset), data.slice(..end));
+        }
+    }
+    parts
+}
