@@ -41,7 +41,9 @@ use protocol::units::{Sequence, Term};
 use crate::line::Relation;
 use crate::state::{Disk, DurableState, Mask, Membership, Report, Role, RoleReason};
 
-use bugs::Bug;
+pub use bugs::Bug;
+#[cfg(any(test, debug_assertions))]
+pub use bugs::make_mistake;
 pub use output::{Config, DropReason, FlushId, Output, Phase, Refusal, Standing};
 use quorum::Quorum;
 pub use quorum::{Agreed, Proposed};
@@ -113,7 +115,7 @@ pub struct Machine {
     /// The longer tail that somebody had was asked for already.
     tail_fetched: bool,
     outputs: VecDeque<Output>,
-    #[cfg(test)]
+    #[cfg(any(test, debug_assertions))]
     bug: Option<Bug>,
 }
 
@@ -148,8 +150,8 @@ impl Machine {
             heir_of: None,
             tail_fetched: false,
             outputs: VecDeque::new(),
-            #[cfg(test)]
-            bug: None,
+            #[cfg(any(test, debug_assertions))]
+            bug: bugs::chosen(),
             config,
         }
     }
@@ -162,16 +164,43 @@ impl Machine {
     /// The replica's process starts.
     pub fn start(&mut self, now: Duration) {
         self.start_quorum(now);
-        let heir = match self.quorum {
-            Some(_) => self.may_claim(),
-            None => self.state.role == Role::Primary && self.state.disk == Disk::UpToDate,
-        };
-        if heir {
+        let heir = self.state.role == Role::Primary && self.state.disk == Disk::UpToDate;
+        if self.quorum.is_some() {
+            self.wait_for_members(now);
+        } else if heir {
             self.phase = Phase::Waiting {
                 until: now + self.config.activation_wait,
             };
             self.try_activate(now);
         }
+    }
+
+    /// Where the pool decides: a member that follows nobody, and knows of nobody who serves, may
+    /// have to take the role. It may learn that it is a member after it has started, or lose a
+    /// primary before that one took it on.
+    fn wait_for_members(&mut self, now: Duration) {
+        let follows = (0..self.config.count)
+            .any(|replica| self.standing(replica) == Some(Standing::MyPrimary));
+        let idle = self.phase == Phase::Following && !self.joined && !follows;
+        if idle && self.may_claim() && !self.role_went_on() {
+            self.phase = Phase::Waiting {
+                until: now + self.config.activation_wait,
+            };
+            self.try_activate(now);
+        }
+    }
+
+    /// Whether a connected replica told that somebody else has the role by now.
+    fn role_went_on(&self) -> bool {
+        // The pool's word counts for more than that of a primary that has not heard it yet.
+        let mine = self
+            .agreed()
+            .filter(|agreed| agreed.primary == self.config.me)
+            .map(|agreed| agreed.term);
+        self.links.iter().flatten().any(|link| {
+            let deposed = mine.is_some_and(|term| term > link.report.term);
+            (link.report.term > self.state.term || link.report.serving) && !deposed
+        })
     }
 
     // ---- what others may ask -------------------------------------------------------------
@@ -571,24 +600,7 @@ impl Machine {
         };
         let others = self.state.in_sync.without(self.config.me);
         let met = |r: usize| self.links[r].is_some();
-        // The pool's word counts for more than that of a primary that has not heard it yet.
-        let mine = self
-            .agreed()
-            .filter(|agreed| agreed.primary == self.config.me)
-            .map(|agreed| agreed.term);
-        for replica in 0..self.config.count {
-            let Some(link) = &self.links[replica] else {
-                continue;
-            };
-            let deposed = mine.is_some_and(|term| term > link.report.term);
-            let went_on = link.report.term > self.state.term || link.report.serving;
-            if went_on && !deposed {
-                // The role went on without this replica.
-                self.phase = Phase::Following;
-                return;
-            }
-        }
-        if self.quorum.is_some() && !self.may_claim() {
+        if self.role_went_on() || (self.quorum.is_some() && !self.may_claim()) {
             self.phase = Phase::Following;
             return;
         }
@@ -714,6 +726,7 @@ impl Machine {
     pub fn tick(&mut self, now: Duration) {
         self.try_activate(now);
         self.look_after_primary(now);
+        self.wait_for_members(now);
         self.ask_for_members(now);
         self.ask_for_handover(now);
         let deadline = self.config.replica_deadline;

@@ -11,8 +11,9 @@ use protocol::fs::{
     Request, SLOT_NONE, SLOTS_MAX, kind, refusal,
 };
 use protocol::ids::SessionId;
+use protocol::mistakes::{Mistake, made};
 use protocol::record::Change;
-use protocol::units::{EXTENT_BYTES, ObjectId};
+use protocol::units::{EXTENT_BYTES, ObjectId, Sequence};
 use protocol::volume::VolumeKind;
 use storage::{Brick, Medium, ReadError, ReadOutcome, SeekFor};
 use tokio::io::AsyncReadExt;
@@ -292,7 +293,11 @@ impl<M: Medium> Driver<M> {
             block: self.spec.kind == VolumeKind::Block,
         };
         self.waiting.push_back(Waiting {
-            until: self.machine.last(),
+            until: if made(Mistake::WelcomesEarly) {
+                Sequence::ZERO
+            } else {
+                self.machine.last()
+            },
             what: Held::Welcome(outbox.clone(), welcome.encode()),
         });
         self.finish_turn();
@@ -450,6 +455,9 @@ impl<M: Medium> Driver<M> {
                 }
                 return Ok(None);
             }
+            if made(Mistake::ExecutesTwice) && slot.done.is_none() {
+                return Ok(None);
+            }
             let done = slot.done.clone();
             self.sessions.repeated(session, request.slot);
             if let Some((sequence, outcome)) = done {
@@ -458,6 +466,9 @@ impl<M: Medium> Driver<M> {
                 self.answer(session, again, sequence, outcome, 0);
             }
             return Ok(Some(Taken::Yes));
+        }
+        if made(Mistake::ForgetsReplies) {
+            return Ok(None);
         }
         let kept = namespace::kept_reply(&Keys(&self.brick), session, request.slot)
             .map_err(|e| e.to_string())?;

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use protocol::frame::RawFrame;
 use protocol::fs::{Elsewhere, Outcome};
 use protocol::ids::{NodeId, SessionId};
+use protocol::mistakes::{Mistake, made};
 use protocol::record::{Change, Record};
 use protocol::replica::{Message, live_record_frame};
 use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
@@ -528,6 +529,9 @@ impl<M: Medium> Driver<M> {
         if self.machine.phase() != Phase::Activating || self.recovery.suspect.is_empty() {
             return Ok(());
         }
+        if made(Mistake::IgnoresDoubts) {
+            return Ok(());
+        }
         // What a crash left in doubt here, every other replica takes from here (RS-2).
         let items: Vec<_> = self
             .recovery
@@ -560,7 +564,11 @@ impl<M: Medium> Driver<M> {
         if self.waiting.is_empty() || !self.machine.may_answer(self.now()) {
             return;
         }
-        let confirmed = self.machine.confirmed();
+        let confirmed = if made(Mistake::AnswersEarly) {
+            self.machine.last()
+        } else {
+            self.machine.confirmed()
+        };
         while let Some(waiting) = self.waiting.pop_front() {
             if waiting.until > confirmed {
                 self.waiting.push_front(waiting);

@@ -10,6 +10,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use protocol::frame::{FrameError, take_frame};
 use protocol::ids::NodeId;
+use protocol::mistakes::{Mistake, made};
 use protocol::preamble::Purpose;
 use protocol::replica::{Message, REPLICA_VERSION};
 use replication::decision::Rule;
@@ -419,6 +420,9 @@ impl<M: Medium> Driver<M> {
             Message::Record(record) => return self.take_record(replica, record),
             Message::Ack { applied, stable } => {
                 self.machine.acknowledged(now, replica, applied, stable);
+            }
+            Message::Flush { id, .. } if made(Mistake::FlushesLater) => {
+                self.send_to_primary(&Message::Flushed { id });
             }
             Message::Flush { id, objects } => {
                 self.flush_brick(objects, BrickFlush::ForPrimary { id });

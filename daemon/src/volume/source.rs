@@ -10,6 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
 use protocol::ids::GenerationId;
+use protocol::mistakes::{Mistake, made};
 use protocol::record::{Change, PAYLOAD_BYTES_MAX, Record};
 use protocol::replica::{Doubt, HASH_BYTES, Message, live_record_frame};
 use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, ObjectId, Sequence, Term};
@@ -464,6 +465,9 @@ impl<M: Medium> Run<M> {
         loop {
             self.room().await?;
             let sent = self.with(|d| {
+                if made(Mistake::LeavesAGap) && next == d.machine.last() {
+                    next = next.next();
+                }
                 if next > d.machine.last() {
                     if then_live {
                         // No await between here and the switch: not a record is missed.
@@ -552,7 +556,7 @@ impl<M: Medium> Run<M> {
             let changed = self.source.changed.borrow_mut().take().unwrap_or_default();
             let mut batch = Batch::default();
             for (item, content) in read {
-                if changed.touches(&item) {
+                if changed.touches(&item) && !made(Mistake::SendsOldAfterNew) {
                     todo.push_back(item);
                 } else {
                     batch.add(item, content);
@@ -626,6 +630,9 @@ impl<M: Medium> Run<M> {
             payload: batch.payload.freeze(),
         };
         self.with(|d| {
+            if made(Mistake::ForgetsMarksOnSending) {
+                let _ = d.brick.clear_dirty(index(self.replica), &batch.items);
+            }
             self.source
                 .open
                 .borrow_mut()

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use bytes::Bytes;
 use protocol::ids::GenerationId;
+use protocol::mistakes::{Mistake, made};
 use protocol::record::{Change, Record};
 use protocol::replica::{Doubt, HASH_BYTES, Message};
 use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Sequence, Term};
@@ -109,6 +110,11 @@ impl<M: Medium> Driver<M> {
 
     pub(super) fn take_resync(&mut self, replica: usize, record: &Record) -> Result<(), LinkError> {
         self.apply_apart(record.changes.clone(), record.payload.clone())?;
+        if made(Mistake::StoresLater) {
+            let batch = record.sequence.0;
+            self.send_to_primary(&Message::Resynced { batch });
+            return Ok(());
+        }
         if let Some(link) = &mut self.links[replica] {
             link.target.batches.push(record.sequence.0);
         }
@@ -234,7 +240,8 @@ impl<M: Medium> Driver<M> {
         common: Sequence,
     ) -> Result<(), BrickError> {
         let mut items = Vec::new();
-        for (object, range) in &self.recovery.suspect {
+        let honest = !made(Mistake::IgnoresDoubts);
+        for (object, range) in self.recovery.suspect.iter().filter(|_| honest) {
             let first = range.start / BLOCK_BYTES;
             items.push(Doubt::Blocks(
                 *object,

@@ -1,11 +1,14 @@
 //! Deliberate mistakes. A test builds a machine with one of them and lets the schedules find it:
-//! what no schedule finds, no schedule protects. Outside of this crate's tests no machine errs.
+//! what no schedule finds, no schedule protects. In a release build no machine errs.
+
+#[cfg(any(test, debug_assertions))]
+use std::cell::Cell;
 
 use super::Machine;
 
 /// A mistake.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Bug {
+pub enum Bug {
     /// A write is confirmed when the primary alone has applied it.
     ConfirmsAlone,
     /// Records that a missing replica lacks are not marked.
@@ -50,8 +53,7 @@ pub(super) enum Bug {
 
 impl Bug {
     /// Found by random schedules soon.
-    #[cfg(test)]
-    pub(super) const SOON: [Self; 10] = [
+    pub const SOON: [Self; 10] = [
         Self::ConfirmsAlone,
         Self::SkipsMarks,
         Self::ForgetsTheTail,
@@ -64,8 +66,7 @@ impl Bug {
         Self::AnswersWithoutLease,
     ];
     /// Found by long runs only, or not yet.
-    #[cfg(test)]
-    pub(super) const RARE: [Self; 10] = [
+    pub const RARE: [Self; 10] = [
         Self::BeginsTooEarly,
         Self::JoinsTooEarly,
         Self::IgnoresTheRevision,
@@ -79,15 +80,31 @@ impl Bug {
     ];
 }
 
+#[cfg(any(test, debug_assertions))]
+thread_local! {
+    static CHOSEN: Cell<Option<Bug>> = const { Cell::new(None) };
+}
+
+/// Every machine that is made on this thread makes the mistake from now on, or none.
+#[cfg(any(test, debug_assertions))]
+pub fn make_mistake(bug: Option<Bug>) {
+    CHOSEN.set(bug);
+}
+
+#[cfg(any(test, debug_assertions))]
+pub(super) fn chosen() -> Option<Bug> {
+    CHOSEN.get()
+}
+
 impl Machine {
     /// Whether this machine makes the mistake.
-    #[cfg(test)]
+    #[cfg(any(test, debug_assertions))]
     pub(super) fn errs(&self, bug: Bug) -> bool {
         self.bug == Some(bug)
     }
 
     /// No machine in use does.
-    #[cfg(not(test))]
+    #[cfg(not(any(test, debug_assertions)))]
     #[allow(clippy::unused_self, reason = "the same call as under test")]
     pub(super) const fn errs(&self, _: Bug) -> bool {
         false

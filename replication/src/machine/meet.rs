@@ -285,6 +285,7 @@ impl Machine {
             self.ask_for_members(now);
         }
         self.look_after_primary(now);
+        self.wait_for_members(now);
         match self.phase {
             Phase::HandingOver { to } if to == replica => self.cancel_handover(),
             Phase::Pulling { from } if from == replica => {

@@ -138,7 +138,9 @@ impl Machine {
         if !forgets {
             quorum.promised_until = now + self.config.lease;
         }
-        if quorum.agreed.primary != me && self.state.role == Role::Primary {
+        // An older agreement than the role: this node has not heard the newer one yet.
+        let outdated = quorum.agreed.term < self.state.term;
+        if quorum.agreed.primary != me && self.state.role == Role::Primary && !outdated {
             self.depose();
         }
     }
@@ -322,6 +324,7 @@ impl Machine {
                 self.assess(replica);
             }
         }
+        self.wait_for_members(now);
         self.ask_for_members(now);
         self.ask_for_handover(now);
         self.advance();

@@ -4,6 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use protocol::node_rpc::VolumeCommand;
+use protocol::volume::Quorum;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -155,17 +156,24 @@ impl Faults {
         self.start_after(place, self.while_long());
     }
 
-    /// One node loses its power while every replica is in sync; nothing else happens until all
-    /// are so again. More than that may take what no fsync confirmed.
+    /// One node loses its power while every replica is in sync, for so long that another takes
+    /// over; nothing else happens until all are in sync again. More than that, or a primary that
+    /// nobody can replace, may take what no fsync confirmed (DUR-3).
     async fn power(&self, place: Place) {
-        if !all_in_sync(&self.nodes).await {
+        let off = self.nodes.lock().await.spec.quorum == Quorum::Off;
+        if off || !all_in_sync(&self.nodes).await {
             return;
         }
         let mut cluster = self.nodes.lock().await;
         cluster.power_off(place).await;
         drop(cluster);
-        tokio::time::sleep(self.while_long()).await;
-        self.nodes.lock().await.start(place);
+        tokio::time::sleep(millis(2500) + self.while_long()).await;
+        let mut cluster = self.nodes.lock().await;
+        // Something begun earlier may have started it.
+        if !cluster.is_running(place) {
+            cluster.start(place);
+        }
+        drop(cluster);
         wait_until_in_sync(&self.nodes).await;
     }
 

@@ -30,6 +30,8 @@ use world::{Outcome, run};
 const SEEDS: u64 = 40;
 /// The first of them.
 const FROM: u64 = 1;
+/// Seeds that a deliberate mistake has to be found in.
+const HUNT: u64 = 60;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
@@ -124,6 +126,80 @@ fn whatever_happens_the_volume_stays_one_volume() {
         "CAIRN_SIM_SEED={} repeats one of {failed:?}",
         failed[0]
     );
+}
+
+/// A mistake that every node of a run makes.
+#[cfg(debug_assertions)]
+#[derive(Debug, Clone, Copy)]
+enum Erring {
+    Machine(replication::machine::Bug),
+    Elsewhere(protocol::mistakes::Mistake),
+}
+
+#[cfg(debug_assertions)]
+impl Erring {
+    fn all() -> impl Iterator<Item = Self> {
+        let machine = replication::machine::Bug::SOON
+            .into_iter()
+            .map(Self::Machine);
+        machine.chain(
+            protocol::mistakes::Mistake::ALL
+                .into_iter()
+                .map(Self::Elsewhere),
+        )
+    }
+
+    /// The first seed of so many that notices, and how many were run until then.
+    fn hunt(self, seeds: u64) -> Option<(u64, String)> {
+        let (machine, elsewhere) = match self {
+            Self::Machine(bug) => (Some(bug), None),
+            Self::Elsewhere(mistake) => (None, Some(mistake)),
+        };
+        replication::machine::make_mistake(machine);
+        protocol::mistakes::choose(elsewhere);
+        let found = (FROM..FROM + seeds).find_map(|seed| {
+            // An assertion of the code itself notices as well.
+            match std::panic::catch_unwind(|| run(seed, false)) {
+                Ok(outcome) => outcome.failures.first().map(|first| (seed, first.clone())),
+                Err(_) => Some((seed, "an assertion did not hold".to_owned())),
+            }
+        });
+        replication::machine::make_mistake(None);
+        protocol::mistakes::choose(None);
+        found
+    }
+}
+
+/// Proof that the proof can fail. `CAIRN_SIM_HUNT=N` gives each mistake N seeds.
+#[cfg(debug_assertions)]
+#[test]
+fn deliberate_mistakes_are_found() {
+    let seeds = number("CAIRN_SIM_HUNT").unwrap_or(HUNT);
+    let todo = Mutex::new(Erring::all().collect::<Vec<_>>().into_iter());
+    let missed = Mutex::new(Vec::new());
+    let workers = std::thread::available_parallelism().map_or(2, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..workers {
+            scope.spawn(|| {
+                loop {
+                    let next = todo.lock().expect("nobody panics with it").next();
+                    let Some(erring) = next else { return };
+                    match erring.hunt(seeds) {
+                        Some((seed, what)) => {
+                            let what: String = what.chars().take(90).collect();
+                            println!("{erring:?}: found after {} seeds: {what}", seed - FROM + 1);
+                        }
+                        None => {
+                            println!("{erring:?}: NOT found in {seeds} seeds");
+                            missed.lock().expect("nobody panics with it").push(erring);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let missed = missed.into_inner().expect("nobody panicked with it");
+    assert!(missed.is_empty(), "not found in {seeds} seeds: {missed:?}");
 }
 
 #[test]

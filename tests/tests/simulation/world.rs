@@ -178,16 +178,35 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
 }
 
 /// Waits until nothing is under way. False: two minutes were not enough.
-async fn come_to_rest(work: &Work) -> bool {
+async fn come_to_rest(nodes: &Nodes, work: &Work) -> bool {
     let end = Instant::now() + Duration::from_secs(120);
     while work.under_way() > 0 {
         if Instant::now() >= end {
+            say_how_it_stands(nodes).await;
             work.fail(format!("{} operations are not answered", work.under_way()));
             return false;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     true
+}
+
+/// For whoever reads a failure.
+async fn say_how_it_stands(nodes: &Nodes) {
+    let cluster = nodes.lock().await;
+    for place in 0..cluster.nodes.len() {
+        let known = cluster.pool.known(place);
+        let status = match cluster.handle(place) {
+            Some(handle) => Some(handle.status().await),
+            None => None,
+        };
+        let status = serde_json::to_string(&status).unwrap_or_default();
+        let line = format!(
+            "node{} knows of {known:?} and stands at {status}",
+            place + 1
+        );
+        cluster.journal.note(line);
+    }
 }
 
 /// The power goes everywhere at once, and comes back.
@@ -197,10 +216,10 @@ async fn power_cut(nodes: &Nodes, work: &Work, client: &Client) {
         for place in 0..cluster.nodes.len() {
             cluster.power_off(place).await;
         }
-        work.now()
+        work.cut_now()
     };
     put_right(nodes).await;
-    if !come_to_rest(work).await {
+    if !come_to_rest(nodes, work).await {
         return;
     }
     let mut found = work.look(client, LOOKING).await;
@@ -213,12 +232,13 @@ async fn power_cut(nodes: &Nodes, work: &Work, client: &Client) {
 async fn finish(nodes: &Nodes, work: &Work, clients: &[Client]) -> bool {
     // What was to be started or healed later is so now.
     put_right(nodes).await;
-    if !come_to_rest(work).await {
+    if !come_to_rest(nodes, work).await {
         return false;
     }
     tokio::time::sleep(Duration::from_secs(10)).await;
     put_right(nodes).await;
     if !wait_until_in_sync(nodes).await {
+        say_how_it_stands(nodes).await;
         work.fail("the replicas do not come to be in sync".to_owned());
         return false;
     }
