@@ -389,14 +389,14 @@ impl<M: Medium> Driver<M> {
         &mut self,
         shared: &Shared<M>,
         session: SessionId,
-        request: Box<Request>,
+        mut request: Box<Request>,
     ) -> Result<Taken, String> {
         let changes = request.operation.changes();
         if changes {
             if request.slot >= SLOTS_MAX {
                 return Err(format!("a change came in slot {}", request.slot));
             }
-            if let Some(taken) = self.answer_again(session, &request)? {
+            if let Some(taken) = self.answer_again(session, &mut request)? {
                 return Ok(taken);
             }
         } else if request.slot != SLOT_NONE {
@@ -435,7 +435,7 @@ impl<M: Medium> Driver<M> {
     fn answer_again(
         &mut self,
         session: SessionId,
-        request: &Request,
+        request: &mut Request,
     ) -> Result<Option<Taken>, String> {
         let state = self
             .sessions
@@ -478,6 +478,18 @@ impl<M: Medium> Driver<M> {
                 "slot {} is at {last}, not {}",
                 request.slot, request.number
             )),
+            Admission::Kept(outcome) if self.is_in_doubt(&request.operation, &outcome) => {
+                // Its record is here, its data may have gone with the power. It is not answered
+                // yet, so it may take effect now, where it did first.
+                if let (
+                    Operation::Write { offset, append, .. },
+                    Outcome::Written { offset: at, .. },
+                ) = (&mut request.operation, outcome)
+                {
+                    (*offset, *append) = (at, false);
+                }
+                Ok(None)
+            }
             Admission::Kept(outcome) => {
                 // It is applied here; what it rests on may still wait for the other replicas.
                 self.note_slot(session, request);
@@ -496,6 +508,18 @@ impl<M: Medium> Driver<M> {
                 Ok(Some(Taken::Yes))
             }
         }
+    }
+
+    /// Whether a write went where this replica's crash left data in doubt.
+    fn is_in_doubt(&self, operation: &Operation, outcome: &Outcome) -> bool {
+        let (Operation::Write { object, .. }, Outcome::Written { len, offset, .. }) =
+            (operation, outcome)
+        else {
+            return false;
+        };
+        let end = offset.saturating_add(u64::from(*len));
+        let mut doubts = self.recovery.suspect.iter();
+        doubts.any(|(of, range)| of == object && range.start < end && *offset < range.end)
     }
 
     fn note_slot(&mut self, session: SessionId, request: &Request) {

@@ -123,6 +123,11 @@ impl SimMedium {
         lock(&self.state).capacity = bytes;
     }
 
+    /// Work ends at one poll in `n` only, as on a slow disk.
+    pub fn slow_down(&self, n: u64) {
+        lock(&self.state).slowness = n;
+    }
+
     /// Flips a bit of a file, in memory and on the disk; false where there is none.
     pub fn flip_bit(&self, path: &str, offset: u64, bit: u8) -> bool {
         let mut state = lock(&self.state);
@@ -254,8 +259,12 @@ impl Medium for SimMedium {
 
     fn poll(&self, done: &mut Vec<Completion>) {
         // Some of what is under way ends between two polls, as the seed decides.
-        let waiting = lock(&self.state).queue.len() as u64;
-        let steps = lock(&self.state).random(waiting + 1);
+        let steps = {
+            let mut state = lock(&self.state);
+            let (waiting, slowness) = (state.queue.len() as u64, state.slowness);
+            let idle = slowness > 1 && state.random(slowness) > 0;
+            if idle { 0 } else { state.random(waiting + 1) }
+        };
         for _ in 0..steps {
             self.step();
         }

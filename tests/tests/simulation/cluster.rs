@@ -287,12 +287,14 @@ impl Cluster {
         pool: Pool,
         journal: Journal,
         random: Random,
+        slowness: u64,
     ) -> Self {
         let directory = Directory::default();
         let began = Instant::now();
         let nodes = (0..spec.replicas.len())
             .map(|place| {
                 let medium = SimMedium::new(random.next(), 256 << 20);
+                medium.slow_down(slowness);
                 let brick = identity(&spec, place, POOL);
                 Brick::create(&medium, brick, first_state(&spec, place), &sizes())
                     .expect("an empty disk takes a brick");

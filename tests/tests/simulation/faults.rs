@@ -34,7 +34,7 @@ impl Faults {
     pub(crate) async fn run(&mut self, lasts: Duration) {
         let end = Instant::now() + lasts;
         loop {
-            let pause = millis(self.random.within(100..4000));
+            let pause = millis(self.random.within(50..2600));
             tokio::time::sleep(pause).await;
             if Instant::now() >= end {
                 return;
@@ -57,13 +57,42 @@ impl Faults {
         }
     }
 
+    /// The primary in half of the cases.
+    async fn victim(&self) -> Place {
+        if self.random.one_in(2) {
+            let handles = {
+                let cluster = self.nodes.lock().await;
+                let places = 0..cluster.nodes.len();
+                places
+                    .map(|place| cluster.handle(place))
+                    .collect::<Vec<_>>()
+            };
+            for (place, handle) in handles.into_iter().enumerate() {
+                if let Some(handle) = handle
+                    && handle.status().await.serving
+                {
+                    return place;
+                }
+            }
+        }
+        self.any().await
+    }
+
     async fn one(&mut self) {
-        let place = self.any().await;
-        match self.random.within(0..16) {
+        let place = self.victim().await;
+        match self.random.within(0..21) {
             0..4 => self.kill(place).await,
             4..6 => self.freeze(place).await,
-            6..10 => self.cut().await,
-            10 => {
+            6..9 => self.cut().await,
+            9..11 => self.split().await,
+            16 => {
+                // What it said last gets nowhere.
+                self.isolate(place).await;
+                tokio::time::sleep(millis(self.random.within(1..150))).await;
+                self.kill(place).await;
+                self.nodes.lock().await.network.forget(place);
+            }
+            17..19 => {
                 let other = self.random.index(self.places().await);
                 self.journal
                     .note(format!("connections {place}-{other} are reset"));
@@ -76,12 +105,17 @@ impl Faults {
             }
             12 => self.stop(place).await,
             13 => self.power(place).await,
+            14 | 15 => self.power_aside().await,
             _ => self.operate(place).await,
         }
     }
 
+    fn places_of(&self, cluster: &Cluster) -> usize {
+        cluster.nodes.len().max(3) + self.clients
+    }
+
     async fn places(&self) -> usize {
-        self.nodes.lock().await.nodes.len().max(3) + self.clients
+        self.places_of(&*self.nodes.lock().await)
     }
 
     async fn kill(&self, place: Place) {
@@ -107,6 +141,13 @@ impl Faults {
 
     async fn freeze(&self, place: Place) {
         self.nodes.lock().await.freeze(place, true);
+        if self.random.one_in(2) {
+            // Clients that wait for it ask again.
+            tokio::time::sleep(millis(self.random.within(20..300))).await;
+            let cluster = self.nodes.lock().await;
+            let clients = cluster.nodes.len().max(3)..self.places_of(&cluster);
+            clients.for_each(|client| cluster.network.forget(client));
+        }
         let (nodes, pause) = (Rc::clone(&self.nodes), self.while_long());
         tokio::task::spawn_local(async move {
             tokio::time::sleep(pause).await;
@@ -121,13 +162,7 @@ impl Faults {
         let network = cluster.network.clone();
         drop(cluster);
         match self.random.within(0..4) {
-            0 => {
-                self.journal.note(format!("{a} is cut off from everyone"));
-                for other in (0..places).filter(|other| *other != a) {
-                    network.block(a, other);
-                    network.block(other, a);
-                }
-            }
+            0 => return self.isolate(a).await,
             1 => {
                 self.journal.note(format!("nothing gets from {a} to {b}"));
                 network.block(a, b);
@@ -138,7 +173,39 @@ impl Faults {
                 network.block(b, a);
             }
         }
-        let (journal, pause) = (self.journal.clone(), self.while_long());
+        self.heal_after(self.while_long()).await;
+    }
+
+    /// Two sides that hear nothing of each other.
+    async fn split(&self) {
+        let places = self.places().await;
+        let network = self.nodes.lock().await.network.clone();
+        let sides: Vec<bool> = (0..places).map(|_| self.random.one_in(2)).collect();
+        self.journal
+            .note(format!("the network is split: {sides:?}"));
+        for (a, b) in (0..places).flat_map(|a| (0..places).map(move |b| (a, b))) {
+            if sides[a] != sides[b] {
+                network.block(a, b);
+            }
+        }
+        self.heal_after(self.while_long()).await;
+    }
+
+    async fn isolate(&self, place: Place) {
+        let places = self.places().await;
+        let network = self.nodes.lock().await.network.clone();
+        self.journal
+            .note(format!("{place} is cut off from everyone"));
+        for other in (0..places).filter(|other| *other != place) {
+            network.block(place, other);
+            network.block(other, place);
+        }
+        self.heal_after(self.while_long()).await;
+    }
+
+    async fn heal_after(&self, pause: Duration) {
+        let network = self.nodes.lock().await.network.clone();
+        let journal = self.journal.clone();
         tokio::task::spawn_local(async move {
             tokio::time::sleep(pause).await;
             journal.note("the network is whole".to_owned());
@@ -175,6 +242,45 @@ impl Faults {
         }
         drop(cluster);
         wait_until_in_sync(&self.nodes).await;
+    }
+
+    /// A replica that is not in sync loses its power: nothing can rest on it.
+    async fn power_aside(&self) {
+        let handles = {
+            let cluster = self.nodes.lock().await;
+            let places = 0..cluster.nodes.len();
+            places
+                .filter_map(|place| cluster.handle(place))
+                .collect::<Vec<_>>()
+        };
+        let mut aside = Vec::new();
+        let mut serving = Vec::new();
+        for handle in handles {
+            let report = handle.status().await;
+            if report.serving {
+                serving.push(report.replica);
+                aside.extend(
+                    report
+                        .peers
+                        .iter()
+                        .filter(|p| !p.in_sync)
+                        .map(|p| p.replica),
+                );
+            }
+        }
+        let mut cluster = self.nodes.lock().await;
+        // A primary that was replaced and does not know it may say so of the one that counts.
+        let counts = |place: &Place| {
+            let agreed = cluster.pool.agreed();
+            serving.contains(place) || agreed.is_some_and(|agreed| agreed.in_sync.has(*place))
+        };
+        let mut aside = aside.into_iter().filter(|place| !counts(place));
+        let Some(place) = aside.find(|place| cluster.is_running(*place)) else {
+            return;
+        };
+        cluster.power_off(place).await;
+        drop(cluster);
+        self.start_after(place, self.while_long());
     }
 
     /// An operator does something.

@@ -21,8 +21,11 @@ mod work;
 mod world;
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
+
+use tracing::field::{Field, Visit};
+use tracing::{Event, Metadata, Subscriber, span};
 
 use world::{Outcome, run};
 
@@ -37,12 +40,44 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+/// Counts the rules by which replicas met.
+#[derive(Clone, Default)]
+struct Rules(Arc<Mutex<BTreeMap<String, u64>>>);
+
+impl Subscriber for Rules {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.fields().field("rule").is_some()
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        event.record(&mut self.clone());
+    }
+
+    fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+    fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+    fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+    fn enter(&self, _: &span::Id) {}
+    fn exit(&self, _: &span::Id) {}
+}
+
+impl Visit for Rules {
+    fn record_str(&mut self, field: &Field, value: &str) {
+        if field.name() == "rule" {
+            let mut rules = self.0.lock().expect("nobody panics with it");
+            *rules.entry(value.to_owned()).or_insert(0) += 1;
+        }
+    }
+
+    fn record_debug(&mut self, _: &Field, _: &dyn std::fmt::Debug) {}
+}
+
 #[derive(Default)]
 struct Sum {
     operations: Vec<u64>,
     faults: Vec<u64>,
     frames: BTreeMap<u8, u64>,
-    rules: BTreeMap<String, u64>,
     failed: Vec<(u64, Vec<String>)>,
 }
 
@@ -52,9 +87,6 @@ impl Sum {
         self.faults.push(outcome.faults);
         for (kind, count) in outcome.frames {
             *self.frames.entry(kind).or_insert(0) += count;
-        }
-        for (rule, count) in outcome.rules {
-            *self.rules.entry(rule).or_insert(0) += count;
         }
         if !outcome.failures.is_empty() {
             self.failed.push((seed, outcome.failures));
@@ -90,6 +122,7 @@ fn whatever_happens_the_volume_stays_one_volume() {
         number("CAIRN_SIM_SEEDS").unwrap_or(SEEDS),
     );
     let began = Instant::now();
+    let rules = Rules::default();
     let (next, sum) = (Mutex::new(from..from + count), Mutex::new(Sum::default()));
     let workers = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| {
@@ -98,7 +131,8 @@ fn whatever_happens_the_volume_stays_one_volume() {
                 loop {
                     let seed = next.lock().expect("nobody panics with it").next();
                     let Some(seed) = seed else { return };
-                    let outcome = run(seed, false);
+                    let outcome =
+                        tracing::subscriber::with_default(rules.clone(), || run(seed, false));
                     if !outcome.failures.is_empty() {
                         println!("seed {seed}: {:#?}", outcome.failures);
                     }
@@ -111,7 +145,10 @@ fn whatever_happens_the_volume_stays_one_volume() {
     });
     let mut sum = sum.into_inner().expect("nobody panicked with it");
     let took = began.elapsed().as_secs_f64();
-    println!("resync rules: {:?}", sum.rules);
+    println!(
+        "resync rules: {:?}",
+        rules.0.lock().expect("nobody panicked with it")
+    );
     println!("frames by kind: {:?}", sum.frames);
     println!(
         "{count} seeds from {from}: {} failed; {:.1} seeds a minute; median {} operations, {} faults",

@@ -119,6 +119,13 @@ impl Network {
     pub(crate) fn power_on(&self, place: Place) {
         let mut state = self.state();
         state.dark.remove(&place);
+        drop(state);
+        self.forget(place);
+    }
+
+    /// Connections of the place end with an error, and what was under way on them is lost.
+    pub(crate) fn forget(&self, place: Place) {
+        let mut state = self.state();
         self.reset_in(&mut state, |pipe| pipe.from == place || pipe.to == place);
     }
 

@@ -74,6 +74,11 @@ impl Pool {
         self.state().awake[node] = awake;
     }
 
+    /// What is agreed.
+    pub(crate) fn agreed(&self) -> Option<Agreed> {
+        self.state().agreed
+    }
+
     /// What a node knows of the agreement.
     pub(crate) fn known(&self, node: Place) -> Option<Agreed> {
         self.state().known[node]

@@ -193,7 +193,14 @@ impl Work {
     }
 
     /// Works until the end. Each worker of a client has a slot of its own.
-    pub(crate) async fn run(self: Rc<Self>, client: Client, slot: u16, pause_ms: u64) {
+    /// One that `watches` mostly looks, and so never waits for a replica.
+    pub(crate) async fn run(
+        self: Rc<Self>,
+        client: Client,
+        slot: u16,
+        pause_ms: u64,
+        watches: bool,
+    ) {
         loop {
             let pause = self.random.within(0..2 * pause_ms + 1);
             tokio::time::sleep(Duration::from_millis(pause)).await;
@@ -204,14 +211,38 @@ impl Work {
                 return;
             }
             self.under_way.set(self.under_way.get() + 1);
-            self.one(&client, slot).await;
+            if watches && !self.random.one_in(12) {
+                self.look_somewhere(&client, slot).await;
+            } else {
+                self.one(&client, slot).await;
+            }
             self.under_way.set(self.under_way.get() - 1);
             self.done.set(self.done.get() + 1);
         }
     }
 
+    async fn look_somewhere(&self, client: &Client, slot: u16) {
+        match self.random.within(0..8) {
+            0..5 => {
+                let (file, cell) = self.any_cell();
+                self.read(client, slot, file, cell).await;
+            }
+            5 => self.read_log(client, slot, self.random.index(LOGS)).await,
+            _ => {
+                let (directory, name) = (self.random.index(DIRECTORIES), self.random.index(NAMES));
+                let asked = self.tick();
+                let found = self.lookup(client, slot, directory, name).await;
+                self.note(
+                    Thing::Directory(directory),
+                    asked,
+                    Act::Lookup { name, found },
+                );
+            }
+        }
+    }
+
     async fn one(&self, client: &Client, slot: u16) {
-        match self.random.within(0..20) {
+        match self.random.within(0..22) {
             0..6 => self.write(client, slot).await,
             6..10 => {
                 let (file, cell) = self.any_cell();

@@ -33,7 +33,6 @@ pub(crate) struct Outcome {
     pub(crate) operations: u64,
     pub(crate) faults: u64,
     pub(crate) frames: BTreeMap<u8, u64>,
-    pub(crate) rules: BTreeMap<String, u64>,
     pub(crate) failures: Vec<String>,
     pub(crate) lines: Vec<String>,
 }
@@ -47,6 +46,8 @@ struct Shape {
     jitter_ms: u64,
     pause_ms: u64,
     cuts: bool,
+    slowness: u64,
+    resync_rate: Option<&'static str>,
 }
 
 impl Shape {
@@ -60,11 +61,13 @@ impl Shape {
         Self {
             replicas,
             quorum,
-            clients: 2 + random.index(2),
+            clients: 3,
             latency_ms: 1 + random.within(0..3),
             jitter_ms: random.within(0..4),
-            pause_ms: random.within(60..120),
+            pause_ms: random.within(40..110),
             cuts: random.one_in(3),
+            slowness: [1, 6, 25, 100][random.index(4)],
+            resync_rate: [None, None, Some("1M"), Some("256K")][random.index(4)],
         }
     }
 
@@ -84,7 +87,11 @@ impl Shape {
             quorum: self.quorum,
             replicas: replicas.collect(),
             state: VolumeState::Started,
-            options: BTreeMap::new(),
+            options: self
+                .resync_rate
+                .map(|rate| ("resync-max-rate".to_owned(), rate.to_owned()))
+                .into_iter()
+                .collect(),
             version: 1,
         }
     }
@@ -116,7 +123,14 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
     let (pool, proposals) = Pool::new(shape.replicas, agreed, network.clone(), random.fork());
     tokio::task::spawn_local(pool.clone().run(proposals));
     let volume = spec.id;
-    let mut cluster = Cluster::new(spec, network.clone(), pool, journal.clone(), random.fork());
+    let mut cluster = Cluster::new(
+        spec,
+        network.clone(),
+        pool,
+        journal.clone(),
+        random.fork(),
+        shape.slowness,
+    );
     for place in 0..shape.replicas {
         cluster.start(place);
     }
@@ -135,9 +149,15 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
     let nodes: Nodes = Rc::new(Mutex::new(cluster));
     let work = Work::prepare(&clients[0], random.fork(), journal.clone()).await;
     let mut workers = Vec::new();
-    for client in &clients {
+    for (index, client) in clients.iter().enumerate() {
+        let watches = index + 1 == clients.len();
+        let pause_ms = if watches {
+            shape.pause_ms / 2
+        } else {
+            shape.pause_ms
+        };
         for slot in 1..=WORKERS {
-            let work = Rc::clone(&work).run(client.clone(), slot, shape.pause_ms);
+            let work = Rc::clone(&work).run(client.clone(), slot, pause_ms, watches);
             workers.push(tokio::task::spawn_local(work));
         }
     }
@@ -148,7 +168,7 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
         journal: journal.clone(),
         count: 0,
     };
-    let parts = if shape.cuts { 3 } else { 1 };
+    let parts = if shape.cuts { 8 } else { 1 };
     for part in 0..parts {
         faults.run(LASTS / parts).await;
         let cut = shape.cuts && part + 1 < parts;
@@ -171,7 +191,6 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
         operations: work.done(),
         faults: faults.count,
         frames: network.frames(),
-        rules: BTreeMap::new(),
         failures,
         lines: journal.lines(),
     }

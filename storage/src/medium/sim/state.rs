@@ -41,6 +41,7 @@ pub(super) struct State {
     pub(super) fail_sync: Option<u64>,
     pub(super) unreadable: BTreeSet<u64>,
     pub(super) capacity: u64,
+    pub(super) slowness: u64,
     used: u64,
 }
 
@@ -157,6 +158,7 @@ impl State {
             fail_sync: None,
             unreadable: BTreeSet::new(),
             capacity,
+            slowness: 1,
             used: 0,
         }
     }
@@ -392,6 +394,7 @@ impl State {
             durable_dirs: self.durable_dirs.clone(),
             unreadable: self.unreadable.clone(),
             used: self.used,
+            slowness: self.slowness,
             random: self.random,
             ..Self::new(0, self.capacity)
         }
@@ -401,6 +404,7 @@ impl State {
     pub(super) fn after_crash(&mut self, seed: u64) -> Self {
         let mut next = Self::new(seed, self.capacity);
         next.next_inode = self.next_inode;
+        next.slowness = self.slowness;
         // Sometimes nothing more gets to the disk, sometimes everything, mostly some.
         let keep = match next.random(5) {
             0 => Keep::Nothing,
