@@ -239,11 +239,22 @@ impl Machine {
             .min()
             .unwrap_or(self.stable)
     }
-    /// The oldest record that somebody connected or in sync may still need from the journal.
-    #[must_use]
-    pub fn retain_from(&self) -> Sequence {
-        let links = self.links.iter().flatten().filter(|l| l.gets_records());
-        links.map(|l| l.stable).min().unwrap_or(self.stable).next()
+    /// The replicas for which records are not marked dirty as they are appended, and up to where
+    /// each has them on stable storage, as far as this replica knows: what comes after must stay in
+    /// the journal or be marked.
+    pub fn owed(&self) -> impl Iterator<Item = (usize, Sequence)> {
+        let feeds = matches!(self.phase, Phase::Serving | Phase::HandingOver { .. });
+        let others = (0..self.config.count).filter(|replica| *replica != self.config.me);
+        others.filter_map(move |replica| {
+            let position = if feeds {
+                let link = self.links[replica].as_ref().filter(|l| l.gets_records());
+                link.map(|link| link.stable)
+            } else {
+                let member = self.state.in_sync.has(replica);
+                member.then(|| self.state.since[replica])
+            };
+            position.map(|position| (replica, position))
+        })
     }
     /// The replicas for which records must be marked dirty as they are appended.
     #[must_use]

@@ -14,6 +14,7 @@ use bytes::Bytes;
 use protocol::ids::GenerationId;
 use protocol::record::{Change, Record};
 use protocol::units::{ObjectId, Sequence, Term};
+use protocol::volume::REPLICAS_MAX;
 
 use crate::apply::{Core, Mode};
 use crate::error::{BrickError, IoFault, NoSpace, ReadError};
@@ -166,6 +167,10 @@ pub struct Brick<M: Medium> {
     failed: Option<BrickError>,
     throttled: bool,
     direct_bytes: u64,
+    /// See [`Brick::owe`].
+    owed: Option<[Option<Sequence>; REPLICAS_MAX]>,
+    marked_late: [Option<Sequence>; REPLICAS_MAX],
+    marked_before: Sequence,
     /// Dropped last: nobody else may open the brick before everything above is gone.
     lock: Option<M::File>,
 }

@@ -89,6 +89,8 @@ pub(crate) struct Journal<M: Medium> {
     /// A segment is being made beside.
     pub(crate) preparing: bool,
     retain_from: Sequence,
+    /// What is before this may leave although it is wanted: whoever lacks it has it marked.
+    marked_before: Sequence,
     /// Everything up to this frame is checkpointed.
     checkpointed: Lsn,
     /// Records before this place belong to a history that was left.
@@ -179,6 +181,7 @@ impl<M: Medium> Journal<M> {
             bytes_written: 0,
             preparing: false,
             retain_from: Sequence::ZERO,
+            marked_before: Sequence::ZERO,
             checkpointed: start.end.lsn,
             floor: start.floor,
             cursor: None,
@@ -210,6 +213,20 @@ impl<M: Medium> Journal<M> {
     }
     pub(crate) fn set_retain_from(&mut self, from: Sequence) {
         self.retain_from = from;
+    }
+    pub(crate) fn set_marked_before(&mut self, before: Sequence) {
+        self.marked_before = self.marked_before.max(before);
+    }
+
+    /// What is before this may have to leave soon: the newest segments, with half of what may be
+    /// kept, begin here.
+    pub(crate) fn leaves_soon_before(&self) -> Sequence {
+        let mut bytes = 0;
+        let newest = self.segments.iter().rev().take_while(|segment| {
+            bytes += segment.len;
+            bytes <= self.total_bytes_max / 2
+        });
+        newest.last().map_or(Sequence::ZERO, |s| s.header.first_seq)
     }
     pub(crate) fn set_checkpointed(&mut self, lsn: Lsn) {
         self.checkpointed = lsn;
@@ -334,7 +351,8 @@ impl<M: Medium> Journal<M> {
         let needed = second.header.first_lsn.0 > self.checkpointed.0 + 1
             || second.header.first_lsn > self.stable;
         let wanted = second.header.first_seq > self.retain_from;
-        !needed && (!wanted || self.total_bytes() >= self.total_bytes_max)
+        let marked = second.header.first_seq <= self.marked_before;
+        !needed && (!wanted || (marked && self.total_bytes() >= self.total_bytes_max))
     }
 
     fn roll(&mut self, next_seq: Sequence) -> Result<(), BrickError> {

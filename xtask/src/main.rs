@@ -14,7 +14,9 @@ const HELP: &str = "\
 cargo xtask test [--full]      everything that must hold: packages, tidy, format, lints, documentation, tests, demo
 cargo xtask ci                 the same, as .ci/run calls it: a skipped test is a failure
 cargo xtask tidy               dependency edges, purity, file and function lengths, words
-cargo xtask sim --seeds N      N fresh schedules of the replica-set machine; --seed S draws 1,000 from one seed
+cargo xtask sim --seeds N      N fresh seeds of the simulated system; --seed S repeats one and tells everything
+cargo xtask mistakes --seeds N deliberate mistakes, N seeds for each to be found in
+cargo xtask schedules --seeds N   N fresh schedules of the replica-set machine; --seed S draws 1,000 from one seed
 cargo xtask crash --seeds N    N seeds of the crashing disk under the brick
 cargo xtask power-cut --moments N   cuts the power of real bricks at N random moments
 cargo xtask kill --rounds N    kills daemons under a writer, N rounds
@@ -47,6 +49,14 @@ fn run(args: &[String]) -> Result<()> {
         ["tidy"] => tidy::check(&root),
         ["docs"] => docs(),
         ["sim", rest @ ..] => sim(rest),
+        ["mistakes", rest @ ..] => {
+            let seeds = number(rest, "--seeds")?.unwrap_or(300);
+            simulation(
+                "deliberate_mistakes",
+                &[("CAIRN_SIM_HUNT", seeds.to_string())],
+            )
+        }
+        ["schedules", rest @ ..] => schedules(rest),
         ["crash", rest @ ..] => {
             let seeds = number(rest, "--seeds")?.unwrap_or(1000);
             let env = [("CAIRN_CRASH_SEEDS", seeds.to_string())];
@@ -215,13 +225,36 @@ fn docs() -> Result<()> {
     )
 }
 
+/// Runs a test of the simulation, optimised as development builds are, with assertions.
+fn simulation(name: &str, env: &[(&str, String)]) -> Result<()> {
+    let args = ["test", "-p", "cairn-tests", "--test", "simulation", name];
+    cargo_env(&[&args[..], &["--", "--nocapture"]].concat(), env)
+}
+
 fn sim(args: &[&str]) -> Result<()> {
+    let name = "whatever_happens";
+    if let Some(seed) = number_of(args, "--seed")? {
+        return simulation(name, &[("CAIRN_SIM_SEED", seed.to_string())]);
+    }
+    let seeds = number_of(args, "--seeds")?.unwrap_or(20_000);
+    let from = match number_of(args, "--from")? {
+        Some(from) => from,
+        None => u64::from(std::process::id()) * 1_000_000,
+    };
+    let env = [
+        ("CAIRN_SIM_SEEDS", seeds.to_string()),
+        ("CAIRN_SIM_FROM", from.to_string()),
+    ];
+    simulation(name, &env)
+}
+
+fn schedules(args: &[&str]) -> Result<()> {
     let (cases, seed) = match (number_of(args, "--seed")?, number_of(args, "--seeds")?) {
         (Some(seed), _) => (1000, seed),
         (None, cases) => (cases.unwrap_or(20_000), std::process::id().into()),
     };
     // Proptest draws every schedule from this one seed: the same seed and count are the same run.
-    println!("sim: PROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases}");
+    println!("schedules: PROPTEST_RNG_SEED={seed} PROPTEST_CASES={cases}");
     let env = [
         ("PROPTEST_RNG_SEED", seed.to_string()),
         ("PROPTEST_CASES", cases.to_string()),
@@ -236,7 +269,7 @@ fn sim(args: &[&str]) -> Result<()> {
         ],
         &env,
     )?;
-    println!("sim: {cases} schedules a property, seed {seed}, none failed");
+    println!("schedules: {cases} a property, seed {seed}, none failed");
     Ok(())
 }
 
@@ -276,7 +309,12 @@ fn test(full: bool, ci: bool) -> Result<()> {
     cargo(&["run", "--release", "--quiet", "-p", "cairn", "--", "demo"])?;
     if full {
         run(&["crash".to_owned(), "--seeds".to_owned(), "5000".to_owned()])?;
-        run(&["sim".to_owned(), "--seeds".to_owned(), "50000".to_owned()])?;
+        run(&["sim".to_owned(), "--seeds".to_owned(), "20000".to_owned()])?;
+        run(&[
+            "schedules".to_owned(),
+            "--seeds".to_owned(),
+            "50000".to_owned(),
+        ])?;
         run(&[
             "power-cut".to_owned(),
             "--moments".to_owned(),

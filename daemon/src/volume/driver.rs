@@ -758,9 +758,29 @@ impl<M: Medium> Driver<M> {
         let now = self.now();
         self.machine.tick(now);
         self.ask_promises();
-        self.brick.retain_from(self.machine.retain_from());
+        self.look_after_journal();
         self.machine.set_journal_from(self.brick.oldest_kept());
         self.finish_turn();
+    }
+
+    /// Keeps what others still need of the journal, and forgets marks for what they got after all.
+    fn look_after_journal(&mut self) {
+        let owed: Vec<_> = self.machine.owed().collect();
+        let by_index = owed
+            .iter()
+            .map(|(replica, after)| (index(*replica), *after));
+        self.brick.owe(by_index);
+        for (replica, after) in owed {
+            let marked = self.brick.marked_late(index(replica));
+            // A map that a resync goes by is cleared by its end.
+            let in_sync = self.machine.durable().in_sync.has(replica);
+            if in_sync
+                && marked.is_some_and(|last| after >= last)
+                && let Err(error) = self.brick.clear_all_dirty(index(replica))
+            {
+                self.fail(&error);
+            }
+        }
     }
 
     /// Called once a second.

@@ -40,6 +40,8 @@ struct Running {
     unsynced: Vec<(ObjectId, Lsn, u64)>,
     batch: Option<Batch>,
     journal_from: u64,
+    /// What is before this is marked for whoever lacks it.
+    marked_before: Sequence,
 }
 
 /// What the first half of a checkpoint needs, on whatever thread.
@@ -129,12 +131,21 @@ impl<M: Medium> Brick<M> {
                 state: state.encode().to_vec(),
             }),
             journal_from,
+            marked_before: self.marked_before,
         });
         work
     }
 
+    fn prepare_checkpoint(&mut self) -> Result<(), BrickError> {
+        let before = self.journal.leaves_soon_before();
+        if !self.read_only && self.mark_late(before)? {
+            self.marked_before = before;
+        }
+        self.journal.push()
+    }
+
     pub(super) fn begin_checkpoint(&mut self) {
-        if let Err(error) = self.journal.push() {
+        if let Err(error) = self.prepare_checkpoint() {
             self.fail(error);
             return;
         }
@@ -195,6 +206,7 @@ impl<M: Medium> Brick<M> {
         self.core.unsynced.checkpointed(&running.unsynced);
         self.journal.synced(running.lsn);
         self.journal.set_checkpointed(running.lsn);
+        self.journal.set_marked_before(running.marked_before);
         self.checkpointed = running.sequence;
         debug_assert!(self.checkpoint.journal_from >= running.journal_from);
         self.events
@@ -215,7 +227,7 @@ impl<M: Medium> Brick<M> {
 
     /// A checkpoint of everything, waiting for it. None may be under way.
     pub(super) fn checkpoint_now(&mut self) -> Result<(), BrickError> {
-        self.journal.push()?;
+        self.prepare_checkpoint()?;
         let work = self.freeze();
         write_files(&work)
             .map_err(|error| BrickError::Failed(IoFault::new("write a checkpoint", &error)))?;

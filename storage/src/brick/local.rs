@@ -100,8 +100,11 @@ impl<M: Medium> Brick<M> {
         self.local(LocalOp::All {
             replica,
             all: false,
-        })
-        .map(drop)
+        })?;
+        if let Some(marked) = self.marked_late.get_mut(usize::from(replica)) {
+            *marked = None;
+        }
+        Ok(())
     }
 
     /// The suspect blocks of [`super::RecoveryReport`] are settled: they were taken from another
@@ -151,12 +154,24 @@ impl<M: Medium> Brick<M> {
     /// What the records after `from` touched; `None` where the journal does not reach back so far.
     /// Reads the journal, which may wait.
     pub fn touched_since(&mut self, from: Sequence) -> Result<Option<Vec<DirtyItem>>, BrickError> {
+        self.touched_between(from, Sequence(u64::MAX))
+    }
+
+    /// As [`Brick::touched_since`], for records up to `last`.
+    pub(super) fn touched_between(
+        &mut self,
+        from: Sequence,
+        last: Sequence,
+    ) -> Result<Option<Vec<DirtyItem>>, BrickError> {
         let wanted = from.next();
         if wanted > self.position.sequence {
             return Ok(Some(Vec::new()));
         }
         let mut items = Vec::new();
-        let whole = self.journal.read_records(wanted, &mut |_, frame| {
+        let whole = self.journal.read_records(wanted, &mut |sequence, frame| {
+            if sequence > last {
+                return Ok(false);
+            }
             let (_, changes, steps) = changes_of(&frame)?;
             for (change, step) in changes.iter().zip(steps) {
                 items.extend(touched_by(change, step.old_end));

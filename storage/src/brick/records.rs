@@ -3,6 +3,7 @@
 use bytes::{Bytes, BytesMut};
 use protocol::record::{Change, PAYLOAD_BYTES_MAX, Record};
 use protocol::units::{BLOCK_BYTES, Sequence};
+use protocol::volume::REPLICAS_MAX;
 
 use super::Brick;
 use crate::error::{BrickError, IoFault};
@@ -58,9 +59,51 @@ impl<M: Medium> Brick<M> {
         (from.next() >= self.oldest_kept()).then(|| self.journal.bytes_from(from.next(), next))
     }
 
-    /// Peers may need records from here on: their segments are kept, up to the journal's limit.
-    pub fn retain_from(&mut self, from: Sequence) {
+    /// These replicas get records as they are appended, and have confirmed those up to the sequence
+    /// beside them. What they have not is kept for them, up to the journal's limit; beyond it, a
+    /// checkpoint marks it dirty for them before it may leave. Until the first call nothing leaves
+    /// for want of room alone.
+    pub fn owe(&mut self, replicas: impl Iterator<Item = (u8, Sequence)>) {
+        let mut owed = [None; REPLICAS_MAX];
+        for (replica, after) in replicas {
+            owed[usize::from(replica)] = Some(after);
+        }
+        let least = owed.iter().flatten().min();
+        let from = least.map_or(Sequence(u64::MAX), |after| after.next());
         self.journal.set_retain_from(from);
+        self.owed = Some(owed);
+    }
+
+    /// The last record that [`Brick::owe`] had marked dirty for the replica.
+    #[must_use]
+    pub fn marked_late(&self, replica: u8) -> Option<Sequence> {
+        self.marked_late[usize::from(replica)]
+    }
+
+    /// Marks what the journal may not keep until everyone has it. True: it may leave once that is
+    /// durable.
+    pub(super) fn mark_late(&mut self, before: Sequence) -> Result<bool, BrickError> {
+        let Some(owed) = self.owed else {
+            return Ok(false);
+        };
+        for (replica, after) in (0..).zip(owed) {
+            let Some(after) = after else { continue };
+            let marked = self.marked_late[usize::from(replica)].unwrap_or_default();
+            // What left earlier was marked then, or as it was appended.
+            let left = Sequence(self.oldest_kept().0.saturating_sub(1));
+            let from = after.max(marked).max(left);
+            let last = Sequence(before.0.saturating_sub(1)).min(self.position.sequence);
+            if from >= last {
+                continue;
+            }
+            let items = self.touched_between(from, last)?;
+            let Some(items) = items else {
+                return Ok(false);
+            };
+            self.mark_dirty(replica, &items)?;
+            self.marked_late[usize::from(replica)] = Some(last);
+        }
+        Ok(true)
     }
 
     /// Records after `after`, in order, until their bytes come to `bytes_max`, at least one. The

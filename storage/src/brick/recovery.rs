@@ -8,6 +8,7 @@ use protocol::ids::{BrickId, PoolId, VolumeId};
 use protocol::mistakes::{Mistake, made};
 use protocol::record::Record;
 use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, ObjectId, Sequence};
+use protocol::volume::REPLICAS_MAX;
 
 use super::checkpoint::CheckpointState;
 use super::flush::Flushes;
@@ -253,6 +254,9 @@ impl<M: Medium> Brick<M> {
             failed: None,
             throttled: false,
             direct_bytes: 0,
+            owed: None,
+            marked_late: [None; REPLICAS_MAX],
+            marked_before: Sequence::ZERO,
             lock,
         };
         Ok((brick, collected.report))

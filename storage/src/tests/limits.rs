@@ -185,7 +185,7 @@ fn one_damaged_superblock_copy_does_no_harm() {
 #[test]
 fn the_journal_keeps_what_peers_need_up_to_its_limit() {
     let (_, mut brick) = fresh(1 << 30);
-    brick.retain_from(Sequence(1));
+    brick.owe([(1, Sequence(0))].into_iter());
     let block = pattern(3, 30_000);
     for _ in 0..60 {
         write(&mut brick, 1, 0, &block);
@@ -220,6 +220,44 @@ fn the_journal_keeps_what_peers_need_up_to_its_limit() {
         tail.last().map(|found| found.record.sequence),
         Some(brick.applied())
     );
+}
+
+#[test]
+fn what_leaves_the_journal_is_marked_first_for_whoever_has_not_confirmed_it() {
+    let (mut disk, mut brick) = fresh(1 << 30);
+    // Replica 1 confirmed the first ten records, replica 2 all but the last twenty.
+    let block = pattern(3, 30_000);
+    for number in 1..=300_u64 {
+        let confirmed = Sequence(number.saturating_sub(20));
+        brick.owe([(1, Sequence(10)), (2, confirmed)].into_iter());
+        write(&mut brick, number, 0, &block);
+        flush(&mut brick);
+    }
+    let left = brick.oldest_kept();
+    assert!(left > Sequence(100), "the limit counts");
+    let marked = |brick: &Brick<SimMedium>, replica| {
+        let items = brick.next_dirty(replica, None, usize::MAX);
+        let objects = items.into_iter().map(|item| match item {
+            DirtyItem::Blocks { object, .. } | DirtyItem::Dropped { object } => object.0,
+            DirtyItem::Key { .. } => 0,
+        });
+        objects.collect::<std::collections::BTreeSet<_>>()
+    };
+    for _ in 0..2 {
+        for lost in 11..left.0 {
+            assert!(
+                marked(&brick, 1).contains(&lost),
+                "record {lost} left unmarked"
+            );
+        }
+        assert!(!marked(&brick, 1).contains(&5), "that one was confirmed");
+        assert!(
+            marked(&brick, 2).is_empty(),
+            "the journal holds what it lacks"
+        );
+        assert_eq!(brick.marked_late(2), None);
+        brick = restart(&mut disk, brick);
+    }
 }
 
 #[test]

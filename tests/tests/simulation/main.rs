@@ -30,7 +30,7 @@ use tracing::{Event, Metadata, Subscriber, span};
 use world::{Outcome, run};
 
 /// Seeds of the short run.
-const SEEDS: u64 = 40;
+const SEEDS: u64 = 2000;
 /// The first of them.
 const FROM: u64 = 1;
 /// Seeds that a deliberate mistake has to be found in.
@@ -151,7 +151,7 @@ fn whatever_happens_the_volume_stays_one_volume() {
     );
     println!("frames by kind: {:?}", sum.frames);
     println!(
-        "{count} seeds from {from}: {} failed; {:.1} seeds a minute; median {} operations, {} faults",
+        "{count} seeds from {from}: {} failed; {:.0} seeds a minute; median {} operations, {} faults",
         sum.failed.len(),
         count as f64 * 60.0 / took,
         median(&mut sum.operations),
