@@ -201,6 +201,12 @@ pub struct ReplicaReport {
     pub clients: Vec<ClientReport>,
     /// An open split brain.
     pub split_brain: Option<SplitBrainReport>,
+    /// As primary: the loosest ack policy by which something is confirmed just now.
+    #[serde(default)]
+    pub protocol_in_force: Option<Protocol>,
+    /// As primary: confirmed operations that its take-over lost, as far as clients showed.
+    #[serde(default)]
+    pub lost_operations: u64,
 }
 
 /// How well a volume or the pool serves.

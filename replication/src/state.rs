@@ -1,7 +1,7 @@
 //! What a replica must not forget, and what it tells a replica that it meets.
 
 use protocol::units::{Sequence, Term};
-use protocol::volume::REPLICAS_MAX;
+use protocol::volume::{Protocol, REPLICAS_MAX};
 use serde::{Deserialize, Serialize};
 
 use crate::line::Line;
@@ -44,6 +44,25 @@ impl Mask {
     #[must_use]
     pub fn count(self) -> u32 {
         self.0.count_ones()
+    }
+}
+
+/// The loosest ack policy by which something may be confirmed that a member of the in-sync set
+/// lacks. The primary says it; a member must know it durably before it is relied upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// The policy.
+    pub protocol: Protocol,
+    /// Rises with each change of it in a term.
+    pub version: u64,
+}
+
+impl Default for InForce {
+    fn default() -> Self {
+        Self {
+            protocol: Protocol::C,
+            version: 0,
+        }
     }
 }
 
@@ -99,6 +118,9 @@ pub struct DurableState {
     pub handed_to: Option<usize>,
     /// Why the role is what it is (ONE-4).
     pub role_reason: RoleReason,
+    /// What may be confirmed and not be here.
+    #[serde(default)]
+    pub policy: InForce,
 }
 
 /// Why a replica has its role.
@@ -143,6 +165,7 @@ impl DurableState {
             full: Mask::default(),
             handed_to: None,
             role_reason: RoleReason::Created,
+            policy: InForce::default(),
         }
     }
 }
@@ -175,6 +198,9 @@ pub struct Report {
     /// Rises when somebody takes the replica on, and by that changes what it would tell. What is
     /// decided on this report is void once the replica has another revision.
     pub revision: u64,
+    /// By which policy it confirmed, as primary, or was confirmed, as member.
+    #[serde(default)]
+    pub policy: InForce,
 }
 
 /// What a primary tells a replica that it takes on.
@@ -199,6 +225,9 @@ pub struct Welcome {
     pub in_sync: Mask,
     /// See [`DurableState::since`].
     pub since: [Sequence; REPLICAS_MAX],
+    /// See [`DurableState::policy`].
+    #[serde(default)]
+    pub policy: InForce,
 }
 
 /// How a replica is brought up to date, as it sees it.
@@ -223,4 +252,7 @@ pub struct Membership {
     pub in_sync: Mask,
     /// See [`DurableState::since`].
     pub since: [Sequence; REPLICAS_MAX],
+    /// See [`DurableState::policy`].
+    #[serde(default)]
+    pub policy: InForce,
 }

@@ -128,6 +128,13 @@ pub(super) fn volume_text(output: &Output, volume: &VolumeStatus) -> String {
                     .map_or_else(|| "time left unknown".to_owned(), |s| format!("{s} s left")),
             ));
         }
+        if let (Some(bytes @ 1..), Some(seconds)) = (replica.lag_bytes, replica.lag_seconds) {
+            lines.push(format!(
+                "{} lacks {} of what is confirmed, the oldest for {seconds:.1} s",
+                replica.node,
+                bytes_text(bytes)
+            ));
+        }
     }
     if let (Some(used), Some(free)) = (volume.used_bytes, volume.free_bytes) {
         lines.push(format!(

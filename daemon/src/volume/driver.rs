@@ -19,9 +19,9 @@ use protocol::mistakes::{Mistake, made};
 use protocol::record::{Change, Record};
 use protocol::replica::{Message, live_record_frame};
 use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
-use protocol::volume::VolumeSpec;
+use protocol::volume::{Protocol, VolumeSpec};
 use replication::machine::{
-    Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Proposed, Standing,
+    Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Position, Proposed, Standing,
 };
 use replication::state::{DurableState, Mask};
 use storage::{Brick, BrickError, BrickEvent, DirtyItem, FlushWhat, Medium, Pace, RecoveryReport};
@@ -109,7 +109,15 @@ pub(super) struct Driver<M: Medium> {
     next_token: u64,
     appended: bool,
     /// What the primary was told last.
-    acked: Option<(Sequence, Sequence)>,
+    acked: Option<Position>,
+    /// Answers to completed flushes, until the lease allows them.
+    flushed: Vec<PendingReply>,
+    /// Records of a primary that is gone, acknowledged as received and still to be applied.
+    pub(super) left_over: VecDeque<Record>,
+    /// Replicas that were left behind as their queues were beyond the bound.
+    pub(super) ahead_of: Mask,
+    /// Confirmed operations that a take-over lost, as clients showed, since this replica serves.
+    pub(super) lost_operations: u64,
     pub(super) failed: Option<String>,
     pub(super) throttled: bool,
     /// Clients were not read when the last round ended.
@@ -158,6 +166,8 @@ impl<M: Medium> Driver<M> {
             lease: settings.role_lease,
             claim_after: settings.claim_after,
             min_in_sync: settings.min_in_sync,
+            protocol: settings.protocol,
+            queue_bytes_max: settings.queue_bytes_max,
             entropy,
         };
         let suspects = recovery.suspect.len() as u64;
@@ -184,6 +194,10 @@ impl<M: Medium> Driver<M> {
             next_token: 1,
             appended: false,
             acked: None,
+            flushed: Vec::new(),
+            left_over: VecDeque::new(),
+            ahead_of: Mask::default(),
+            lost_operations: 0,
             failed: None,
             throttled: false,
             blocked: false,
@@ -251,15 +265,15 @@ impl<M: Medium> Driver<M> {
         following.or(serving).map(|r| self.spec.replicas[r].node)
     }
 
-    /// Whether clients must not be read for now: too much is under way.
+    /// Whether clients must not be read for now: too much is under way. Under A nobody waits for a
+    /// replica's queue: the machine bounds it.
     pub(super) fn is_full(&self) -> bool {
+        let long =
+            |link: &LinkIo| link.feed_live && link.outbox.queued_bytes() >= REPLICA_QUEUE_BYTES_MAX;
+        let bounded = self.settings.protocol == Protocol::A;
         self.throttled
             || self.waiting.len() >= UNCONFIRMED_MAX
-            || self
-                .links
-                .iter()
-                .flatten()
-                .any(|link| link.feed_live && link.outbox.queued_bytes() >= REPLICA_QUEUE_BYTES_MAX)
+            || (!bounded && self.links.iter().flatten().any(long))
     }
 
     // ---- ordering ----------------------------------------------------------------------------
@@ -272,7 +286,8 @@ impl<M: Medium> Driver<M> {
         payload: Bytes,
     ) -> Result<Sequence, OrderError> {
         let now = self.now();
-        let (sequence, term, generation) = self.machine.order(now)?;
+        let bytes = Record::bytes_about(&changes, &payload);
+        let (sequence, term, generation) = self.machine.order(now, bytes)?;
         let record = Record {
             sequence,
             term,
@@ -357,16 +372,22 @@ impl<M: Medium> Driver<M> {
     }
 
     /// As a follower: tells the primary how far this replica is.
-    fn acknowledge(&mut self) {
-        let position = (self.machine.last(), self.brick.stable());
+    pub(super) fn acknowledge(&mut self) {
+        self.machine.local_stable(self.brick.stable());
+        let position = self.machine.position_here();
         if self.acked == Some(position) {
             return;
         }
         for (replica, link) in self.links.iter().enumerate() {
             let Some(link) = link else { continue };
             if self.machine.standing(replica) == Some(Standing::MyPrimary) {
-                let (applied, stable) = (position.0, position.1.min(position.0));
-                link.outbox.send(Message::Ack { applied, stable }.encode());
+                let ack = Message::Ack {
+                    received: position.received,
+                    applied: position.applied,
+                    stable: position.stable,
+                    policy: position.policy,
+                };
+                link.outbox.send(ack.encode());
                 self.acked = Some(position);
             }
         }
@@ -378,7 +399,7 @@ impl<M: Medium> Driver<M> {
     }
 
     fn start_flush(&mut self) {
-        if let Some(id) = self.machine.handover_flush() {
+        while let Some(id) = self.machine.own_flush() {
             self.flush_everywhere(id, None);
         }
         if self.sync_waiters.is_empty() {
@@ -561,8 +582,12 @@ impl<M: Medium> Driver<M> {
     /// Answers whatever is confirmed. A primary that may have been replaced answers nothing: what
     /// it read may be old (ONE-1).
     fn release_replies(&mut self) {
-        if self.waiting.is_empty() || !self.machine.may_answer(self.now()) {
+        let idle = self.waiting.is_empty() && self.flushed.is_empty();
+        if idle || !self.machine.may_answer(self.now()) {
             return;
+        }
+        for reply in std::mem::take(&mut self.flushed) {
+            self.reply(reply);
         }
         let confirmed = if made(Mistake::AnswersEarly) {
             self.machine.last()
@@ -629,7 +654,7 @@ impl<M: Medium> Driver<M> {
                 } => {
                     let sequence = self.machine.confirmed();
                     let outcome = Outcome::Done;
-                    self.reply(PendingReply {
+                    self.flushed.push(PendingReply {
                         session,
                         slot,
                         number,
@@ -647,11 +672,15 @@ impl<M: Medium> Driver<M> {
     fn disconnect(&mut self, replica: usize, reason: DropReason) {
         let node = self.spec.replicas[replica].node_name.clone();
         tracing::warn!(volume = %self.spec.name, %node, ?reason, "closing the link to a replica");
-        self.host.event(
-            "replica_dropped",
-            &self.spec.name,
-            &format!("{node}: {reason:?}"),
-        );
+        if reason == DropReason::Ahead {
+            self.left_behind(replica);
+        } else {
+            self.host.event(
+                "replica_dropped",
+                &self.spec.name,
+                &format!("{node}: {reason:?}"),
+            );
+        }
         if let Some(link) = &self.links[replica] {
             link.outbox.close();
         }
@@ -669,6 +698,8 @@ impl<M: Medium> Driver<M> {
             &self.spec.name,
             &format!("term {term}: {reason:?}"),
         );
+        self.ahead_of = Mask::default();
+        self.lost_operations = 0;
         self.take_up_namespace();
         self.changed.notify_waiters();
     }
@@ -683,6 +714,7 @@ impl<M: Medium> Driver<M> {
         };
         self.sessions.send_elsewhere(&elsewhere.encode());
         self.waiting.clear();
+        self.flushed.clear();
         self.flush_waiters.clear();
         self.sync_waiters.clear();
         self.sync_objects.clear();
@@ -756,6 +788,7 @@ impl<M: Medium> Driver<M> {
     /// Called some twenty times a second.
     pub(super) fn tick(&mut self) {
         let now = self.now();
+        self.apply_left_over();
         self.machine.tick(now);
         self.ask_promises();
         self.look_after_journal();

@@ -5,6 +5,8 @@
 //! | [`driver`] | the owner: machine, namespace and brick joined, one event at a time |
 //! | [`clients`], [`sessions`] | mounts: connections, requests, what they hold open |
 //! | [`links`] | connections between replicas |
+//! | [`losses`] | what is said about replicas left behind and operations lost |
+//! | [`received`] | what a primary sent and is not applied yet |
 //! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
 //! | [`verify`] | replicas compared, single blocks repaired |
 //! | [`bricks`] | making, refusing and marking brick directories |
@@ -14,7 +16,9 @@ mod bricks;
 mod clients;
 mod driver;
 mod links;
+mod losses;
 mod outbox;
+mod received;
 mod report;
 mod sessions;
 mod settings;
@@ -210,12 +214,14 @@ impl Host for RealHost {
 
     fn event(&self, kind: &str, volume: &str, message: &str) {
         let severity = match kind {
-            "brick_failed" | "metadata_damaged" | "read_failed" | "resync_stopped" => {
-                Severity::Error
-            }
-            "replica_dropped" | "replica_refused" | "primary_lost" | "block_repaired" => {
-                Severity::Warning
-            }
+            "brick_failed" | "metadata_damaged" | "read_failed" | "resync_stopped"
+            | "operations_lost" => Severity::Error,
+            "replica_dropped"
+            | "replica_left_behind"
+            | "tail_given_up"
+            | "replica_refused"
+            | "primary_lost"
+            | "block_repaired" => Severity::Warning,
             _ => Severity::Info,
         };
         self.context
@@ -440,6 +446,8 @@ impl VolumeHandle {
             free_bytes: None,
             clients: Vec::new(),
             split_brain: None,
+            protocol_in_force: None,
+            lost_operations: 0,
         }
     }
 

@@ -219,6 +219,7 @@ impl<M: Medium> Driver<M> {
                 summary.bytes + summary.keys * KEY_BYTES_ESTIMATE
             }
         };
+        self.tell_given_up(replica, decision);
         let name = &self.spec.replicas[replica].node_name;
         let rule = welcome.rule;
         tracing::info!(
@@ -305,6 +306,11 @@ impl<M: Medium> Driver<M> {
         self.note_progress(replica, 0);
         let now = self.now();
         let name = self.spec.replicas[replica].node_name.clone();
+        if self.ahead_of.has(replica) {
+            self.ahead_of = self.ahead_of.without(replica);
+            let what = format!("{name}: its queue was worked off, it is in sync");
+            self.host.event("replica_caught_up", &self.spec.name, &what);
+        }
         if let Some(running) = self.resyncs[replica].running.take() {
             let progress = running.progress.as_ref();
             let last = Last {

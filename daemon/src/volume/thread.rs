@@ -29,6 +29,8 @@ const TICK: Duration = Duration::from_millis(50);
 const NOTE_POSITIONS: Duration = Duration::from_secs(5);
 /// How long a hand-over at the end may take.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
+/// How long the pool may take to agree to a take-over by force.
+const FORCE_WITHIN: Duration = Duration::from_secs(3);
 
 /// What a brick's opening gave.
 type Opened<M> = (Brick<M>, RecoveryReport, DurableState);
@@ -280,15 +282,14 @@ async fn execute<M: Medium>(
              `quorum majority` another replica takes over by itself",
         ));
     }
-    let forced = match command {
+    match command {
         VolumeCommand::Promote { to, force: true } if to == shared.borrow().me => {
-            Some(Machine::take_by_force as fn(&mut Machine) -> Result<(), Refusal>)
+            return force_role(shared, Machine::take_by_force).await;
         }
-        VolumeCommand::KeepSide {} => Some(Machine::keep_this_side as _),
-        _ => None,
-    };
-    if let Some(act) = forced {
-        return force_role(&mut shared.borrow_mut(), act);
+        VolumeCommand::KeepSide {} => {
+            return force_role(shared, |machine, _| machine.keep_this_side()).await;
+        }
+        _ => {}
     }
     if !shared.borrow().machine.serves() {
         return Err(CommandError::refused(
@@ -319,34 +320,60 @@ async fn execute<M: Medium>(
     }
 }
 
-/// Makes this replica primary by an operator's word.
-fn force_role<M: Medium>(
-    d: &mut Driver<M>,
-    act: fn(&mut Machine) -> Result<(), Refusal>,
+/// Makes this replica primary by an operator's word. Where the pool decides, waits for its answer.
+async fn force_role<M: Medium>(
+    shared: &Shared<M>,
+    act: fn(&mut Machine, Duration) -> Result<(), Refusal>,
 ) -> Result<serde_json::Value, CommandError> {
-    if d.machine.serves() && d.machine.durable().role_reason == RoleReason::Forced {
-        return Ok(serde_json::json!({ "promoted": true, "changed": false }));
-    }
-    if let Err(refusal) = act(&mut d.machine) {
-        let hint = match refusal {
-            Refusal::PoolDecides => {
-                "with `quorum majority` an in-sync replica takes over by itself once a majority of \
-                 the voters is connected; look at `cairn peer status`"
-            }
-            Refusal::PrimaryServes | Refusal::AlreadyPrimary => {
-                "leave --force out: the role is handed over without loss"
-            }
-            _ => "look at `cairn volume status` for the replica's state",
-        };
+    let changed = {
+        let mut d = shared.borrow_mut();
+        if d.machine.serves() && d.machine.durable().role_reason == RoleReason::Forced {
+            return Ok(serde_json::json!({ "promoted": true, "changed": false }));
+        }
+        let now = d.now();
+        if let Err(refusal) = act(&mut d.machine, now) {
+            return Err(not_forced(&refusal));
+        }
+        tracing::warn!(volume = %d.spec.name, "made primary by an operator, by force");
+        d.finish_turn();
+        d.changed.clone()
+    };
+    let serves = || {
+        let d = shared.borrow();
+        d.machine.agreed().is_none() || d.machine.serves()
+    };
+    let agreed = async {
+        while !serves() {
+            let _ = tokio::time::timeout(TICK, changed.notified()).await;
+        }
+    };
+    if tokio::time::timeout(FORCE_WITHIN, agreed).await.is_err() {
+        shared.borrow_mut().machine.force_no_more();
         return Err(CommandError::refused(
-            "not_forced",
-            format!("this replica is not made primary: {refusal}"),
-            hint,
+            "pool_undecided",
+            "this replica is not made primary: the pool has not agreed to it",
+            "a majority of the voters must be connected, look at `cairn peer status`; then try again",
         ));
     }
-    tracing::warn!(volume = %d.spec.name, "made primary by an operator, by force");
-    d.finish_turn();
     Ok(serde_json::json!({ "promoted": true, "changed": true }))
+}
+
+fn not_forced(refusal: &Refusal) -> CommandError {
+    let hint = match refusal {
+        Refusal::PoolDecides => {
+            "with `quorum majority` an in-sync replica takes over by itself once a majority of \
+             the voters is connected; look at `cairn peer status`"
+        }
+        Refusal::PrimaryServes | Refusal::AlreadyPrimary => {
+            "leave --force out: the role is handed over without loss"
+        }
+        _ => "look at `cairn volume status` for the replica's state",
+    };
+    CommandError::refused(
+        "not_forced",
+        format!("this replica is not made primary: {refusal}"),
+        hint,
+    )
 }
 
 async fn promote<M: Medium>(
@@ -384,12 +411,17 @@ impl<M: Medium> Driver<M> {
         self.machine
             .set_replica_deadline(self.settings.replica_deadline);
         self.machine.set_min_in_sync(self.settings.min_in_sync);
+        self.machine
+            .set_policy(self.settings.protocol, self.settings.queue_bytes_max);
         let (now, agreed) = (self.now(), self.host.agreed(spec.id));
         self.machine.set_agreement(now, agreed);
         if let Err(error) = self.brick.set_spec(spec.clone()) {
             self.fail(&error);
         }
         self.spec = spec;
+        if self.failed.is_none() && !self.stopping {
+            self.finish_turn();
+        }
     }
 
     /// Brings replicas up to date again: their links are closed, and the next meeting decides.
@@ -443,6 +475,7 @@ async fn stop<M: Medium>(shared: &Shared<M>) {
         }
     }
     let mut d = shared.borrow_mut();
+    d.apply_what_was_received();
     d.stopping = true;
     d.sessions.close_connections();
     for link in d.links.iter().flatten() {

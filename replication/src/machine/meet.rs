@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
+use protocol::volume::Protocol;
 
 use super::bugs::Bug;
 use super::{DropReason, Link, Machine, Output, Phase, Refusal, Standing};
@@ -26,8 +27,11 @@ impl Machine {
         self.links[replica] = Some(Link {
             report,
             standing: Standing::Met,
+            received: Sequence::ZERO,
             applied: Sequence::ZERO,
             stable: Sequence::ZERO,
+            policy: 0,
+            leaving: false,
             heard: now,
             behind_since: None,
             acknowledged: false,
@@ -62,6 +66,7 @@ impl Machine {
         if !self.errs(Bug::GoesOnAfterDoubts) {
             self.leave_primary();
         }
+        self.forget_received();
         Ok(())
     }
 
@@ -114,7 +119,9 @@ impl Machine {
         }
         means.resync_was_mine = self.state.resyncing.has(replica);
         means.pool_decides = self.quorum.is_some();
-        means.waited_for_me = link.report.in_sync.has(self.config.me);
+        // Under A and B it may have confirmed what is not here.
+        means.waited_for_me =
+            link.report.in_sync.has(self.config.me) && link.report.policy.protocol == Protocol::C;
         means.map_since = Some(covered_since);
         let (mut decision, mut rule) = decide(&mine, &link.report, &means);
         if mistakes && matches!(decision, Decision::GiveUpTail { .. }) {
@@ -175,6 +182,8 @@ impl Machine {
             return;
         };
         link.applied = position;
+        link.received = position;
+        link.policy = 0;
         link.stable = if how == How::Resync {
             at
         } else {
@@ -208,6 +217,7 @@ impl Machine {
             rule,
             in_sync: self.state.in_sync,
             since: self.state.since,
+            policy: self.state.policy,
         });
         self.outputs.push_back(Output::Source {
             replica,
@@ -245,7 +255,7 @@ impl Machine {
         }
         // From here on nothing is confirmed without it; what was confirmed before, it must have.
         self.entering = self.entering.with(replica);
-        if link.applied < self.confirmed && !self.errs(Bug::JoinsTooEarly) {
+        if self.evidence(replica) < self.confirmed && !self.errs(Bug::JoinsTooEarly) {
             return;
         }
         self.entering = self.entering.without(replica);
@@ -265,6 +275,9 @@ impl Machine {
         };
         self.entering = self.entering.without(replica);
         if link.gets_records() {
+            if link.standing == Standing::InSync {
+                self.note_missing(replica, link.applied);
+            }
             let begun = link.acknowledged || !self.state.resyncing.has(replica);
             if begun || self.errs(Bug::BeginsTooEarly) {
                 self.state.since[replica] = link.stable;
@@ -278,7 +291,8 @@ impl Machine {
             if self.state.in_sync.has(replica) {
                 self.state.in_sync = self.state.in_sync.without(replica);
                 let generation = self.fresh_generation();
-                self.state.line.begin(generation, self.last);
+                let term = self.state.term;
+                self.state.line.begin(generation, term, self.last);
             }
             self.joining = self.joining.without(replica);
             self.decide();
