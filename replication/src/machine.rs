@@ -618,7 +618,8 @@ impl Machine {
             self.phase = Phase::Following;
             return;
         }
-        if !others.iter().all(met) && (now < until || needs_all) {
+        let not_yet = !others.iter().all(met) || self.last_primary_is_there();
+        if not_yet && (now < until || needs_all) {
             return;
         }
         let longest = others
@@ -640,6 +641,19 @@ impl Machine {
             }
         }
         self.resume(now);
+    }
+
+    /// Where the pool decides: whether the last primary is connected and can go on. It goes first.
+    /// What fsync confirmed is whole with it, whatever the ack policy asked of the others; and in
+    /// a new volume it is the first replica.
+    fn last_primary_is_there(&self) -> bool {
+        let Some(agreed) = self.agreed().filter(|_| !self.forced) else {
+            return false;
+        };
+        agreed.in_sync.has(agreed.primary)
+            && self.links[agreed.primary]
+                .as_ref()
+                .is_some_and(|link| link.report.disk == Disk::UpToDate)
     }
 
     fn resume(&mut self, now: Duration) {

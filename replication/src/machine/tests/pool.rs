@@ -119,7 +119,6 @@ fn a_claim_that_nobody_answered_lets_no_old_primary_answer_again() {
         Some(0),
         "first it asks to go on alone"
     );
-    while volume.pool_turn(true, true) {}
     while !volume
         .pool
         .as_ref()
@@ -128,7 +127,7 @@ fn a_claim_that_nobody_answered_lets_no_old_primary_answer_again() {
         .iter()
         .any(|(node, ..)| *node == 1)
     {
-        volume.time(Duration::from_millis(5));
+        // What node 0 asks is decided, what node 1 asks is not yet.
         while volume
             .pool
             .as_ref()
@@ -139,6 +138,7 @@ fn a_claim_that_nobody_answered_lets_no_old_primary_answer_again() {
         {
             volume.pool_turn(true, true);
         }
+        volume.time(Duration::from_millis(5));
         volume.check_answers();
     }
     volume.pool_turn(true, false);
