@@ -592,13 +592,16 @@ pub(crate) fn replay<M: Medium>(
     };
     let mut last = None;
     if start.number > 0 {
-        let here = found.iter().find(|(_, _, _, header)| {
-            header.is_some_and(|h| {
+        // A lost tail may have left an older segment of the same number.
+        let here = found
+            .iter()
+            .filter_map(|(slot, file, len, header)| Some((slot, file, len, (*header)?)))
+            .filter(|(.., h)| {
                 h.number == start.number
                     && h.first_lsn <= start.lsn.next()
                     && h.epoch <= start.epoch
             })
-        });
+            .max_by_key(|(.., h)| h.epoch);
         match here {
             Some((slot, file, len, _)) => {
                 read_segment(medium, (file, *len), &mut end, take)?;
