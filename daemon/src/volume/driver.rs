@@ -723,7 +723,7 @@ impl<M: Medium> Driver<M> {
                     self.throttled = false;
                     self.changed.notify_waiters();
                 }
-                BrickEvent::Checkpointed(_) => {}
+                BrickEvent::Checkpointed(_) | BrickEvent::PointLost(_) => {}
                 BrickEvent::Failed(error) => self.fail(&error),
             }
         }

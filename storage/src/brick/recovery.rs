@@ -19,17 +19,15 @@ use crate::activity::ActivityLog;
 use crate::apply::{Core, Mode};
 use crate::dirty::{DirtyItem, DirtyMaps, SUSPECT};
 use crate::error::{BrickError, CreateError, IoFault, OpenError, ReadError};
-use crate::files::Files;
 use crate::journal::frame::{Frame, FrameKind, LocalOp, Lsn};
 use crate::journal::{Journal, JournalStart, SEGMENTS_MIN, make_segment, record_sequence, replay};
-use crate::layers::Layers;
-use crate::layout::{JOURNAL, LOCK, OBJECTS, STORE};
+use crate::layout::{FORMAT_WITHOUT_POINTS, JOURNAL, LOCK, OBJECTS, STORE};
 use crate::medium::Medium;
 use crate::ranges::RangeSet;
 use crate::store::{self, Store};
 use crate::sum::{BLOCK, block_sum};
 use crate::superblock::{BrickIdentity, Superblock, read_superblock, write_superblock};
-use crate::unsynced::{Marks, Unsynced};
+use crate::unsynced::Marks;
 
 /// Whose brick is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +98,7 @@ impl<M: Medium> Brick<M> {
             Err(other) => return Err(CreateError::UnreadableBrick(Box::new(other))),
         }
         let superblock = Superblock {
+            format: FORMAT_WITHOUT_POINTS,
             number: 1,
             identity,
             state,
@@ -164,20 +163,26 @@ impl<M: Medium> Brick<M> {
                 brick.clear_all_dirty(replica)?;
             }
         }
-        brick.change_superblock(|superblock| superblock.clean = false)?;
+        let format = brick.format_needed();
+        brick.change_superblock(|superblock| {
+            superblock.clean = false;
+            superblock.format = format;
+        })?;
         brick.checkpoint_now()?;
+        brick.settle_points()?;
         brick.events.clear();
         Ok((brick, report))
     }
 
     /// Opens a brick for reading without changing a byte of it; what the journal holds is replayed
-    /// in memory. Takes no lock: nobody may write it meanwhile, which the caller must know.
+    /// in memory. In the middle of going back to a point it shows the point. Takes no lock: nobody may write it meanwhile, which the caller must know.
     pub fn open_read_only(medium: M) -> Result<(Self, RecoveryReport), OpenError> {
         let superblock = read_superblock(&medium)?;
         let room = medium
             .room()
             .map_err(open_fault("ask for the file system's room"))?;
-        Self::recover(medium, superblock, Options::for_room(room), None)
+        let (brick, report) = Self::recover(medium, superblock, Options::for_room(room), None)?;
+        Ok((brick.where_it_goes(), report))
     }
 
     fn recover(
@@ -194,20 +199,13 @@ impl<M: Medium> Brick<M> {
         store.each_dirty_row(&mut |key, value| dirty.load_row(key, value))?;
         let mut activity = ActivityLog::default();
         activity.apply(&row.active, &[], row.place.lsn);
+        let (points, next_point) = store.points()?;
         let mut core = Core {
-            medium: medium.clone(),
-            files: Files::new(medium.clone(), read_only),
-            layers: Layers::new(store),
             dirty,
             tracking: row.tracking,
             activity,
-            unsynced: Unsynced::default(),
             used_blocks: row.used_blocks,
-            freed_blocks: 0,
-            large_write_bytes: options.large_write_bytes.max(BLOCK_BYTES),
-            activate: Vec::new(),
-            checkpoint_wanted: false,
-            corrupt_found: Vec::new(),
+            ..Core::new(medium.clone(), store, &options, read_only)
         };
         let mut collected = Replay {
             position: row.position,
@@ -234,7 +232,7 @@ impl<M: Medium> Brick<M> {
             floor: collected.floor,
         });
         let sequence = collected.position.sequence;
-        let brick = Self {
+        let mut brick = Self {
             medium,
             options,
             core,
@@ -257,8 +255,12 @@ impl<M: Medium> Brick<M> {
             owed: None,
             marked_late: [None; REPLICAS_MAX],
             marked_before: Sequence::ZERO,
+            points,
+            next_point,
+            point_changes: Default::default(),
             lock,
         };
+        brick.keep_for_points();
         Ok((brick, collected.report))
     }
 }

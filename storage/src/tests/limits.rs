@@ -163,7 +163,7 @@ fn a_brick_of_another_format_is_refused_with_both_versions_named() {
     let refused = Brick::open(disk.clone(), None, options()).map(drop);
     assert!(matches!(
         refused,
-        Err(OpenError::Format { found: 3, known: 1 })
+        Err(OpenError::Format { found: 3, known: 2 })
     ));
     assert_eq!(disk.counts(), before);
 }
