@@ -99,6 +99,10 @@ pub struct DurableState {
     pub handed_to: Option<usize>,
     /// Why the role is what it is (ONE-4).
     pub role_reason: RoleReason,
+    /// While [`Disk::Inconsistent`]: the whole picture before the resync is retained in the brick
+    /// under this number.
+    #[serde(default)]
+    pub point: Option<u64>,
 }
 
 /// Why a replica has its role.
@@ -143,6 +147,7 @@ impl DurableState {
             full: Mask::default(),
             handed_to: None,
             role_reason: RoleReason::Created,
+            point: None,
         }
     }
 }
@@ -199,6 +204,9 @@ pub struct Welcome {
     pub in_sync: Mask,
     /// See [`DurableState::since`].
     pub since: [Sequence; REPLICAS_MAX],
+    /// About how many bytes a resync will change; `None`: perhaps everything. The driver fills it in.
+    #[serde(default)]
+    pub changes_bytes: Option<u64>,
 }
 
 /// How a replica is brought up to date, as it sees it.

@@ -165,6 +165,8 @@ fn failed_report(spec: &VolumeSpec, replica: usize, node: NodeId, reason: &str) 
         free_bytes: None,
         clients: Vec::new(),
         split_brain: None,
+        point: None,
+        kept: Vec::new(),
     }
 }
 

@@ -77,6 +77,8 @@ fn report(replica: usize, role: ReplicaRole) -> ReplicaReport {
         free_bytes: Some(20),
         clients: Vec::new(),
         split_brain: None,
+        point: None,
+        kept: Vec::new(),
     }
 }
 

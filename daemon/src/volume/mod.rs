@@ -5,6 +5,7 @@
 //! | [`driver`] | the owner: machine, namespace and brick joined, one event at a time |
 //! | [`clients`], [`sessions`] | mounts: connections, requests, what they hold open |
 //! | [`links`] | connections between replicas |
+//! | [`points`] | what a target keeps of the time before a resync |
 //! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
 //! | [`verify`] | replicas compared, single blocks repaired |
 //! | [`bricks`] | making, refusing and marking brick directories |
@@ -15,6 +16,7 @@ mod clients;
 mod driver;
 mod links;
 mod outbox;
+mod points;
 mod report;
 mod sessions;
 mod settings;
@@ -213,7 +215,8 @@ impl Host for RealHost {
             "brick_failed" | "metadata_damaged" | "read_failed" | "resync_stopped" => {
                 Severity::Error
             }
-            "replica_dropped" | "replica_refused" | "primary_lost" | "block_repaired" => {
+            "replica_dropped" | "replica_refused" | "resync_needs_room" | "point_lost"
+            | "given_up_kept" | "went_back" | "primary_lost" | "block_repaired" => {
                 Severity::Warning
             }
             _ => Severity::Info,
@@ -440,6 +443,8 @@ impl VolumeHandle {
             free_bytes: None,
             clients: Vec::new(),
             split_brain: None,
+            point: None,
+            kept: Vec::new(),
         }
     }
 

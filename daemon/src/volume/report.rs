@@ -27,6 +27,7 @@ impl<M: Medium> Driver<M> {
         let state = self.machine.durable();
         let space = self.brick.space().ok();
         let serving = self.machine.serves();
+        let (point, kept) = self.point_reports();
         ReplicaReport {
             volume: self.spec.id,
             node: self.spec.replicas[self.me].node,
@@ -56,6 +57,8 @@ impl<M: Medium> Driver<M> {
             free_bytes: space.map(|s| s.free_bytes),
             clients: self.client_reports(),
             split_brain: self.split_brain(),
+            point,
+            kept,
         }
     }
 
@@ -117,6 +120,9 @@ impl<M: Medium> Driver<M> {
                     .to_owned(),
             ),
             Phase::Following => {
+                if self.needs_room.is_some() {
+                    return self.needs_room.clone();
+                }
                 let primary = self.primary_node().is_some();
                 (!primary).then(|| "no primary is known".to_owned())
             }

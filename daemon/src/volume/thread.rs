@@ -12,7 +12,7 @@ use protocol::ids::PoolId;
 use protocol::node_rpc::VolumeCommand;
 use protocol::preamble::Purpose;
 use protocol::volume::VolumeSpec;
-use replication::machine::{Machine, Refusal, Standing};
+use replication::machine::{Refusal, Standing};
 use replication::state::{DurableState, Mask, RoleReason};
 use storage::{Brick, DirMedium, Medium, RecoveryReport};
 use tokio::io::Interest;
@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::driver::{Driver, Shared};
 use super::links::{HEARTBEAT, keep_dialling, serve_link};
+use super::points::{self, NotForced, WentBack};
 use super::{CommandError, Host, Said, StartError, bricks, clients, verify};
 
 /// How often deadlines are looked at.
@@ -120,6 +121,9 @@ pub(super) async fn run<M: Medium>(
     }
     {
         let mut d = shared.borrow_mut();
+        if let Err(error) = d.drop_resync_points() {
+            d.fail(&error);
+        }
         let now = d.now();
         d.machine.start(now);
         d.finish_turn();
@@ -280,15 +284,26 @@ async fn execute<M: Medium>(
              `quorum majority` another replica takes over by itself",
         ));
     }
-    let forced = match command {
+    match command {
         VolumeCommand::Promote { to, force: true } if to == shared.borrow().me => {
-            Some(Machine::take_by_force as fn(&mut Machine) -> Result<(), Refusal>)
+            let mut d = shared.borrow_mut();
+            if d.machine.serves() && d.machine.durable().role_reason == RoleReason::Forced {
+                return Ok(serde_json::json!({ "promoted": true, "changed": false }));
+            }
+            return force_role(&mut d, points::take_by_force);
         }
-        VolumeCommand::KeepSide {} => Some(Machine::keep_this_side as _),
-        _ => None,
-    };
-    if let Some(act) = forced {
-        return force_role(&mut shared.borrow_mut(), act);
+        VolumeCommand::KeepSide {} => {
+            return force_role(&mut shared.borrow_mut(), |d| {
+                d.machine.keep_this_side()?;
+                Ok(None)
+            });
+        }
+        VolumeCommand::DropKept {} => return shared.borrow_mut().drop_kept(),
+        VolumeCommand::ResyncWithoutPoint {} => {
+            shared.borrow_mut().without_point = true;
+            return Ok(serde_json::json!({ "allowed": true }));
+        }
+        _ => {}
     }
     if !shared.borrow().machine.serves() {
         return Err(CommandError::refused(
@@ -299,7 +314,9 @@ async fn execute<M: Medium>(
     }
     match command {
         VolumeCommand::Promote { to, .. } => promote(shared, to).await,
-        VolumeCommand::KeepSide {} => Ok(serde_json::Value::Null),
+        VolumeCommand::KeepSide {}
+        | VolumeCommand::DropKept {}
+        | VolumeCommand::ResyncWithoutPoint {} => Ok(serde_json::Value::Null),
         VolumeCommand::Resync { replica, full } => {
             shared.borrow_mut().resync(replica, full);
             Ok(serde_json::json!({ "started": true }))
@@ -322,31 +339,40 @@ async fn execute<M: Medium>(
 /// Makes this replica primary by an operator's word.
 fn force_role<M: Medium>(
     d: &mut Driver<M>,
-    act: fn(&mut Machine) -> Result<(), Refusal>,
+    act: fn(&mut Driver<M>) -> Result<Option<WentBack>, NotForced>,
 ) -> Result<serde_json::Value, CommandError> {
-    if d.machine.serves() && d.machine.durable().role_reason == RoleReason::Forced {
-        return Ok(serde_json::json!({ "promoted": true, "changed": false }));
-    }
-    if let Err(refusal) = act(&mut d.machine) {
-        let hint = match refusal {
-            Refusal::PoolDecides => {
-                "with `quorum majority` an in-sync replica takes over by itself once a majority of \
-                 the voters is connected; look at `cairn peer status`"
-            }
-            Refusal::PrimaryServes | Refusal::AlreadyPrimary => {
-                "leave --force out: the role is handed over without loss"
-            }
-            _ => "look at `cairn volume status` for the replica's state",
-        };
-        return Err(CommandError::refused(
-            "not_forced",
-            format!("this replica is not made primary: {refusal}"),
-            hint,
-        ));
-    }
+    let went_back = match act(d) {
+        Ok(went_back) => went_back,
+        Err(NotForced::Command(error)) => return Err(error),
+        Err(NotForced::Refused(refusal)) => return Err(not_forced(refusal)),
+    };
     tracing::warn!(volume = %d.spec.name, "made primary by an operator, by force");
     d.finish_turn();
-    Ok(serde_json::json!({ "promoted": true, "changed": true }))
+    let mut answer = serde_json::json!({ "promoted": true, "changed": true });
+    if let Some(went) = went_back {
+        answer["as_of"] = went.as_of.clone().into();
+        answer["operations_lost_min"] = went.operations_lost_min.into();
+        answer["message"] = went.text().into();
+    }
+    Ok(answer)
+}
+
+fn not_forced(refusal: Refusal) -> CommandError {
+    let hint = match refusal {
+        Refusal::PoolDecides => {
+            "with `quorum majority` an in-sync replica takes over by itself once a majority of \
+             the voters is connected; look at `cairn peer status`"
+        }
+        Refusal::PrimaryServes | Refusal::AlreadyPrimary => {
+            "leave --force out: the role is handed over without loss"
+        }
+        _ => "look at `cairn volume status` for the replica's state",
+    };
+    CommandError::refused(
+        "not_forced",
+        format!("this replica is not made primary: {refusal}"),
+        hint,
+    )
 }
 
 async fn promote<M: Medium>(

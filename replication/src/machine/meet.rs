@@ -208,6 +208,7 @@ impl Machine {
             rule,
             in_sync: self.state.in_sync,
             since: self.state.since,
+            changes_bytes: None,
         });
         self.outputs.push_back(Output::Source {
             replica,
