@@ -217,6 +217,10 @@ impl<M: Medium> Journal<M> {
     pub(crate) fn set_marked_before(&mut self, before: Sequence) {
         self.marked_before = self.marked_before.max(before);
     }
+    /// Sequences begin anew at a lower one: nothing that comes was marked.
+    pub(crate) fn forget_marked(&mut self) {
+        self.marked_before = Sequence::ZERO;
+    }
 
     /// What is before this may have to leave soon: the newest segments, with half of what may be
     /// kept, begin here.

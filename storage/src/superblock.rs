@@ -50,7 +50,7 @@ impl Superblock {
     pub fn encode(&self) -> Result<Vec<u8>, BrickError> {
         let spec = serde_json::to_vec(&self.identity.spec).unwrap_or_default();
         check_limit("the volume's description", spec.len(), SPEC_BYTES_MAX)?;
-        check_limit("the replication state", self.state.len(), STATE_BYTES_MAX)?;
+        check_state(&self.state)?;
         let mut w = Writer::with_capacity(SUPERBLOCK_BYTES);
         w.raw(&SUPERBLOCK_MAGIC).u32(self.format).u64(self.number);
         w.id(&self.identity.pool.0)
@@ -124,6 +124,11 @@ impl Superblock {
             clean: flags & 2 != 0,
         })
     }
+}
+
+/// Whether the replication layer's state fits.
+pub(crate) fn check_state(state: &Bytes) -> Result<(), BrickError> {
+    check_limit("the replication state", state.len(), STATE_BYTES_MAX)
 }
 
 fn check_limit(what: &'static str, bytes: usize, max: usize) -> Result<(), BrickError> {

@@ -4,8 +4,6 @@ use bytes::Bytes;
 use protocol::units::{Sequence, Timestamp};
 use protocol::volume::REPLICAS_MAX;
 
-use super::checkpoint::CheckpointState;
-use super::flush::Flushes;
 use super::{Brick, BrickEvent, Task};
 use crate::activity::ActivityLog;
 use crate::apply::Core;
@@ -22,8 +20,8 @@ use crate::points::{
     NOTE_BYTES_MAX, POINTS_MAX, Phase, Point, PointId, PointKind, PointRow, chain_from, live_chain,
 };
 use crate::store::saved::{Points, restore_rows, write_points};
-use crate::superblock::Superblock;
-use crate::unsynced::{Marks, Unsynced};
+use crate::superblock::{Superblock, check_state};
+use crate::unsynced::Unsynced;
 
 /// What the next checkpoint does to points.
 #[derive(Debug, Default)]
@@ -120,6 +118,7 @@ impl<M: Medium> Brick<M> {
     pub fn go_back(&mut self, id: PointId, state: Bytes) -> Result<(), PointError> {
         self.writable()?;
         self.newest_live(id)?;
+        check_state(&state)?;
         self.end_checkpoint()?;
         // What is written directly from here on is nothing: there is no recovery to be prepared.
         self.core.activity = ActivityLog::default();
@@ -180,41 +179,17 @@ impl<M: Medium> Brick<M> {
             free: Vec::new(),
             floor: Default::default(),
         });
-        Self {
-            medium: self.medium.clone(),
-            options: self.options.clone(),
-            core: Core {
-                kept: Some(KeptBlocks::new(chain)),
-                used_blocks: row.used_blocks,
-                ..Core::new(self.medium.clone(), store, &self.options, true)
-            },
-            journal,
-            superblock: Superblock {
-                state: row.note.clone(),
-                ..self.superblock.clone()
-            },
-            read_only: true,
-            position: row.position,
-            stable: row.position.sequence,
-            journal_stable: row.position.sequence,
-            checkpointed: row.position.sequence,
-            marks: Marks::default(),
-            flushes: Flushes::new(),
-            checkpoint: CheckpointState::default(),
-            tasks: Default::default(),
-            next_token: 0,
-            events: Default::default(),
-            failed: None,
-            throttled: false,
-            direct_bytes: 0,
-            owed: None,
-            marked_late: [None; REPLICAS_MAX],
-            marked_before: Sequence::ZERO,
-            points: Vec::new(),
-            next_point: PointId(1),
-            point_changes: Changes::default(),
-            lock: None,
-        }
+        let core = Core {
+            kept: Some(KeptBlocks::new(chain)),
+            used_blocks: row.used_blocks,
+            ..Core::new(self.medium.clone(), store, &self.options, true)
+        };
+        let superblock = Superblock {
+            state: row.note.clone(),
+            ..self.superblock.clone()
+        };
+        let on = (self.medium.clone(), self.options.clone());
+        Self::over(on, core, journal, superblock, row.position)
     }
 
     // ---- with checkpoints ----------------------------------------------------------------------
@@ -398,6 +373,11 @@ impl<M: Medium> Brick<M> {
         self.points.push(row);
         self.core.layers.reload().map_err(BrickError::Failed)?;
         self.core.files.forget_all();
+        // Sequences begin anew behind what was marked.
+        self.owed = None;
+        self.marked_late = [None; REPLICAS_MAX];
+        self.marked_before = Sequence::ZERO;
+        self.journal.forget_marked();
         self.marks.clear();
         self.marks.add(lsn, self.position.sequence);
         self.stable = self.position.sequence;

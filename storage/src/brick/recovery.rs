@@ -23,6 +23,7 @@ use crate::journal::frame::{Frame, FrameKind, LocalOp, Lsn};
 use crate::journal::{Journal, JournalStart, SEGMENTS_MIN, make_segment, record_sequence, replay};
 use crate::layout::{FORMAT_WITHOUT_POINTS, JOURNAL, LOCK, OBJECTS, STORE};
 use crate::medium::Medium;
+use crate::points::PointId;
 use crate::ranges::RangeSet;
 use crate::store::{self, Store};
 use crate::sum::{BLOCK, block_sum};
@@ -231,18 +232,36 @@ impl<M: Medium> Brick<M> {
             free: replayed.free,
             floor: collected.floor,
         });
-        let sequence = collected.position.sequence;
-        let mut brick = Self {
+        let position = collected.position;
+        let mut brick = Self::over((medium, options), core, journal, superblock, position);
+        brick.checkpointed = row.position.sequence;
+        brick.read_only = read_only;
+        brick.lock = lock;
+        brick.points = points;
+        brick.next_point = next_point;
+        brick.keep_for_points();
+        Ok((brick, collected.report))
+    }
+
+    /// For reading, at a place in the order, with nothing under way.
+    pub(super) fn over(
+        (medium, options): (M, Options),
+        core: Core<M>,
+        journal: Journal<M>,
+        superblock: Superblock,
+        position: Position,
+    ) -> Self {
+        Self {
             medium,
             options,
             core,
             journal,
             superblock,
-            read_only,
-            position: collected.position,
-            stable: sequence,
-            journal_stable: sequence,
-            checkpointed: row.position.sequence,
+            read_only: true,
+            position,
+            stable: position.sequence,
+            journal_stable: position.sequence,
+            checkpointed: position.sequence,
             marks: Marks::default(),
             flushes: Flushes::new(),
             checkpoint: CheckpointState::default(),
@@ -255,13 +274,11 @@ impl<M: Medium> Brick<M> {
             owed: None,
             marked_late: [None; REPLICAS_MAX],
             marked_before: Sequence::ZERO,
-            points,
-            next_point,
+            points: Vec::new(),
+            next_point: PointId(1),
             point_changes: Default::default(),
-            lock,
-        };
-        brick.keep_for_points();
-        Ok((brick, collected.report))
+            lock: None,
+        }
     }
 }
 
