@@ -121,6 +121,10 @@ pub struct DurableState {
     /// What may be confirmed and not be here.
     #[serde(default)]
     pub policy: InForce,
+    /// While [`Disk::Inconsistent`]: the whole picture before the resync is retained in the brick
+    /// under this number.
+    #[serde(default)]
+    pub point: Option<u64>,
 }
 
 /// Why a replica has its role.
@@ -166,6 +170,7 @@ impl DurableState {
             handed_to: None,
             role_reason: RoleReason::Created,
             policy: InForce::default(),
+            point: None,
         }
     }
 }
@@ -228,6 +233,9 @@ pub struct Welcome {
     /// See [`DurableState::policy`].
     #[serde(default)]
     pub policy: InForce,
+    /// About how many bytes a resync will change; `None`: perhaps everything. The driver fills it in.
+    #[serde(default)]
+    pub changes_bytes: Option<u64>,
 }
 
 /// How a replica is brought up to date, as it sees it.

@@ -136,6 +136,20 @@ pub(super) fn volume_text(output: &Output, volume: &VolumeStatus) -> String {
             ));
         }
     }
+    for replica in &volume.replicas {
+        if let Some(point) = &replica.point {
+            lines.push(format!(
+                "{} can go back to its state as of {}",
+                replica.node, point.as_of
+            ));
+        }
+        for kept in &replica.kept {
+            lines.push(format!(
+                "{} keeps what it held alone as of {} until it is dropped",
+                replica.node, kept.as_of
+            ));
+        }
+    }
     if let (Some(used), Some(free)) = (volume.used_bytes, volume.free_bytes) {
         lines.push(format!(
             "{} used, {} free",

@@ -272,6 +272,8 @@ fn replica_status(
             .and_then(|peer| peer.resync.clone())
             .or_else(|| report.and_then(|report| report.resync.clone())),
         last_resync: by_primary.and_then(|peer| peer.last_resync),
+        point: report.and_then(|report| report.point.clone()),
+        kept: report.map_or_else(Vec::new, |report| report.kept.clone()),
     }
 }
 

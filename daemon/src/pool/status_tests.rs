@@ -79,6 +79,8 @@ fn report(replica: usize, role: ReplicaRole) -> ReplicaReport {
         split_brain: None,
         protocol_in_force: None,
         lost_operations: 0,
+        point: None,
+        kept: Vec::new(),
     }
 }
 

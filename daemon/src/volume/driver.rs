@@ -134,6 +134,12 @@ pub(super) struct Driver<M: Medium> {
     pub(super) full_wanted: Mask,
     pub(super) resyncs: Vec<super::source::Resyncs>,
     pub(super) object_bytes_max: u64,
+    /// When this replica last applied a record of a primary's.
+    pub(super) followed_at: Option<Timestamp>,
+    /// Why a resync does not begin: there is no room to keep what is here now.
+    pub(super) needs_room: Option<String>,
+    /// An operator said that it may begin without.
+    pub(super) without_point: bool,
     own: Weak<RefCell<Self>>,
 }
 
@@ -155,25 +161,12 @@ impl<M: Medium> Driver<M> {
         state: DurableState,
     ) -> Self {
         let settings = Settings::of(&spec);
-        let entropy = host.entropy();
         let count = spec.replicas.len();
-        let config = Config {
-            me,
-            count,
-            activation_wait: settings.activation_wait,
-            replica_deadline: settings.replica_deadline,
-            agreed: host.agreed(spec.id),
-            lease: settings.role_lease,
-            claim_after: settings.claim_after,
-            min_in_sync: settings.min_in_sync,
-            protocol: settings.protocol,
-            queue_bytes_max: settings.queue_bytes_max,
-            entropy,
-        };
         let suspects = recovery.suspect.len() as u64;
-        let machine = Machine::new(config, state, brick.applied(), suspects);
+        let config = config(&spec, me, &settings, &*host);
         let mut incarnation = [0; 8];
-        incarnation.copy_from_slice(&entropy[..8]);
+        incarnation.copy_from_slice(&config.entropy[..8]);
+        let machine = Machine::new(config, state, brick.applied(), suspects);
         Self {
             me,
             settings,
@@ -212,11 +205,21 @@ impl<M: Medium> Driver<M> {
                 .map(|_| super::source::Resyncs::default())
                 .collect(),
             object_bytes_max: brick.object_bytes_max(),
+            followed_at: None,
+            needs_room: None,
+            without_point: false,
             host,
             own: Weak::new(),
             brick,
             spec,
         }
+    }
+
+    /// A machine for the brick as it is now, which knows of nobody.
+    pub(super) fn fresh_machine(&self, state: DurableState) -> Machine {
+        let config = config(&self.spec, self.me, &self.settings, &*self.host);
+        let suspects = self.recovery.suspect.len() as u64;
+        Machine::new(config, state, self.brick.applied(), suspects)
     }
 
     /// Lets the driver start tasks that come back to it.
@@ -236,11 +239,15 @@ impl<M: Medium> Driver<M> {
 
     /// The time that the next operation gets: never before one that was given (COH-4).
     pub(super) fn timestamp(&mut self) -> Timestamp {
+        self.last_time = self.last_time.max(self.wall_time());
+        self.last_time
+    }
+
+    /// The time of day.
+    pub(super) fn wall_time(&self) -> Timestamp {
         let clock = self.host.wall().duration_since(UNIX_EPOCH);
         let clock = clock.unwrap_or_default();
-        let clock = Timestamp(i64::try_from(clock.as_nanos()).unwrap_or(i64::MAX));
-        self.last_time = self.last_time.max(clock);
-        self.last_time
+        Timestamp(i64::try_from(clock.as_nanos()).unwrap_or(i64::MAX))
     }
 
     pub(super) fn token(&mut self, token: Token) -> u64 {
@@ -381,6 +388,7 @@ impl<M: Medium> Driver<M> {
         for (replica, link) in self.links.iter().enumerate() {
             let Some(link) = link else { continue };
             if self.machine.standing(replica) == Some(Standing::MyPrimary) {
+                self.followed_at = Some(self.wall_time());
                 let ack = Message::Ack {
                     received: position.received,
                     applied: position.applied,
@@ -756,6 +764,12 @@ impl<M: Medium> Driver<M> {
                     self.changed.notify_waiters();
                 }
                 BrickEvent::Checkpointed(_) => {}
+                BrickEvent::PointLost(id) => {
+                    let node = &self.spec.replicas[self.me].node_name;
+                    let what =
+                        format!("{node}: no room to keep the state before the resync ({id})");
+                    self.host.event("point_lost", &self.spec.name, &what);
+                }
                 BrickEvent::Failed(error) => self.fail(&error),
             }
         }
@@ -863,6 +877,23 @@ impl<M: Medium> Driver<M> {
     /// Whether an operation must wait for the end of a hand-over.
     pub(super) fn is_handing_over(&self) -> bool {
         matches!(self.machine.phase(), Phase::HandingOver { .. })
+    }
+}
+
+fn config(spec: &VolumeSpec, me: usize, settings: &Settings, host: &dyn Host) -> Config {
+    Config {
+        me,
+        count: spec.replicas.len(),
+        activation_wait: settings.activation_wait,
+        replica_deadline: settings.replica_deadline,
+        agreed: host.agreed(spec.id),
+        lease: settings.role_lease,
+        claim_after: settings.claim_after,
+        min_in_sync: settings.min_in_sync,
+        protocol: settings.protocol,
+        queue_bytes_max: settings.queue_bytes_max,
+        // Another one each time: generations are made from it.
+        entropy: host.entropy(),
     }
 }
 

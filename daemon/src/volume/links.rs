@@ -127,6 +127,12 @@ pub(super) enum LinkError {
     /// The other end closed.
     #[error("the other end closed the connection")]
     Closed,
+    /// What a resync would change cannot be kept.
+    #[error("{reason}")]
+    NoRoom {
+        /// Why.
+        reason: String,
+    },
     /// It took too long.
     #[error("the other end did not greet in time")]
     Timeout,
@@ -516,6 +522,10 @@ impl<M: Medium> Driver<M> {
                 self.recovery.suspect.clear();
                 self.brick.clear_suspects()?;
                 self.resyncs[self.me].finished();
+                self.without_point = false;
+                // The decision must be durable before what it rests on goes.
+                self.finish_turn();
+                self.drop_resync_points()?;
             }
             Message::Membership(json) => {
                 let membership: Membership = from_json(&json)?;
@@ -603,6 +613,7 @@ impl<M: Medium> Driver<M> {
     }
 
     fn welcomed(&mut self, replica: usize, welcome: &Welcome) -> Result<(), LinkError> {
+        self.retain_before(replica, welcome)?;
         let now = self.now();
         self.machine.welcomed(now, replica, welcome)?;
         self.drop_received(replica);

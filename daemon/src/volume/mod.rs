@@ -7,6 +7,7 @@
 //! | [`links`] | connections between replicas |
 //! | [`losses`] | what is said about replicas left behind and operations lost |
 //! | [`received`] | what a primary sent and is not applied yet |
+//! | [`points`] | what a target keeps of the time before a resync |
 //! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
 //! | [`verify`] | replicas compared, single blocks repaired |
 //! | [`bricks`] | making, refusing and marking brick directories |
@@ -18,6 +19,7 @@ mod driver;
 mod links;
 mod losses;
 mod outbox;
+mod points;
 mod received;
 mod report;
 mod sessions;
@@ -220,6 +222,10 @@ impl Host for RealHost {
             | "replica_left_behind"
             | "tail_given_up"
             | "replica_refused"
+            | "resync_needs_room"
+            | "point_lost"
+            | "given_up_kept"
+            | "went_back"
             | "primary_lost"
             | "block_repaired" => Severity::Warning,
             _ => Severity::Info,
@@ -448,6 +454,8 @@ impl VolumeHandle {
             split_brain: None,
             protocol_in_force: None,
             lost_operations: 0,
+            point: None,
+            kept: Vec::new(),
         }
     }
 

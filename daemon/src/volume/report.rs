@@ -28,6 +28,7 @@ impl<M: Medium> Driver<M> {
         let state = self.machine.durable();
         let space = self.brick.space().ok();
         let serving = self.machine.serves();
+        let (point, kept) = self.point_reports();
         ReplicaReport {
             volume: self.spec.id,
             node: self.spec.replicas[self.me].node,
@@ -59,6 +60,8 @@ impl<M: Medium> Driver<M> {
             split_brain: self.split_brain(),
             protocol_in_force: serving.then(|| self.machine.protocol_in_force()),
             lost_operations: self.lost_operations,
+            point,
+            kept,
         }
     }
 
@@ -127,6 +130,9 @@ impl<M: Medium> Driver<M> {
                     .to_owned(),
             ),
             Phase::Following => {
+                if self.needs_room.is_some() {
+                    return self.needs_room.clone();
+                }
                 let primary = self.primary_node().is_some();
                 (!primary).then(|| "no primary is known".to_owned())
             }

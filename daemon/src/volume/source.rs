@@ -206,7 +206,12 @@ impl<M: Medium> Driver<M> {
     /// Begins to bring a replica up to date; see `Output::Source`.
     pub(super) fn begin_source(&mut self, replica: usize, decision: Decision, welcome: &Welcome) {
         self.full_wanted = self.full_wanted.without(replica);
-        self.send(replica, &Message::Welcome(to_json(welcome)));
+        let mut welcome = welcome.clone();
+        if matches!(decision, Decision::Dirty | Decision::GiveUpTail { .. }) {
+            let summary = self.brick.dirty_summary(index(replica));
+            welcome.changes_bytes = (!summary.all).then_some(summary.bytes);
+        }
+        self.send(replica, &Message::Welcome(to_json(&welcome)));
         // A resync is timed from the moment when the two met.
         let now = self.links[replica]
             .as_ref()

@@ -12,7 +12,7 @@ use protocol::ids::PoolId;
 use protocol::node_rpc::VolumeCommand;
 use protocol::preamble::Purpose;
 use protocol::volume::VolumeSpec;
-use replication::machine::{Machine, Refusal, Standing};
+use replication::machine::{Refusal, Standing};
 use replication::state::{DurableState, Mask, RoleReason};
 use storage::{Brick, DirMedium, Medium, RecoveryReport};
 use tokio::io::Interest;
@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::driver::{Driver, Shared};
 use super::links::{HEARTBEAT, keep_dialling, serve_link};
+use super::points::{self, NotForced, WentBack};
 use super::{CommandError, Host, Said, StartError, bricks, clients, verify};
 
 /// How often deadlines are looked at.
@@ -122,6 +123,9 @@ pub(super) async fn run<M: Medium>(
     }
     {
         let mut d = shared.borrow_mut();
+        if let Err(error) = d.drop_resync_points() {
+            d.fail(&error);
+        }
         let now = d.now();
         d.machine.start(now);
         d.finish_turn();
@@ -284,10 +288,19 @@ async fn execute<M: Medium>(
     }
     match command {
         VolumeCommand::Promote { to, force: true } if to == shared.borrow().me => {
-            return force_role(shared, Machine::take_by_force).await;
+            return force_role(shared, points::take_by_force).await;
         }
         VolumeCommand::KeepSide {} => {
-            return force_role(shared, |machine, _| machine.keep_this_side()).await;
+            return force_role(shared, |d| {
+                d.machine.keep_this_side()?;
+                Ok(None)
+            })
+            .await;
+        }
+        VolumeCommand::DropKept {} => return shared.borrow_mut().drop_kept(),
+        VolumeCommand::ResyncWithoutPoint {} => {
+            shared.borrow_mut().without_point = true;
+            return Ok(serde_json::json!({ "allowed": true }));
         }
         _ => {}
     }
@@ -300,7 +313,9 @@ async fn execute<M: Medium>(
     }
     match command {
         VolumeCommand::Promote { to, .. } => promote(shared, to).await,
-        VolumeCommand::KeepSide {} => Ok(serde_json::Value::Null),
+        VolumeCommand::KeepSide {}
+        | VolumeCommand::DropKept {}
+        | VolumeCommand::ResyncWithoutPoint {} => Ok(serde_json::Value::Null),
         VolumeCommand::Resync { replica, full } => {
             shared.borrow_mut().resync(replica, full);
             Ok(serde_json::json!({ "started": true }))
@@ -323,20 +338,21 @@ async fn execute<M: Medium>(
 /// Makes this replica primary by an operator's word. Where the pool decides, waits for its answer.
 async fn force_role<M: Medium>(
     shared: &Shared<M>,
-    act: fn(&mut Machine, Duration) -> Result<(), Refusal>,
+    act: fn(&mut Driver<M>) -> Result<Option<WentBack>, NotForced>,
 ) -> Result<serde_json::Value, CommandError> {
-    let changed = {
+    let (changed, went_back) = {
         let mut d = shared.borrow_mut();
         if d.machine.serves() && d.machine.durable().role_reason == RoleReason::Forced {
             return Ok(serde_json::json!({ "promoted": true, "changed": false }));
         }
-        let now = d.now();
-        if let Err(refusal) = act(&mut d.machine, now) {
-            return Err(not_forced(&refusal));
-        }
+        let went_back = match act(&mut d) {
+            Ok(went_back) => went_back,
+            Err(NotForced::Command(error)) => return Err(error),
+            Err(NotForced::Refused(refusal)) => return Err(not_forced(&refusal)),
+        };
         tracing::warn!(volume = %d.spec.name, "made primary by an operator, by force");
         d.finish_turn();
-        d.changed.clone()
+        (d.changed.clone(), went_back)
     };
     let serves = || {
         let d = shared.borrow();
@@ -355,7 +371,13 @@ async fn force_role<M: Medium>(
             "a majority of the voters must be connected, look at `cairn peer status`; then try again",
         ));
     }
-    Ok(serde_json::json!({ "promoted": true, "changed": true }))
+    let mut answer = serde_json::json!({ "promoted": true, "changed": true });
+    if let Some(went) = went_back {
+        answer["as_of"] = went.as_of.clone().into();
+        answer["operations_lost_min"] = went.operations_lost_min.into();
+        answer["message"] = went.text().into();
+    }
+    Ok(answer)
 }
 
 fn not_forced(refusal: &Refusal) -> CommandError {

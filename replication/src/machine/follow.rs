@@ -12,13 +12,12 @@ use crate::state::{Disk, How, Mask, Membership, Role, RoleReason, Welcome};
 impl Machine {
     // ---- following ---------------------------------------------------------------------------
 
-    /// A primary takes this replica on.
-    pub fn welcomed(
-        &mut self,
-        now: Duration,
-        from: usize,
-        welcome: &Welcome,
-    ) -> Result<(), Refusal> {
+    /// Whether [`Machine::welcomed`] would take this on: what has to be prepared for it can be
+    /// prepared now.
+    ///
+    /// # Errors
+    /// As [`Machine::welcomed`].
+    pub fn may_be_welcomed(&self, from: usize, welcome: &Welcome) -> Result<(), Refusal> {
         let earlier = welcome.term < self.state.term && !self.errs(Bug::FollowsEarlierTerms);
         if earlier || self.links[from].is_none() {
             return Err(Refusal::OutOfPlace);
@@ -32,6 +31,26 @@ impl Machine {
         if basis || revision {
             return Err(Refusal::OutOfPlace); // they meet again, and decide on what is now
         }
+        Ok(())
+    }
+
+    /// The whole picture that is here now is retained in the brick under this number, or none is:
+    /// durable with the next decision, which a resync is.
+    pub fn retained(&mut self, point: Option<u64>) {
+        self.state.point = point;
+    }
+
+    /// A primary takes this replica on.
+    ///
+    /// # Errors
+    /// [`Refusal::OutOfPlace`] where it decided on something that is not so any more.
+    pub fn welcomed(
+        &mut self,
+        now: Duration,
+        from: usize,
+        welcome: &Welcome,
+    ) -> Result<(), Refusal> {
+        self.may_be_welcomed(from, welcome)?;
         self.revision += 1;
         self.stop_serving(RoleReason::Followed);
         for link in self.links.iter_mut().flatten() {
@@ -160,6 +179,7 @@ impl Machine {
         self.state.since = membership.since;
         self.state.policy = membership.policy;
         if joined {
+            self.state.point = None;
             self.state.disk = Disk::UpToDate;
             self.suspects = 0;
         }

@@ -218,6 +218,7 @@ impl Machine {
             in_sync: self.state.in_sync,
             since: self.state.since,
             policy: self.state.policy,
+            changes_bytes: None,
         });
         self.outputs.push_back(Output::Source {
             replica,
