@@ -270,7 +270,8 @@ impl Medium for SimMedium {
         let steps = {
             let mut state = lock(&self.state);
             let (waiting, slowness) = (state.queue.len() as u64, state.slowness);
-            let idle = slowness > 1 && state.random(slowness) > 0;
+            // Looking where nothing is under way changes nothing, luck included.
+            let idle = waiting == 0 || (slowness > 1 && state.random(slowness) > 0);
             if idle { 0 } else { state.random(waiting + 1) }
         };
         for _ in 0..steps {

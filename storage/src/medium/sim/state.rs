@@ -470,7 +470,12 @@ impl State {
         let inodes: BTreeSet<u64> = next.entries.values().copied().collect();
         for number in inodes {
             if let Some(inode) = self.inodes.get(&number) {
+                // Each file has luck of its own: how the store spreads its pages must not decide
+                // what becomes of the others, as it is not the same in each process.
+                let luck = next.random;
+                next.random = seed ^ number.wrapping_mul(0x9E37_79B9_7F4A_7C15);
                 let data = keep.image(inode, &mut next);
+                next.random = luck;
                 next.used += data.len() as u64;
                 let durable = data.clone();
                 next.inodes.insert(
