@@ -958,3 +958,7 @@ fn pieces(item: DirtyItem) -> Vec<DirtyItem> {
         })
         .collect()
 }
+
+#[cfg(test)]
+#[path = "source_tests.rs"]
+mod tests;
