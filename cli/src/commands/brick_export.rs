@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt as _, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use daemon::volume::Keys;
 use namespace::{Context, Detail, ExecuteError, Executed, Inode, execute};
 use protocol::control::exit;
 use protocol::fs::{Caller, Operation, Outcome, Request, SLOT_NONE};
@@ -24,26 +25,6 @@ use crate::output::{Output, bytes_text};
 
 /// The name of a block volume's disk.
 const DISK: &str = "disk.img";
-
-/// A brick's keys, for the namespace.
-pub(super) struct Keys<'b>(pub(super) &'b DirBrick);
-
-impl namespace::Store for Keys<'_> {
-    type Error = ReadError;
-
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        self.0.get(key)
-    }
-
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        f: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<(), ReadError> {
-        self.0.scan(from, to, f)
-    }
-}
 
 fn write_failure(path: &Path, error: &io::Error) -> Failure {
     Failure::refused(

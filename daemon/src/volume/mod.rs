@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | [`driver`] | the owner: machine, namespace and brick joined, one event at a time |
 //! | [`clients`], [`sessions`] | mounts: connections, requests, what they hold open |
+//! | [`keys`] | the brick as the namespace sees it |
 //! | [`links`] | connections between replicas |
 //! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
 //! | [`verify`] | replicas compared, single blocks repaired |
@@ -13,6 +14,7 @@
 mod bricks;
 mod clients;
 mod driver;
+mod keys;
 mod links;
 mod outbox;
 mod report;
@@ -47,6 +49,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::events::{EventLog, Severity};
 use crate::pool::{ChangeError, PoolClient};
 
+pub use keys::Keys;
 pub use stream::Stream;
 
 pub use bricks::{

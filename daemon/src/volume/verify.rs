@@ -14,8 +14,9 @@ use serde::Serialize;
 use storage::{DirtyItem, Medium};
 use tokio::sync::oneshot;
 
-use super::clients::{Keys, read_again};
+use super::clients::read_again;
 use super::driver::{Driver, Shared};
+use super::keys::Keys;
 use super::source::{Pairs, after_key, hash_blocks, range_of_keys};
 
 /// How often a difference is asked again before it is believed.
