@@ -27,19 +27,32 @@ fn without_a_daemon_every_command_ends_with_3_and_a_hint() {
 
 #[test]
 fn wrong_words_end_with_2_and_the_nearest_right_one() {
-    for (words, near) in [
-        (&["pear", "status"][..], "peer"),
-        (&["volume", "strat", "v1"], "start"),
-        (&["status", "--jsno"], "--json"),
+    for (words, hint) in [
+        (&["pear", "status"][..], "Did you mean `peer`?"),
+        (&["volume", "strat", "v1"], "Did you mean `start`?"),
+        (&["status", "--jsno"], "Did you mean `--json`?"),
         (
             &["volume", "create", "v1", "--protcol", "C", "n:/b"],
-            "--protocol",
+            "Did you mean `--protocol`?",
         ),
+        (
+            &["volume", "create", "v1", "--type", "blok", "n:/b"],
+            "Did you mean `block`?",
+        ),
+        (&["volume", "promote", "v1"], "cairn volume promote --help"),
+        (&["volume"], "cairn volume --help"),
     ] {
-        let run = cairn(words);
-        assert_eq!(run.code, 2, "{run:?}");
-        assert!(run.stderr.contains(near), "{run:?}");
+        let run = cairn(words).refused(2, "", hint);
+        assert_eq!(run.stderr.lines().count(), 2, "{run:?}");
         assert_eq!(run.stdout, "");
+        let run = cairn(&[words, &["--json"]].concat());
+        assert_eq!((run.code, run.stderr.lines().count()), (2, 2), "{run:?}");
+        let error = &run.json()["error"];
+        assert_eq!(
+            (&error["kind"], &error["exit_code"]),
+            (&"usage".into(), &2.into())
+        );
+        assert!(run.stderr.contains(error["hint"].as_str().expect("a hint")));
     }
 }
 
