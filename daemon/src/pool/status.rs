@@ -178,6 +178,14 @@ fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> Vol
         .copied();
     // Connections are told from one end, so that every node tells the same.
     let witness = primary.or_else(|| reports.iter().flatten().next().copied());
+    // What the volume can take is what the fullest brick can take.
+    let smallest = reports
+        .iter()
+        .flatten()
+        .filter(|report| report.disk == DiskState::UpToDate && report.free_bytes.is_some())
+        .min_by_key(|report| report.free_bytes)
+        .copied()
+        .or(witness);
     let replicas: Vec<ReplicaStatus> = spec
         .replicas
         .iter()
@@ -213,8 +221,8 @@ fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> Vol
         term: primary.map(|report| report.term),
         generation: primary.and_then(|report| report.generation),
         size_bytes: spec.size_bytes,
-        used_bytes: witness.and_then(|report| report.used_bytes),
-        free_bytes: witness.and_then(|report| report.free_bytes),
+        used_bytes: smallest.and_then(|report| report.used_bytes),
+        free_bytes: smallest.and_then(|report| report.free_bytes),
         replicas,
         clients: primary.map_or_else(Vec::new, |report| report.clients.clone()),
         split_brain,

@@ -106,6 +106,19 @@ fn two_equal_connected_replicas_are_healthy() {
 }
 
 #[test]
+fn the_room_is_that_of_the_smallest_replica_that_is_up_to_date() {
+    let mut small = report(1, ReplicaRole::Secondary);
+    (small.used_bytes, small.free_bytes) = (Some(11), Some(5));
+    let primary = || Some(report(0, ReplicaRole::Primary));
+    let status = judged([primary(), Some(small.clone())]);
+    assert_eq!((status.used_bytes, status.free_bytes), (Some(11), Some(5)));
+    // In the middle of a resync its brick says nothing about the volume.
+    small.disk = DiskState::Inconsistent;
+    let status = judged([primary(), Some(small)]);
+    assert_eq!((status.used_bytes, status.free_bytes), (Some(10), Some(20)));
+}
+
+#[test]
 fn a_replica_whose_node_is_silent_is_unknown_and_not_what_it_was() {
     let mut primary = report(0, ReplicaRole::Primary);
     primary.peers[0].connection = ConnectionState::Connecting;
