@@ -271,6 +271,12 @@ fn verify(global: &Global, output: &Output, name: String, repair: bool) -> Resul
             "{replicas} replicas {says}; {} compared",
             bytes_text(compared)
         ));
+        for node in array(&answer.data["not_compared"]) {
+            output.line(&format!(
+                "{} was not compared: it is not connected, or not in sync",
+                node.as_str().unwrap_or("a node")
+            ));
+        }
         for difference in array(&answer.data["differences"]) {
             output.line(&format!(
                 "{} differs: {} at {}, {} bytes",

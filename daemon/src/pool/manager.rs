@@ -31,7 +31,7 @@ enum Slot {
 
 enum ManagerRequest {
     /// Open what failed again, then say whether the volume runs here.
-    Retry(VolumeId, oneshot::Sender<Result<(), String>>),
+    Retry(VolumeId, oneshot::Sender<Result<bool, String>>),
     /// Answer when everything decided up to now has happened here.
     Settle(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
@@ -104,8 +104,8 @@ impl VolumeManager {
         reports
     }
 
-    /// Opens a replica that failed again. `Err` is why it still does not run.
-    pub async fn retry(&self, volume: VolumeId) -> Result<(), String> {
+    /// Opens a replica that failed again; whether there was one. `Err` is why it still does not run.
+    pub async fn retry(&self, volume: VolumeId) -> Result<bool, String> {
         let (answer, done) = oneshot::channel();
         let gone = || "the daemon is ending".to_owned();
         self.requests
@@ -234,17 +234,26 @@ impl Work {
         }
     }
 
-    async fn retry(&mut self, state: &PoolState, volume: VolumeId) -> Result<(), String> {
-        {
-            let mut slots = self.slots.lock();
-            if matches!(slots.get(&volume), Some(Slot::Failed { .. })) {
-                slots.remove(&volume);
+    async fn retry(&mut self, state: &PoolState, volume: VolumeId) -> Result<bool, String> {
+        let running = match self.slots.lock().get(&volume) {
+            Some(Slot::Running { handle, .. }) => Some(handle.clone()),
+            Some(Slot::Failed { .. }) | None => None,
+        };
+        let failed = match &running {
+            Some(handle) => handle.status().await.disk == DiskState::Failed,
+            None => self.slots.lock().contains_key(&volume),
+        };
+        if failed {
+            if let Some(handle) = running {
+                // It stepped aside; its brick must be let go of before it is opened again.
+                handle.stop().await;
             }
+            self.slots.lock().remove(&volume);
         }
         self.reconcile(state).await;
         match self.slots.lock().get(&volume) {
             Some(Slot::Failed { reason, .. }) => Err(reason.clone()),
-            _ => Ok(()),
+            _ => Ok(failed),
         }
     }
 

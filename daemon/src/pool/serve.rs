@@ -266,7 +266,9 @@ impl Node {
             ));
         }
         match self.volumes.retry(volume).await {
-            Ok(()) => Ok(NodeReply::Done { index: 0 }),
+            Ok(retried) => Ok(NodeReply::Outcome {
+                value: serde_json::json!({ "retried": retried }),
+            }),
             Err(reason) => Err(refuse(
                 "brick_failed",
                 reason,

@@ -124,9 +124,14 @@ impl Node {
         }
         let request = NodeRequest::RetryVolume { volume: spec.id };
         let mut failed = Vec::new();
+        let mut retried: Vec<&str> = Vec::new();
         for replica in &spec.replicas {
-            if let Err(refusal) = self.ask_node(replica.node, &request, CALL_WITHIN).await {
-                failed.push(refusal);
+            match self.ask_node(replica.node, &request, CALL_WITHIN).await {
+                Ok(NodeReply::Outcome { value }) if value["retried"] == true => {
+                    retried.push(&replica.node_name);
+                }
+                Ok(_) => {}
+                Err(refusal) => failed.push(refusal),
             }
         }
         if failed.len() == spec.replicas.len() {
@@ -142,6 +147,12 @@ impl Node {
         } else {
             format!("volume `{name}` is started")
         };
+        if !retried.is_empty() {
+            text = format!(
+                "{text}; its failed replica was opened again on {}",
+                retried.join(", ")
+            );
+        }
         for refusal in failed {
             text = format!("{text}; not running: {}", refusal.message);
         }

@@ -425,7 +425,9 @@ impl<M: Medium> Driver<M> {
 async fn stop<M: Medium>(shared: &Shared<M>) {
     let heir = {
         let d = shared.borrow();
-        (0..d.links.len()).find(|r| d.machine.standing(*r) == Some(Standing::InSync))
+        // A brick that failed can confirm nothing, and so give nothing away.
+        (0..d.links.len())
+            .find(|r| d.failed.is_none() && d.machine.standing(*r) == Some(Standing::InSync))
     };
     if let Some(heir) = heir
         && shared.borrow().machine.serves()
