@@ -662,8 +662,8 @@ impl<M: Medium> Driver<M> {
             }
             Err(error) => {
                 tracing::error!(volume = %self.spec.name, %error, "an operation could not be decided");
-                self.host
-                    .event("metadata_damaged", &self.spec.name, &error.to_string());
+                let text = format!("an operation was answered with an error: {error}");
+                self.host.event("metadata_damaged", &self.spec.name, &text);
                 self.reply_when_confirmed(pending(Outcome::Error(EIO)));
             }
         }
@@ -706,8 +706,8 @@ impl<M: Medium> Driver<M> {
 
     fn read_failed(&mut self, error: &ReadError) -> Outcome {
         tracing::error!(volume = %self.spec.name, %error, "a read failed");
-        self.host
-            .event("read_failed", &self.spec.name, &error.to_string());
+        let text = format!("a read was answered with an error: {error}");
+        self.host.event("read_failed", &self.spec.name, &text);
         Outcome::Error(EIO)
     }
 

@@ -31,6 +31,7 @@ use super::links::LinkIo;
 use super::outbox::Outbox;
 use super::sessions::Sessions;
 use super::settings::Settings;
+use super::words;
 use super::{CommandError, Host};
 
 /// The driver as its thread's tasks share it.
@@ -427,8 +428,11 @@ impl<M: Medium> Driver<M> {
             return;
         }
         tracing::error!(volume = %self.spec.name, %error, "the brick failed, the replica steps aside");
-        self.host
-            .event("brick_failed", &self.spec.name, &error.to_string());
+        self.host.event(
+            "brick_failed",
+            &self.spec.name,
+            &format!("the brick failed, and its replica steps aside: {error}"),
+        );
         self.failed = Some(error.to_string());
         for link in self.links.iter().flatten() {
             link.outbox.close();
@@ -645,13 +649,13 @@ impl<M: Medium> Driver<M> {
     }
 
     fn disconnect(&mut self, replica: usize, reason: DropReason) {
-        let node = self.spec.replicas[replica].node_name.clone();
-        tracing::warn!(volume = %self.spec.name, %node, ?reason, "closing the link to a replica");
-        self.host.event(
-            "replica_dropped",
-            &self.spec.name,
-            &format!("{node}: {reason:?}"),
-        );
+        let node = &self.spec.replicas[replica].node_name;
+        tracing::debug!(volume = %self.spec.name, %node, ?reason, "closing the link to a replica");
+        let left = self.machine.standing(replica) == Some(Standing::InSync);
+        let deadline = self.settings.replica_deadline;
+        if let Some(text) = words::dropped(node, left, reason, deadline) {
+            self.host.event("replica_dropped", &self.spec.name, &text);
+        }
         if let Some(link) = &self.links[replica] {
             link.outbox.close();
         }
@@ -663,20 +667,23 @@ impl<M: Medium> Driver<M> {
         term: protocol::units::Term,
         reason: replication::state::RoleReason,
     ) {
-        tracing::info!(volume = %self.spec.name, %term, ?reason, "serving as primary");
+        let node = &self.spec.replicas[self.me].node_name;
         self.host.event(
             "primary",
             &self.spec.name,
-            &format!("term {term}: {reason:?}"),
+            &format!(
+                "{node} is primary in term {term}: {}",
+                words::role_reason(reason)
+            ),
         );
         self.take_up_namespace();
         self.changed.notify_waiters();
     }
 
     fn stopped_serving(&mut self, reason: replication::state::RoleReason) {
-        tracing::info!(volume = %self.spec.name, ?reason, "serving no more");
-        self.host
-            .event("secondary", &self.spec.name, &format!("{reason:?}"));
+        let node = &self.spec.replicas[self.me].node_name;
+        let text = format!("{node} is primary no more: {}", words::role_reason(reason));
+        self.host.event("secondary", &self.spec.name, &text);
         let elsewhere = Elsewhere {
             primary: self.primary_node(),
             retry_ms: 20,
@@ -715,8 +722,7 @@ impl<M: Medium> Driver<M> {
                     self.changed.notify_waiters();
                 }
                 BrickEvent::Corrupt { object, block } => {
-                    let what = format!("block {block} of object {object}");
-                    tracing::error!(volume = %self.spec.name, %what, "a block is damaged");
+                    let what = format!("block {block} of object {object} is damaged");
                     self.host.event("block_damaged", &self.spec.name, &what);
                 }
                 BrickEvent::Unthrottled => {

@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use super::driver::{BrickFlush, Driver, Shared};
 use super::outbox::Outbox;
 use super::stream::Stream;
+use super::words;
 
 /// How long a connection may take to greet.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -374,6 +375,11 @@ impl<M: Medium> Driver<M> {
         if self.failed.is_some() {
             return;
         }
+        if epoch.is_some() && self.machine.serves() {
+            let left = self.machine.standing(replica) == Some(Standing::InSync);
+            let text = words::lost(&self.spec.replicas[replica].node_name, left);
+            self.host.event("replica_lost", &self.spec.name, &text);
+        }
         let was_primary = self.machine.standing(replica) == Some(Standing::MyPrimary);
         let now = self.now();
         self.machine.lost(now, replica);
@@ -381,7 +387,8 @@ impl<M: Medium> Driver<M> {
         self.forget_acknowledged();
         if was_primary {
             let node = self.spec.replicas[replica].node_name.clone();
-            self.host.event("primary_lost", &self.spec.name, &node);
+            let text = format!("the connection to {node}, the primary, is gone");
+            self.host.event("primary_lost", &self.spec.name, &text);
         }
         self.finish_turn();
     }
@@ -559,13 +566,8 @@ impl<M: Medium> Driver<M> {
     }
 
     pub(super) fn refused(&mut self, replica: usize, rule: Rule) {
-        let node = self.spec.replicas[replica].node_name.clone();
-        tracing::warn!(volume = %self.spec.name, %node, rule = rule.name(), "a replica is refused");
-        self.host.event(
-            "replica_refused",
-            &self.spec.name,
-            &format!("{node}: {}", rule.name()),
-        );
+        let text = words::refused(&self.spec.replicas[replica].node_name, rule);
+        self.host.event("replica_refused", &self.spec.name, &text);
     }
 }
 

@@ -8,6 +8,7 @@
 //! | [`links`] | connections between replicas |
 //! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
 //! | [`verify`] | replicas compared, single blocks repaired |
+//! | [`words`] | sentences for operators |
 //! | [`bricks`] | making, refusing and marking brick directories |
 //! | [`thread`] | the thread, its tasks, its end |
 
@@ -25,6 +26,7 @@ mod stream;
 mod target;
 mod thread;
 mod verify;
+mod words;
 
 use std::io;
 use std::path::PathBuf;
@@ -213,12 +215,10 @@ impl Host for RealHost {
 
     fn event(&self, kind: &str, volume: &str, message: &str) {
         let severity = match kind {
-            "brick_failed" | "metadata_damaged" | "read_failed" | "resync_stopped" => {
-                Severity::Error
-            }
-            "replica_dropped" | "replica_refused" | "primary_lost" | "block_repaired" => {
-                Severity::Warning
-            }
+            "block_damaged" | "brick_failed" | "metadata_damaged" | "read_failed"
+            | "resync_stopped" => Severity::Error,
+            "replica_dropped" | "replica_lost" | "replica_refused" | "primary_lost"
+            | "block_repaired" => Severity::Warning,
             _ => Severity::Info,
         };
         self.context

@@ -9,12 +9,13 @@ use protocol::report::{
 };
 use replication::decision::Rule;
 use replication::machine::{Phase, Standing};
-use replication::state::{Disk, Role, RoleReason};
+use replication::state::{Disk, Role};
 use storage::Medium;
 use time::OffsetDateTime;
 
 use super::driver::Driver;
 use super::source::{Last, Running};
+use super::words;
 use crate::events::time_text;
 
 fn text(at: SystemTime) -> String {
@@ -35,7 +36,7 @@ impl<M: Medium> Driver<M> {
                 Role::Primary => ReplicaRole::Primary,
                 Role::Secondary => ReplicaRole::Secondary,
             },
-            role_reason: Some(reason_text(state.role_reason).to_owned()),
+            role_reason: Some(words::role_reason(state.role_reason).to_owned()),
             disk: self.disk_state(),
             reason: self.failed.clone().or_else(|| self.waiting_reason()),
             serving: serving && self.failed.is_none(),
@@ -182,19 +183,6 @@ impl<M: Medium> Driver<M> {
             .collect();
         clients.sort_by(|a, b| a.mounted_at.cmp(&b.mounted_at));
         clients
-    }
-}
-
-fn reason_text(reason: RoleReason) -> &'static str {
-    match reason {
-        RoleReason::Created => "the volume was made so",
-        RoleReason::Resumed => "it was the last primary and came back",
-        RoleReason::Promoted => "promoted by an operator or by the last primary's shutdown",
-        RoleReason::HandedOver => "handed its role over",
-        RoleReason::Followed => "met a primary of a later term",
-        RoleReason::TookOver => "took over when the last primary was gone",
-        RoleReason::Forced => "made primary by an operator, by force",
-        RoleReason::Deposed => "the pool made another replica primary",
     }
 }
 

@@ -324,7 +324,7 @@ impl<M: Medium> Driver<M> {
                 "resync_finished",
                 &self.spec.name,
                 &format!(
-                    "{name}: {} bytes sent by rule {}",
+                    "{name} is up to date: {} bytes sent (rule {})",
                     last.sent_bytes,
                     last.rule.name()
                 ),
@@ -599,9 +599,9 @@ impl<M: Medium> Run<M> {
 
     fn unreadable(&self, error: &storage::ReadError) -> Stopped {
         let _ = self.with(|d| {
-            tracing::error!(volume = %d.spec.name, %error, "a resync stops: its source is damaged");
-            d.host
-                .event("resync_stopped", &d.spec.name, &error.to_string());
+            let node = &d.spec.replicas[self.replica].node_name;
+            let text = format!("the resync of {node} stopped, its source is damaged: {error}");
+            d.host.event("resync_stopped", &d.spec.name, &text);
         });
         Stopped
     }

@@ -630,8 +630,7 @@ pub(super) async fn repair_block<M: Medium>(
         };
         match d.apply_apart(vec![change], data) {
             Ok(()) => {
-                let what = format!("block {block} of object {object}");
-                tracing::warn!(volume = %d.spec.name, %what, "a damaged block was repaired");
+                let what = format!("damaged block {block} of object {object} was put right");
                 d.host.event("block_repaired", &d.spec.name, &what);
                 return true;
             }
