@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::process::{Command, Stdio};
 
-use crate::support::{CAIRN, Node, cairn, directory, output, signal, spawn};
+use crate::support::{CAIRN, Node, Run, cairn, directory, output, signal, spawn};
 
 #[test]
 fn without_a_daemon_every_command_ends_with_3_and_a_hint() {
@@ -173,4 +173,30 @@ fn sighup_reads_the_settings_again_and_says_what_waits_for_a_restart() {
             })
         })
     });
+}
+
+/// An ordinary user who may not use the local daemon is told so at once, and not after waiting for
+/// a node.
+#[test]
+fn a_mount_by_a_user_without_the_right_says_which_right_is_missing() {
+    let root = directory();
+    let node = Node::start(root.path(), "node1");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(root.path(), open).expect("opened");
+    let program = root.path().join("cairn");
+    std::fs::copy(CAIRN, &program).expect("a copy that everybody may run");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+    command.arg(&program).arg("--data-dir").arg(&node.dir);
+    command.args(["mount", "127.0.0.1:/v1", "/mnt", "--foreground"]);
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: becoming another user needs root");
+        return;
+    }
+    let run = Run::of(&output(&mut command).expect("setpriv runs"));
+    run.refused(
+        1,
+        "this user may not use the local daemon",
+        "usermod -aG cairn",
+    );
 }
