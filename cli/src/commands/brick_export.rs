@@ -72,6 +72,21 @@ pub(super) fn run(output: &Output, dir: &Path, dest: &Path) -> Result<u8, Failur
 /// The destination is new or empty: nothing there is overwritten.
 fn prepare(dest: &Path) -> Result<(), Failure> {
     let failed = |error: io::Error| write_failure(dest, &error);
+    let absolute = std::path::absolute(dest).map_err(failed)?;
+    let around = absolute.parent().unwrap_or(&absolute);
+    // The destination itself may be a link into one.
+    let real = absolute.canonicalize().or_else(|_| around.canonicalize());
+    if let Some(brick) = storage::brick_around(&real.map_err(failed)?) {
+        return Err(Failure::refused(
+            "inside_brick",
+            format!(
+                "{} lies inside the brick at {}",
+                dest.display(),
+                brick.display()
+            ),
+            "Name a directory outside of any brick.",
+        ));
+    }
     match fs::create_dir(dest) {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -225,6 +225,14 @@ fn a_bricks_files_are_copied_out_as_they_are() {
     let len =
         rustix::fs::lgetxattr(out.join("linked"), "user.color", &mut color[..]).expect("kept");
     assert_eq!(&color[..len], b"red");
+    // Nothing of it lands in a brick.
+    let inside = brick.join("out");
+    cairn(&["brick", "export", text(&brick), text(&inside)]).refused(
+        1,
+        "lies inside the brick",
+        "outside of any brick",
+    );
+    assert!(!inside.exists());
     // What is there is not overwritten.
     cairn(&["brick", "export", text(&brick), text(&out)]).refused(
         1,

@@ -171,6 +171,26 @@ fn options_are_checked_kept_and_reset() {
 /// BAD-3: a brick that cannot be opened makes its replica fail, not the daemon; `volume start`
 /// tries again.
 #[test]
+fn no_brick_is_made_in_or_around_a_data_directory() {
+    let root = directory();
+    let pool = pool(root.path(), 2);
+    let data = pool[0].dir.display();
+    let around = root.path().display();
+    let other = pool[1].dir.display();
+    for path in [
+        format!("{data}"),
+        format!("{data}/brick"),
+        format!("{around}"),
+        format!("{other}/brick"),
+    ] {
+        pool[0]
+            .say(&format!("volume create v1 node1:{path} force"))
+            .refused(1, "lie in each other", "beside it");
+    }
+    assert!(!pool[0].dir.join("brick").exists() && !root.path().join(".cairn").exists());
+}
+
+#[test]
 fn a_vanished_brick_fails_its_replica_and_leaves_the_daemon_up() {
     let root = directory();
     let mut pool = pool(root.path(), 2);

@@ -198,8 +198,9 @@ impl Node {
         let path = self.brick_path(&spec, replica)?;
         let told = path.clone();
         let pool = self.pool.state().pool;
+        let own_dir = self.data_dir.clone();
         let prepared = tokio::task::spawn_blocking(move || {
-            volume::prepare_brick(&spec, replica, pool, &path, force)
+            volume::prepare_brick(&spec, replica, pool, &path, &own_dir, force)
         })
         .await;
         match prepared {
