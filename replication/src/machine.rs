@@ -28,6 +28,7 @@ mod bugs;
 mod follow;
 mod meet;
 mod output;
+mod places;
 mod quorum;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ use std::time::Duration;
 
 use protocol::ids::GenerationId;
 use protocol::units::{Sequence, Term};
+use protocol::volume::REPLICAS_MAX;
 
 use crate::line::Relation;
 use crate::state::{Disk, DurableState, Mask, Membership, Report, Role, RoleReason};
@@ -123,9 +125,13 @@ impl Machine {
     /// A machine for a brick that recovered to `last`. Call [`Machine::start`] next.
     #[must_use]
     pub fn new(config: Config, durable: DurableState, last: Sequence, suspects: u64) -> Self {
-        assert!(config.me < config.count, "a replica is one of its volume's");
+        let count = config.count;
+        assert!(
+            config.me < count && count <= REPLICAS_MAX,
+            "one of its volume's"
+        );
         Self {
-            links: (0..config.count).map(|_| None).collect(),
+            links: (0..REPLICAS_MAX).map(|_| None).collect(),
             state: durable.clone(),
             durable,
             phase: Phase::Following,
@@ -179,8 +185,8 @@ impl Machine {
     /// have to take the role. It may learn that it is a member after it has started, or lose a
     /// primary before that one took it on.
     fn wait_for_members(&mut self, now: Duration) {
-        let follows = (0..self.config.count)
-            .any(|replica| self.standing(replica) == Some(Standing::MyPrimary));
+        let follows =
+            (0..REPLICAS_MAX).any(|replica| self.standing(replica) == Some(Standing::MyPrimary));
         let idle = self.phase == Phase::Following && !self.joined && !follows;
         if idle && self.may_claim() && !self.role_went_on() {
             self.phase = Phase::Waiting {
@@ -267,10 +273,10 @@ impl Machine {
             Phase::Serving | Phase::HandingOver { .. } | Phase::Activating
         ) {
             // A secondary keeps the maps of those outside the set, in case it becomes primary.
-            return Mask(Mask::first(self.config.count).0 & !self.state.in_sync.0)
-                .without(self.config.me);
+            return Mask(self.staying().0 & !self.state.in_sync.0).without(self.config.me);
         }
-        (0..self.config.count)
+        self.staying()
+            .iter()
             .filter(|r| *r != self.config.me)
             .fold(Mask::default(), |mask, r| {
                 let fed = self.links[r].as_ref().is_some_and(Link::gets_records);
@@ -313,6 +319,7 @@ impl Machine {
             journal_from: self.journal_from,
             handed_to: self.state.handed_to,
             suspects: self.suspects,
+            layout: self.state.places.version,
             revision: self.revision,
         }
     }
@@ -516,7 +523,7 @@ impl Machine {
                 term: self.state.term,
                 reason: self.state.role_reason,
             });
-            for replica in 0..self.config.count {
+            for replica in 0..REPLICAS_MAX {
                 self.assess(replica);
             }
         }
@@ -551,7 +558,7 @@ impl Machine {
         }
         self.finish_flushes();
         let membership = self.membership();
-        for replica in 0..self.config.count {
+        for replica in 0..REPLICAS_MAX {
             let agreed = self.is_agreed_member(replica);
             let Some(link) = &mut self.links[replica] else {
                 continue;
@@ -581,6 +588,7 @@ impl Machine {
         Membership {
             term: self.state.term,
             line: self.state.line.clone(),
+            layout: self.state.places.version,
             in_sync: self.state.in_sync,
             since: self.state.since,
         }
@@ -678,7 +686,7 @@ impl Machine {
         let even = self.heir_of.take();
         if self.quorum.is_some() && reason != RoleReason::Resumed {
             // What the others told when they met is old.
-            for replica in (0..self.config.count).filter(|r| even != Some(*r)) {
+            for replica in (0..REPLICAS_MAX).filter(|r| even != Some(*r)) {
                 if self.links[replica].is_some() {
                     self.drop_link(replica, DropReason::RoleMoved);
                 }
@@ -689,7 +697,7 @@ impl Machine {
         self.state.handed_to = None;
         let generation = self.fresh_generation();
         self.state.line.begin(generation, self.last);
-        for replica in 0..self.config.count {
+        for replica in self.staying().iter() {
             if replica == self.config.me {
                 continue;
             }
@@ -742,7 +750,7 @@ impl Machine {
         self.ask_for_handover(now);
         let deadline = self.config.replica_deadline;
         let overdue = self.overdue(now);
-        for replica in 0..self.config.count {
+        for replica in 0..REPLICAS_MAX {
             let Some(link) = &self.links[replica] else {
                 continue;
             };
@@ -776,7 +784,7 @@ impl Machine {
         assert!(self.stable <= self.last);
         assert!(self.confirmed <= self.last || !self.serves());
         assert!(self.state.in_sync.has(self.config.me) || self.state.role == Role::Secondary);
-        for replica in 0..self.config.count {
+        for replica in 0..REPLICAS_MAX {
             if let Some(link) = &self.links[replica] {
                 assert!(link.stable <= link.applied, "stable but not applied");
                 let in_sync = link.standing == Standing::InSync;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::RwLockWriteGuard;
 
 use bytes::Bytes;
+use daemon::volume::Keys;
 use namespace::{Context, Executed, execute, mkfs};
 use protocol::fs::{Caller, Operation, Outcome, Request};
 use protocol::ids::{BrickId, GenerationId, NodeId, PoolId, SessionId, VolumeId};
@@ -18,25 +19,6 @@ use storage::{BrickIdentity, DirBrick, EngineChoice, create_brick, open_brick};
 use crate::support::{Node, STARTING, cairn, directory};
 
 const BIG: usize = 300_000;
-
-struct Keys<'b>(&'b DirBrick);
-
-impl namespace::Store for Keys<'_> {
-    type Error = storage::ReadError;
-
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Self::Error> {
-        self.0.get(key)
-    }
-
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        f: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<(), Self::Error> {
-        self.0.scan(from, to, f)
-    }
-}
 
 /// A brick that is filled as a primary would fill it.
 struct Filled {
@@ -64,6 +46,7 @@ impl Filled {
                 brick: BrickId([3; 16]),
             }],
             state: VolumeState::Started,
+            layout: protocol::volume::Layout::default(),
             options: std::collections::BTreeMap::new(),
             version: 1,
         };

@@ -160,9 +160,7 @@ impl Node {
         // A path on this machine is of use to this machine only.
         let near = caller == Caller::Local || caller == Caller::Key(self.id);
         let nodes = spec
-            .replicas
-            .iter()
-            .enumerate()
+            .members()
             .filter_map(|(index, replica)| {
                 let member = state.members.get(&replica.node)?;
                 let socket = near && replica.node == self.id;
@@ -220,7 +218,13 @@ impl Node {
         replica: usize,
     ) -> Result<NodeReply, Refusal> {
         // What became a volume after all is not undone.
-        if self.pool.state().volumes.contains_key(&spec.id) {
+        let brick = spec.replicas.get(replica).map(|place| place.brick);
+        let state = self.pool.state();
+        let became = state
+            .volumes
+            .get(&spec.id)
+            .is_some_and(|known| known.members().any(|(_, place)| Some(place.brick) == brick));
+        if became {
             return Err(refuse(
                 "volume_exists",
                 "the volume exists: its brick is not undone",

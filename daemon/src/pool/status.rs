@@ -161,9 +161,7 @@ fn volume_list(state: &PoolState, answers: &Answers, only: Option<&str>) -> Vec<
 /// One volume from its replicas' own words. A pure function of the answers.
 fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> VolumeStatus {
     let reports: Vec<Option<&ReplicaReport>> = spec
-        .replicas
-        .iter()
-        .enumerate()
+        .members()
         .map(|(index, replica)| {
             let said = answers.get(&replica.node)?.as_ref()?;
             said.iter()
@@ -187,11 +185,9 @@ fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> Vol
         .copied()
         .or(witness);
     let replicas: Vec<ReplicaStatus> = spec
-        .replicas
-        .iter()
+        .members()
         .zip(&reports)
-        .enumerate()
-        .map(|(index, (place, report))| {
+        .map(|((index, place), report)| {
             let name = state
                 .members
                 .get(&place.node)
@@ -201,7 +197,8 @@ fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> Vol
         .collect();
     let (health, reason) = judge(spec, primary, &replicas);
     let primary_name = primary
-        .and_then(|report| replicas.get(report.replica))
+        .and_then(|report| spec.members().position(|(at, _)| at == report.replica))
+        .and_then(|at| replicas.get(at))
         .map(|replica| replica.node.clone());
     let split_brain = reports
         .iter()
@@ -356,7 +353,7 @@ fn disk_text(disk: DiskState) -> &'static str {
 
 fn notes(state: &PoolState, spec: &VolumeSpec) -> Vec<String> {
     let mut notes = Vec::new();
-    if spec.quorum == Quorum::Off && spec.replicas.len() > 1 {
+    if spec.quorum == Quorum::Off && spec.members().count() > 1 {
         notes.push(if state.voters() >= MAJORITY_VOTERS_MIN {
             format!(
                 "quorum is off, although the pool has {} voters: `cairn volume set {} quorum \
@@ -370,8 +367,14 @@ fn notes(state: &PoolState, spec: &VolumeSpec) -> Vec<String> {
                 .to_owned()
         });
     }
+    for (_, replica) in spec.members().filter(|(place, _)| spec.is_leaving(*place)) {
+        notes.push(format!(
+            "{}:{} is on its way out: it is removed once another replica has the role and the data",
+            replica.node_name, replica.path
+        ));
+    }
     let min = Options::new(&spec.options).count("min-in-sync");
-    if min > spec.replicas.len() as u64 {
+    if min > spec.members().count() as u64 {
         notes.push(format!(
             "min-in-sync is {min}, more than there are replicas: writes wait"
         ));

@@ -24,6 +24,7 @@ fn spec() -> VolumeSpec {
         quorum: Quorum::Off,
         replicas: vec![replica(1), replica(2)],
         state: VolumeState::Started,
+        layout: protocol::volume::Layout::default(),
         options: BTreeMap::new(),
         version: 1,
     }

@@ -125,7 +125,7 @@ impl Node {
         let request = NodeRequest::RetryVolume { volume: spec.id };
         let mut failed = Vec::new();
         let mut retried: Vec<&str> = Vec::new();
-        for replica in &spec.replicas {
+        for (_, replica) in spec.members() {
             match self.ask_node(replica.node, &request, CALL_WITHIN).await {
                 Ok(NodeReply::Outcome { value }) if value["retried"] == true => {
                     retried.push(&replica.node_name);
@@ -134,7 +134,7 @@ impl Node {
                 Err(refusal) => failed.push(refusal),
             }
         }
-        if failed.len() == spec.replicas.len() {
+        if failed.len() == spec.members().count() {
             let mut refusal = failed.swap_remove(0);
             refusal.message = format!(
                 "volume `{name}` is started, but none of its replicas runs: {}",
@@ -176,13 +176,13 @@ impl Node {
     }
 
     /// Waits until the nodes that answer have done what was decided, and names the others.
-    async fn settle_everywhere(
+    pub(super) async fn settle_everywhere(
         self: &Arc<Self>,
         spec: &VolumeSpec,
         version: Option<u64>,
     ) -> String {
         let mut asked = tokio::task::JoinSet::new();
-        for replica in &spec.replicas {
+        for (_, replica) in spec.members() {
             let node = Arc::clone(self);
             let (to, name) = (replica.node, replica.node_name.clone());
             let request = NodeRequest::SettleVolume {
@@ -222,9 +222,8 @@ impl Node {
         .await?;
         let late = self.settle_everywhere(&spec, None).await;
         let bricks: Vec<String> = spec
-            .replicas
-            .iter()
-            .map(|replica| format!("{}:{}", replica.node_name, replica.path))
+            .members()
+            .map(|(_, replica)| format!("{}:{}", replica.node_name, replica.path))
             .collect();
         Ok(format!(
             "volume `{name}` is deleted; its data stays on {} until `cairn brick wipe`{late}",
@@ -330,12 +329,10 @@ impl Node {
         status
             .first()
             .and_then(|status| {
-                status
-                    .replicas
-                    .iter()
-                    .position(|replica| Some(&replica.node) == status.primary.as_ref())
+                let mut told = status.replicas.iter().zip(spec.members());
+                told.find(|(replica, _)| Some(&replica.node) == status.primary.as_ref())
             })
-            .map(|index| spec.replicas[index].node)
+            .map(|(_, (_, replica))| replica.node)
             .ok_or_else(|| {
                 refuse(
                     "no_primary",
@@ -350,14 +347,13 @@ impl Node {
         let state = self.pool.state();
         let spec = volume_of(&state, volume)?;
         let by_member = state.member_named(node).map(|(id, _)| id);
-        spec.replicas
-            .iter()
-            .position(|replica| Some(replica.node) == by_member || replica.node_name == node)
+        spec.members()
+            .find(|(_, replica)| Some(replica.node) == by_member || replica.node_name == node)
+            .map(|(place, _)| place)
             .ok_or_else(|| {
                 let holders: Vec<_> = spec
-                    .replicas
-                    .iter()
-                    .map(|replica| replica.node_name.as_str())
+                    .members()
+                    .map(|(_, replica)| replica.node_name.as_str())
                     .collect();
                 refuse(
                     "no_replica",

@@ -4,9 +4,9 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use protocol::ids::{GenerationId, PoolId};
-use protocol::volume::VolumeSpec;
+use protocol::volume::{Layout, VolumeSpec};
 use replication::line::Line;
-use replication::state::DurableState;
+use replication::state::{DurableState, Places};
 use storage::{
     Brick, BrickIdentity, CreateError, DirBrick, EngineChoice, Expected, Medium, OpenError,
     RecoveryReport, create_brick, open_brick, open_medium, read_superblock,
@@ -146,7 +146,15 @@ pub fn prepare_brick(
 #[must_use]
 pub fn first_state(spec: &VolumeSpec, index: usize) -> Bytes {
     let line = Line::new(GenerationId(spec.id.0));
-    super::links::to_json(&DurableState::created(index, spec.replicas.len(), line))
+    let state = if spec.layout == Layout::default() {
+        DurableState::created(index, spec.replicas.len(), line)
+    } else {
+        DurableState {
+            places: Places::of(spec),
+            ..DurableState::added(line)
+        }
+    };
+    super::links::to_json(&state)
 }
 
 /// Undoes [`prepare_brick`]. No error where nothing was prepared for this volume.

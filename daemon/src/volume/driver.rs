@@ -19,11 +19,11 @@ use protocol::mistakes::{Mistake, made};
 use protocol::record::{Change, Record};
 use protocol::replica::{Message, live_record_frame};
 use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
-use protocol::volume::VolumeSpec;
+use protocol::volume::{REPLICAS_MAX, VolumeSpec};
 use replication::machine::{
     Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Proposed, Standing,
 };
-use replication::state::{DurableState, Mask};
+use replication::state::{DurableState, Mask, Places};
 use storage::{Brick, BrickError, BrickEvent, DirtyItem, FlushWhat, Medium, Pace, RecoveryReport};
 use tokio::sync::{Notify, oneshot};
 
@@ -145,8 +145,13 @@ impl<M: Medium> Driver<M> {
         host: Arc<dyn Host>,
         brick: Brick<M>,
         recovery: RecoveryReport,
-        state: DurableState,
+        mut state: DurableState,
     ) -> Self {
+        if state.places.members() == Mask::default() {
+            // It never met a change of the replicas: what it noted means those of its own copy of
+            // the configuration.
+            state.places = Places::of(&brick.identity().spec);
+        }
         let settings = Settings::of(&spec);
         let entropy = host.entropy();
         let count = spec.replicas.len();
@@ -173,7 +178,7 @@ impl<M: Medium> Driver<M> {
             incarnation: u64::from_le_bytes(incarnation),
             started: host.now(),
             last_time: Timestamp(0),
-            links: (0..count).map(|_| None).collect(),
+            links: (0..REPLICAS_MAX).map(|_| None).collect(),
             sessions: Sessions::default(),
             waiting: VecDeque::new(),
             sync_objects: Vec::new(),
@@ -195,7 +200,7 @@ impl<M: Medium> Driver<M> {
             handover_waiters: Vec::new(),
             paused: false,
             full_wanted: Mask::default(),
-            resyncs: (0..count)
+            resyncs: (0..REPLICAS_MAX)
                 .map(|_| super::source::Resyncs::default())
                 .collect(),
             object_bytes_max: brick.object_bytes_max(),
@@ -596,19 +601,33 @@ impl<M: Medium> Driver<M> {
             if d.stopping || d.failed.is_some() {
                 return;
             }
-            d.learn_agreement();
+            let learned = d.learn_agreement();
             let now = d.now();
+            // What was agreed cannot be told before the replicas are known that it is about: until
+            // then it may or may not have happened.
+            let outcome = if learned {
+                outcome
+            } else {
+                Proposed::Undecided
+            };
             d.machine.proposed(now, next, outcome);
             d.finish_turn();
         });
     }
 
-    /// Tells the machine what this node knows of the pool's agreement.
-    pub(super) fn learn_agreement(&mut self) {
+    /// Tells the machine what this node knows of the pool's agreement. False: not yet, as it is
+    /// about replicas that this one has not learned of.
+    pub(super) fn learn_agreement(&mut self) -> bool {
         let now = self.now();
-        if let Some(agreed) = self.host.agreed(self.spec.id) {
+        // Read first: it is no newer than the layout.
+        let agreed = self.host.agreed(self.spec.id);
+        if self.host.layout(self.spec.id) > self.spec.layout.version {
+            return false;
+        }
+        if let Some(agreed) = agreed {
             self.machine.agreement(now, agreed);
         }
+        true
     }
 
     /// As primary: has every follower promise to ask for no role for a while.

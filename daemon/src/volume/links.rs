@@ -109,6 +109,14 @@ pub(super) enum LinkError {
         /// Ours.
         ours: u16,
     },
+    /// One of the two has not learned yet how the replicas changed.
+    #[error("the other end knows version {theirs} of the volume's replicas, this one {ours}")]
+    Layout {
+        /// Theirs.
+        theirs: u64,
+        /// Ours.
+        ours: u64,
+    },
     /// The other end closed.
     #[error("the other end closed the connection")]
     Closed,
@@ -130,16 +138,25 @@ fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, LinkError> {
 /// Dials a replica for as long as the volume runs.
 pub(super) async fn keep_dialling<M: Medium>(driver: Shared<M>, replica: usize) {
     let mut pause = REDIAL_PAUSE;
+    let brick = driver.borrow().spec.replicas[replica].brick;
     loop {
-        let (node, volume, host, name) = {
+        let (node, volume, host, name, waits) = {
             let d = driver.borrow();
             if d.stopping || d.failed.is_some() {
                 return;
             }
             let spec = &d.spec.replicas[replica];
-            (spec.node, d.spec.id, d.host.clone(), d.spec.name.clone())
+            if spec.brick != brick || !d.spec.is_member(replica) {
+                return; // it was removed
+            }
+            // Its node runs the brick whose place it takes, until that is gone.
+            let waits = d.spec.members().any(|(place, other)| {
+                place != replica && other.node == spec.node && d.spec.is_leaving(place)
+            });
+            let name = d.spec.name.clone();
+            (spec.node, d.spec.id, d.host.clone(), name, waits)
         };
-        if driver.borrow().links[replica].is_none() {
+        if !waits && driver.borrow().links[replica].is_none() {
             let dialled =
                 tokio::time::timeout(GREETING_TIMEOUT, host.dial(node, Purpose::Replica(volume)))
                     .await;
@@ -310,7 +327,7 @@ fn check_hello<M: Medium>(
         .spec
         .replicas
         .get(replica)
-        .filter(|_| replica != driver.me)
+        .filter(|_| replica != driver.me && driver.spec.is_member(replica))
     else {
         return Err(LinkError::Foreign);
     };
@@ -324,7 +341,15 @@ fn check_hello<M: Medium>(
             found,
         });
     }
-    Ok((replica, from_json(&report)?))
+    let report: Report = from_json(&report)?;
+    let ours = driver.machine.report().layout;
+    if report.layout != ours {
+        return Err(LinkError::Layout {
+            theirs: report.layout,
+            ours,
+        });
+    }
+    Ok((replica, report))
 }
 
 impl<M: Medium> Driver<M> {

@@ -100,6 +100,8 @@ pub trait Host: Send + Sync {
     fn may_use(&self, identity: NodeId, volume: &str) -> bool;
     /// What the pool agreed about the volume's roles; `None`: its bricks decide.
     fn agreed(&self, volume: VolumeId) -> Option<Agreed>;
+    /// Version of the volume's replicas ([`protocol::volume::Layout`]) that this node knows of.
+    fn layout(&self, volume: VolumeId) -> u64;
     /// Wakes at each change of what the pool agreed about anything.
     fn changes(&self) -> watch::Receiver<()>;
     /// Has the pool agree on this if it is still at the version before. Answers within a second.
@@ -172,6 +174,14 @@ impl Host for RealHost {
             primary: usize::from(set.primary),
             in_sync: Mask(set.in_sync),
         })
+    }
+
+    fn layout(&self, volume: VolumeId) -> u64 {
+        let state = self.context.pool.state();
+        state
+            .volumes
+            .get(&volume)
+            .map_or(0, |spec| spec.layout.version)
     }
 
     fn changes(&self) -> watch::Receiver<()> {
@@ -382,21 +392,26 @@ impl VolumeHandle {
         (handle, messages)
     }
 
-    /// The volume's configuration changed.
-    pub fn update_spec(&self, spec: VolumeSpec) {
+    /// The volume's configuration changed. False: the thread takes no message for now, and must be
+    /// told again.
+    #[must_use]
+    pub fn update_spec(&self, spec: VolumeSpec) -> bool {
         *self.inner.spec.lock() = spec.clone();
-        self.say(Said::Spec(Box::new(spec)));
+        self.say(Said::Spec(Box::new(spec)))
     }
 
     /// A connection for this volume. Closed where the thread is overwhelmed.
     pub fn accept(&self, stream: AcceptedStream, purpose: Purpose) {
-        self.say(Said::Accept(stream, purpose));
+        // What is not taken is closed.
+        let _ = self.say(Said::Accept(stream, purpose));
     }
 
-    fn say(&self, said: Said) {
-        if self.inner.inbox.try_send(said).is_err() {
+    fn say(&self, said: Said) -> bool {
+        let taken = self.inner.inbox.try_send(said).is_ok();
+        if !taken {
             tracing::warn!("a volume's thread takes no more messages for now");
         }
+        taken
     }
 
     /// This replica's view. A thread that does not answer in time is reported as such.
@@ -411,7 +426,8 @@ impl VolumeHandle {
 
     fn unknown(&self) -> ReplicaReport {
         let spec = self.inner.spec.lock();
-        let peers = (0..spec.replicas.len()).filter(|replica| *replica != self.inner.me);
+        let members = spec.members().map(|(replica, _)| replica);
+        let peers = members.filter(|replica| *replica != self.inner.me);
         ReplicaReport {
             volume: spec.id,
             node: self.inner.node,

@@ -43,9 +43,11 @@ impl<M: Medium> Driver<M> {
             term: state.term.0,
             generation: Some(state.line.current()),
             in_sync: state.in_sync.has(self.me),
-            peers: (0..self.links.len())
-                .filter(|r| *r != self.me)
-                .map(|r| self.peer_report(r))
+            peers: self
+                .spec
+                .members()
+                .filter(|(r, _)| *r != self.me)
+                .map(|(r, _)| self.peer_report(r))
                 .collect(),
             resync: self.resyncs[self.me]
                 .running

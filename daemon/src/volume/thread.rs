@@ -13,7 +13,7 @@ use protocol::node_rpc::VolumeCommand;
 use protocol::preamble::Purpose;
 use protocol::volume::VolumeSpec;
 use replication::machine::{Machine, Refusal, Standing};
-use replication::state::{DurableState, Mask, RoleReason};
+use replication::state::{DurableState, Mask, Places, RoleReason};
 use storage::{Brick, DirMedium, Medium, RecoveryReport};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -104,7 +104,11 @@ pub(super) async fn run<M: Medium>(
     (brick, recovery, state): Opened<M>,
     mut messages: mpsc::Receiver<Said>,
 ) -> Option<oneshot::Sender<()>> {
-    let count = spec.replicas.len();
+    let dialled: Vec<usize> = spec
+        .members()
+        .map(|(replica, _)| replica)
+        .filter(|replica| *replica > me)
+        .collect();
     let wake = brick.wake_fd().and_then(|fd| fd.try_clone_to_owned().ok());
     let driver = Driver::new(spec, me, host, brick, recovery, state);
     let shared: Shared<M> = Rc::new(RefCell::new(driver));
@@ -115,14 +119,21 @@ pub(super) async fn run<M: Medium>(
     };
     tokio::task::spawn_local(ticker(shared.clone()));
     tokio::task::spawn_local(watch_agreement(shared.clone()));
-    for replica in me + 1..count {
+    for replica in dialled {
         tokio::task::spawn_local(keep_dialling(shared.clone(), replica));
     }
     {
         let mut d = shared.borrow_mut();
         let now = d.now();
+        let places = Places::of(&d.spec);
+        d.machine.replace_places(now, places);
         d.machine.start(now);
         d.finish_turn();
+        // While it was away the configuration may have changed.
+        let spec = d.spec.clone();
+        if d.failed.is_none() && d.brick.identity().spec.version != spec.version {
+            d.keep_spec(&spec);
+        }
     }
     while let Some(said) = messages.recv().await {
         match said {
@@ -304,6 +315,7 @@ async fn execute<M: Medium>(
             shared.borrow_mut().resync(replica, full);
             Ok(serde_json::json!({ "started": true }))
         }
+        VolumeCommand::LetGo {} => Ok(shared.borrow_mut().let_go()),
         VolumeCommand::PauseResync => {
             shared.borrow_mut().pause(true);
             Ok(serde_json::json!({ "paused": true }))
@@ -353,11 +365,11 @@ async fn promote<M: Medium>(
     shared: &Shared<M>,
     to: usize,
 ) -> Result<serde_json::Value, CommandError> {
-    let (me, count) = {
+    let (me, is_member) = {
         let d = shared.borrow();
-        (d.me, d.links.len())
+        (d.me, d.spec.is_member(to))
     };
-    if to >= count {
+    if !is_member {
         return Err(CommandError::refused(
             "no_such_replica",
             "the volume has no such replica",
@@ -385,11 +397,53 @@ impl<M: Medium> Driver<M> {
             .set_replica_deadline(self.settings.replica_deadline);
         self.machine.set_min_in_sync(self.settings.min_in_sync);
         let (now, agreed) = (self.now(), self.host.agreed(spec.id));
+        let before = std::mem::replace(&mut self.spec, spec.clone());
+        // What the replicas mean is durable before the configuration that says so.
+        self.machine.replace_places(now, Places::of(&spec));
+        self.finish_turn();
+        self.dial_new(&before);
         self.machine.set_agreement(now, agreed);
+        self.learn_agreement();
+        self.keep_spec(&spec);
+        self.finish_turn();
+    }
+
+    /// Keeps a copy of the configuration in the brick, for whoever finds it without a pool.
+    fn keep_spec(&mut self, spec: &VolumeSpec) {
+        if self.failed.is_some() {
+            return;
+        }
         if let Err(error) = self.brick.set_spec(spec.clone()) {
             self.fail(&error);
         }
-        self.spec = spec;
+    }
+
+    /// Dials bricks that were added, where that is this replica's part.
+    fn dial_new(&self, before: &VolumeSpec) {
+        let Some(shared) = self.shared() else { return };
+        for (replica, place) in self.spec.members().filter(|(r, _)| *r > self.me) {
+            let known = before.is_member(replica)
+                && before.replicas.get(replica).map(|old| old.brick) == Some(place.brick);
+            if !known {
+                tokio::task::spawn_local(keep_dialling(shared.clone(), replica));
+            }
+        }
+    }
+
+    /// Whether the bricks on their way out may be removed. A primary that itself is on its way
+    /// out begins to hand its role over.
+    fn let_go(&mut self) -> serde_json::Value {
+        if self.spec.is_leaving(self.me)
+            && !self.is_handing_over()
+            && let Some(heir) = self.machine.heir()
+            && let Err(error) = self.promote(heir)
+        {
+            tracing::info!(volume = %self.spec.name, %error, "the role stays here for now");
+        }
+        serde_json::json!({
+            "let_go": self.machine.has_let_go(),
+            "version": self.spec.version,
+        })
     }
 
     /// Brings replicas up to date again: their links are closed, and the next meeting decides.

@@ -234,11 +234,12 @@ pub(super) async fn verify<M: Medium>(shared: &Shared<M>, repair: bool) -> Verdi
         replicas_compared: 1,
         ..Verdict::default()
     };
-    let (count, me) = {
+    let (members, me) = {
         let d = shared.borrow();
-        (d.links.len(), d.me)
+        let staying = d.spec.members().filter(|(r, _)| !d.spec.is_leaving(*r));
+        (staying.map(|(r, _)| r).collect::<Vec<_>>(), d.me)
     };
-    for replica in (0..count).filter(|r| *r != me) {
+    for replica in members.into_iter().filter(|r| *r != me) {
         let (name, in_sync) = {
             let d = shared.borrow();
             let in_sync = d.machine.standing(replica) == Some(Standing::InSync);

@@ -33,7 +33,7 @@ pub(super) fn dropped(
         DropReason::Slow => format!("no acknowledgement for {ms} ms"),
         DropReason::Silent => format!("nothing was heard for {ms} ms"),
         DropReason::StaleTerm => "it acknowledged what this primary never ordered".to_owned(),
-        DropReason::RoleMoved => return None,
+        DropReason::RoleMoved | DropReason::Leaving => return None,
     };
     Some(gone(node, left, &why))
 }

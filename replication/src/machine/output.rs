@@ -200,6 +200,8 @@ pub enum DropReason {
     StaleTerm,
     /// The role moved: they tell each other anew where they stand.
     RoleMoved,
+    /// The volume's replicas changed: it leaves, or another brick takes its place.
+    Leaving,
 }
 
 /// Why a request to the machine is refused.

@@ -15,6 +15,8 @@ use crate::decision::{Decision, Means, Rule};
 use crate::line::Line;
 use crate::state::Welcome;
 
+mod places;
+
 type Key = u8;
 
 #[derive(Debug, Clone, PartialEq)]
@@ -275,6 +277,10 @@ impl Volume {
         let up = |node: usize| self.nodes[node].machine.is_some();
         if a == b || self.wires.contains_key(&(a, b)) || !up(a) || !up(b) {
             return;
+        }
+        let layout = |node: usize| self.nodes[node].machine.as_ref().map(|m| m.report().layout);
+        if layout(a) != layout(b) {
+            return; // a hello in another layout is refused
         }
         for (node, other) in [(a, b), (b, a)] {
             // A new connection takes the place of the old one.
@@ -1551,16 +1557,20 @@ thread_local! {
     static HUNTING: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
 }
 
-/// One schedule, drawn from `seed`, in one of four settings; panics where a checker objects.
-fn hunt(seed: u64, bug: Option<Bug>) {
+/// Draws the same for the same seed.
+fn runner_of(seed: u64) -> proptest::test_runner::TestRunner {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = proptest::test_runner::TestRng::from_seed(
         proptest::test_runner::RngAlgorithm::ChaCha,
         &bytes,
     );
-    let mut runner =
-        proptest::test_runner::TestRunner::new_with_rng(ProptestConfig::default(), rng);
+    proptest::test_runner::TestRunner::new_with_rng(ProptestConfig::default(), rng)
+}
+
+/// One schedule, drawn from `seed`, in one of four settings; panics where a checker objects.
+fn hunt(seed: u64, bug: Option<Bug>) {
+    let mut runner = runner_of(seed);
     let (count, pool, power) = match seed % 4 {
         0 => (2, false, false),
         1 => (3, false, true),
