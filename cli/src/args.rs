@@ -287,6 +287,10 @@ pub(crate) enum BrickCommand {
         dir: PathBuf,
         /// A new or an empty directory
         dest: PathBuf,
+        /// Its files as a retained point has them: the newest, or the one of this number (`brick
+        /// info` lists them)
+        #[arg(long, value_name = "NUMBER", num_args = 0..=1, default_missing_value = "newest")]
+        point: Option<PointArg>,
     },
     /// Clear a deleted volume's brick for new use
     Wipe {
@@ -296,6 +300,26 @@ pub(crate) enum BrickCommand {
         #[arg(long)]
         force: bool,
     },
+}
+
+/// Which retained point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum PointArg {
+    /// The newest.
+    Newest,
+    /// The one of this number.
+    Number(u64),
+}
+
+impl std::str::FromStr for PointArg {
+    type Err = std::num::ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text == "newest" {
+            return Ok(Self::Newest);
+        }
+        text.parse().map(Self::Number)
+    }
 }
 
 /// `cairn volume create`.
@@ -429,6 +453,10 @@ pub(crate) enum VolumeCommand {
         /// Return when it has ended
         #[arg(long)]
         wait: bool,
+        /// Also where a replica has no room to keep what it holds now: if the source dies in the
+        /// middle, it cannot go back
+        #[arg(long)]
+        force: bool,
     },
     /// Hold resyncs
     PauseResync {
@@ -461,9 +489,18 @@ pub(crate) enum VolumeCommand {
 /// `volume split-brain NAME …`.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum SplitBrainAction {
-    /// Show an open split brain
+    /// Show an open split brain, and the given-up sides that are kept
     List,
-    /// Keep one side; what the others alone hold is lost
+    /// Drop what a node keeps of sides that were given up
+    Drop {
+        /// The node
+        node: String,
+        /// Although data is lost
+        #[arg(long)]
+        force: bool,
+    },
+    /// Keep one side; what the others alone hold is given up, and kept for reading until it is
+    /// dropped
     Resolve {
         /// The node whose side stays
         #[arg(long)]

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use protocol::codec::{DecodeError, Reader, Writer};
 use protocol::fs::Attributes;
+use protocol::record::Change;
 use protocol::units::{ObjectId, Timestamp};
 
-use crate::TARGET_BYTES_MAX;
+use crate::{TARGET_BYTES_MAX, keys};
 
 /// Version of an inode's value.
 const VERSION: u8 = 1;
@@ -69,6 +70,22 @@ pub struct Inode {
     pub btime: Timestamp,
     /// What its type adds.
     pub detail: Detail,
+}
+
+/// The latest change time of the inodes that a change set puts: about when it was ordered. `None`
+/// where it puts none.
+#[must_use]
+pub fn latest_change(changes: &[Change]) -> Option<Timestamp> {
+    changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::Put { key, value } if key.first() == Some(&keys::INODE) => {
+                Inode::decode(value.clone()).ok()
+            }
+            _ => None,
+        })
+        .map(|inode| inode.ctime)
+        .max()
 }
 
 impl Inode {

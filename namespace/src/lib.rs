@@ -38,7 +38,7 @@ use protocol::record::Change;
 use protocol::units::{ObjectId, Timestamp};
 
 pub use execute::{execute, seek_outcome};
-pub use inode::{Detail, Inode};
+pub use inode::{Detail, Inode, latest_change};
 pub use replies::{Admission, Session, admit, end_session, kept_reply, open_session, sessions};
 pub use tree::{Orphans, is_orphan, mkfs, objects, orphans, path_of, release_orphan, walk};
 

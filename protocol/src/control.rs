@@ -185,6 +185,15 @@ pub enum ControlRequest {
         /// What the others alone hold may be lost.
         force: bool,
     },
+    /// Drop what a replica keeps of sides that were given up.
+    VolumeDropKept {
+        /// Name.
+        name: String,
+        /// The node of the replica.
+        node: String,
+        /// What it alone held may be lost.
+        force: bool,
+    },
     /// Resync now.
     VolumeResync {
         /// Name.
@@ -195,6 +204,9 @@ pub enum ControlRequest {
         full: bool,
         /// Answer when it has ended.
         wait: bool,
+        /// Also where what a replica holds now cannot be kept.
+        #[serde(default)]
+        force: bool,
     },
     /// Hold resyncs.
     VolumePauseResync {

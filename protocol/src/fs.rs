@@ -35,7 +35,7 @@ pub mod kind {
 }
 
 /// Version of this module's messages.
-pub const FS_VERSION: u16 = 1;
+pub const FS_VERSION: u16 = 2;
 /// Longest name of a directory entry.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest data of one read or write.
@@ -62,6 +62,9 @@ pub struct Hello {
     pub read_only: bool,
     /// Objects that the client's applications hold open, so that an unlinked one stays usable.
     pub opens: Vec<ObjectId>,
+    /// The highest record that an answer to the client rested on, and the term of the primary that
+    /// gave it: after a take-over that shows what was confirmed and is lost (DUR-2). Zero: none.
+    pub confirmed: (Term, Sequence),
 }
 
 /// The answer to [`Hello`].

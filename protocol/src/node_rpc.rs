@@ -83,6 +83,11 @@ pub enum VolumeCommand {
     /// End a split brain: what this replica holds stays, what others alone hold is given up. Sent
     /// to the node of the replica that is kept.
     KeepSide {},
+    /// Drop what this replica keeps of sides that were given up. Sent to the node of the replica.
+    DropKept {},
+    /// Let the next resync of this replica begin although what it changes cannot be kept. Sent to
+    /// the node of the replica.
+    ResyncWithoutPoint {},
     /// Bring replicas up to date now. Sent to the primary's node.
     Resync {
         /// Only this replica.

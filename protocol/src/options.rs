@@ -105,7 +105,7 @@ pub const OPTIONS: &[OptionRule] = &[
             max: 64 * G,
         },
         default: "64M",
-        meaning: "Bytes that protocol A may queue for a replica before writes wait.",
+        meaning: "Bytes that protocol A may queue, in memory, for a replica; one that lacks more is left behind and catches up later.",
     },
     OptionRule {
         key: "compression",
@@ -272,8 +272,10 @@ impl OptionRule {
     pub fn effect(&self, value: &str) -> Effect {
         let default = self.normalize(self.default).is_ok_and(|it| it == value);
         match self.key {
-            "quorum" | "size" | "resync-max-rate" | "replica-deadline" | "session-timeout"
-            | "min-in-sync" | "read-only" => Effect::InForce,
+            "protocol" | "async-queue-max" | "quorum" | "size" | "resync-max-rate"
+            | "replica-deadline" | "session-timeout" | "min-in-sync" | "read-only" => {
+                Effect::InForce
+            }
             _ if default || value.is_empty() => Effect::InForce,
             "auth.allow" | "root-squash" | "fence-command" => Effect::Refused,
             _ => Effect::Later,
@@ -521,7 +523,8 @@ mod tests {
         assert_eq!(effect("auth.allow", "10.0.0.0/8"), Effect::Refused);
         assert_eq!(effect("root-squash", "on"), Effect::Refused);
         assert_eq!(effect("root-squash", "off"), Effect::InForce);
-        assert_eq!(effect("protocol", "A"), Effect::Later);
+        assert_eq!(effect("protocol", "A"), Effect::InForce);
+        assert_eq!(effect("compression", "zstd"), Effect::Later);
         assert_eq!(effect("protocol", "C"), Effect::InForce);
         assert_eq!(effect("read-only", "on"), Effect::InForce);
     }

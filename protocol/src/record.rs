@@ -102,6 +102,18 @@ impl Record {
         w.finish()
     }
 
+    /// About the bytes that a record of these changes takes on a wire, for bounds and lags.
+    #[must_use]
+    pub fn bytes_about(changes: &[Change], payload: &Bytes) -> u64 {
+        let fixed = 64 + 32 * changes.len();
+        let keys = changes.iter().map(|change| match change {
+            Change::Put { key, value } => key.len() + value.len(),
+            Change::Delete { key } => key.len(),
+            _ => 0,
+        });
+        (fixed + keys.sum::<usize>() + payload.len()) as u64
+    }
+
     /// Reads what [`Record::encode_meta`] wrote and joins it with its payload. Checks every
     /// length and that the writes use the payload up exactly.
     pub fn decode(meta: Bytes, payload: Bytes) -> Result<Self, DecodeError> {

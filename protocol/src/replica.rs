@@ -10,7 +10,7 @@ use crate::record::Record;
 use crate::units::{ObjectId, Sequence, Term};
 
 /// Version of this module's messages.
-pub const REPLICA_VERSION: u16 = 1;
+pub const REPLICA_VERSION: u16 = 2;
 /// Most items of a list in one frame.
 pub const ITEMS_MAX: usize = 16 * 1024;
 /// Bytes of the hash of a block in an offer or a comparison.
@@ -104,12 +104,16 @@ pub enum Message {
     Welcome(Bytes),
     /// A record.
     Record(Record),
-    /// Everything up to here is applied, and stable, at the sender.
+    /// How far the sender has everything: in memory, applied, stable.
     Ack {
+        /// In memory.
+        received: Sequence,
         /// Applied.
         applied: Sequence,
         /// On stable storage.
         stable: Sequence,
+        /// The version of the ack policy in force that it knows durably.
+        policy: u64,
     },
     /// Make everything sent so far durable, with the data of these objects (`None`: of all).
     Flush {
@@ -304,8 +308,13 @@ impl Message {
             }
             Self::Record(record) => return record_frame(kind::RECORD, record),
             Self::Resync(record) => return record_frame(kind::RESYNC, record),
-            Self::Ack { applied, stable } => {
-                w.u64(applied.0).u64(stable.0);
+            Self::Ack {
+                received,
+                applied,
+                stable,
+                policy,
+            } => {
+                w.u64(received.0).u64(applied.0).u64(stable.0).u64(*policy);
                 kind::ACK
             }
             Self::Flush { id, objects } => {
@@ -490,8 +499,10 @@ impl Message {
                 )?));
             }
             kind::ACK => Self::Ack {
+                received: Sequence(r.u64("received")?),
                 applied: Sequence(r.u64("applied")?),
                 stable: Sequence(r.u64("stable")?),
+                policy: r.u64("policy")?,
             },
             kind::FLUSH => {
                 let id = r.u64("id")?;
@@ -719,8 +730,10 @@ mod tests {
             Message::Welcome(bytes.clone()),
             Message::Record(record.clone()),
             Message::Ack {
+                received: Sequence(3),
                 applied: Sequence(2),
                 stable: Sequence(1),
+                policy: 4,
             },
             Message::Flush {
                 id: 1,

@@ -201,6 +201,43 @@ pub struct ReplicaReport {
     pub clients: Vec<ClientReport>,
     /// An open split brain.
     pub split_brain: Option<SplitBrainReport>,
+    /// As primary: the loosest ack policy by which something is confirmed just now.
+    #[serde(default)]
+    pub protocol_in_force: Option<Protocol>,
+    /// As primary: confirmed operations that its take-over lost, as far as clients showed.
+    #[serde(default)]
+    pub lost_operations: u64,
+    /// The whole picture before the resync under way, to which the replica can go back.
+    #[serde(default)]
+    pub point: Option<PointReport>,
+    /// What it held alone and the volume gave up, until somebody drops it.
+    #[serde(default)]
+    pub kept: Vec<PointReport>,
+}
+
+/// What a retained point is there for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PointState {
+    /// To go back to if a resync's source dies.
+    BeforeResync,
+    /// To be read until an operator drops it.
+    GivenUp,
+}
+
+/// A retained point of a brick.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PointReport {
+    /// Its number in the brick.
+    pub id: u64,
+    /// What it is there for.
+    pub state: PointState,
+    /// The time of its last change. RFC 3339, UTC.
+    pub as_of: String,
+    /// Its last operation.
+    pub sequence: u64,
+    /// About how many bytes it costs besides.
+    pub kept_bytes: u64,
 }
 
 /// How well a volume or the pool serves.
@@ -244,6 +281,12 @@ pub struct ReplicaStatus {
     pub resync: Option<ResyncReport>,
     /// The last one.
     pub last_resync: Option<LastResyncReport>,
+    /// The whole picture before the resync under way, to which it can go back.
+    #[serde(default)]
+    pub point: Option<PointReport>,
+    /// What it held alone and the volume gave up, until somebody drops it.
+    #[serde(default)]
+    pub kept: Vec<PointReport>,
 }
 
 /// One volume in `volume status`.

@@ -27,6 +27,40 @@ pub enum Protocol {
     C,
 }
 
+impl Protocol {
+    /// How much it asks for before an operation is confirmed, from little to much.
+    fn demand(self) -> u8 {
+        match self {
+            Self::A => 0,
+            Self::B => 1,
+            Self::C => 2,
+        }
+    }
+    /// Whether it confirms on less evidence than `other`.
+    #[must_use]
+    pub fn is_looser_than(self, other: Self) -> bool {
+        self.demand() < other.demand()
+    }
+    /// The one of both that asks for more.
+    #[must_use]
+    pub fn stricter(self, other: Self) -> Self {
+        if self.is_looser_than(other) {
+            other
+        } else {
+            self
+        }
+    }
+    /// Its letter.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::A => "A",
+            Self::B => "B",
+            Self::C => "C",
+        }
+    }
+}
+
 /// Who decides about roles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -214,7 +214,7 @@ fn behind(
 mod tests {
     use super::*;
     use crate::line::Line;
-    use crate::state::Mask;
+    use crate::state::{InForce, Mask};
     use protocol::ids::GenerationId;
     use protocol::units::Term;
 
@@ -233,13 +233,14 @@ mod tests {
             suspects: 0,
             layout: 0,
             revision: 0,
+            policy: InForce::default(),
         }
     }
 
     /// A primary at 100 that went on without its replica after 50.
     fn primary() -> Report {
         let mut line = Line::new(GenerationId([1; 16]));
-        line.begin(GenerationId([2; 16]), Sequence(50));
+        line.begin(GenerationId([2; 16]), Term(3), Sequence(50));
         report(Role::Primary, &line, 100)
     }
 

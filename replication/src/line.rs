@@ -1,7 +1,7 @@
 //! A replica's past: which generation ordered which sequences.
 
 use protocol::ids::GenerationId;
-use protocol::units::Sequence;
+use protocol::units::{Sequence, Term};
 use serde::{Deserialize, Serialize};
 
 /// Most generations that a line remembers. Older ones are folded into the oldest kept, so a
@@ -16,6 +16,9 @@ pub struct Stretch {
     pub generation: GenerationId,
     /// The last sequence before its own first.
     pub after: Sequence,
+    /// The term of the primary that began it; 0 where an older version wrote it down.
+    #[serde(default)]
+    pub term: Term,
 }
 
 /// A past: stretches in rising order. Never empty.
@@ -73,6 +76,7 @@ impl Line {
             stretches: vec![Stretch {
                 generation,
                 after: Sequence::ZERO,
+                term: Term(0),
             }],
         }
     }
@@ -86,9 +90,9 @@ impl Line {
             .generation
     }
 
-    /// Begins a new generation after `last`. Stretches that begin at or beyond `last` ordered
+    /// A primary of `term` begins a new generation after `last`. Stretches that begin at or beyond `last` ordered
     /// nothing that is kept, and are dropped.
-    pub fn begin(&mut self, generation: GenerationId, last: Sequence) {
+    pub fn begin(&mut self, generation: GenerationId, term: Term, last: Sequence) {
         // The first stretch is the volume's birth: it identifies the volume's data and stays.
         while self.stretches.len() > 1 && self.stretches[self.stretches.len() - 1].after >= last {
             self.stretches.pop();
@@ -96,6 +100,7 @@ impl Line {
         self.stretches.push(Stretch {
             generation,
             after: last,
+            term,
         });
         if self.stretches.len() > GENERATIONS_MAX {
             self.stretches.remove(1);
@@ -107,6 +112,14 @@ impl Line {
     pub fn at(&self, sequence: Sequence) -> GenerationId {
         let after = self.stretches.partition_point(|s| s.after < sequence);
         self.stretches[after.saturating_sub(1)].generation
+    }
+
+    /// The last record of `term` and of those before it that is part of this past; `None`: no
+    /// later term is known here, so nothing was left out.
+    #[must_use]
+    pub fn end_of(&self, term: Term) -> Option<Sequence> {
+        let later = self.stretches.iter().find(|s| s.term > term);
+        later.map(|stretch| stretch.after)
     }
 
     /// Stretches, oldest first.
@@ -176,7 +189,7 @@ mod tests {
     fn a_replica_that_was_away_is_behind_on_the_same_line() {
         let mut mine = Line::new(generation(1));
         let theirs = mine.clone();
-        mine.begin(generation(2), Sequence(10));
+        mine.begin(generation(2), Term(1), Sequence(10));
         assert_eq!(
             mine.relation(Sequence(20), &theirs, Sequence(8)),
             common(8, true, false)
@@ -191,7 +204,7 @@ mod tests {
     fn a_tail_beyond_the_branch_is_noticed_on_either_side() {
         let mut mine = Line::new(generation(1));
         let theirs = mine.clone();
-        mine.begin(generation(2), Sequence(10));
+        mine.begin(generation(2), Term(1), Sequence(10));
         assert_eq!(
             mine.relation(Sequence(20), &theirs, Sequence(12)),
             common(10, true, true)
@@ -207,12 +220,24 @@ mod tests {
     fn two_generations_from_one_root_share_only_the_root() {
         let root = Line::new(generation(1));
         let (mut a, mut b) = (root.clone(), root);
-        a.begin(generation(2), Sequence(5));
-        b.begin(generation(3), Sequence(7));
+        a.begin(generation(2), Term(1), Sequence(5));
+        b.begin(generation(3), Term(1), Sequence(7));
         assert_eq!(
             a.relation(Sequence(9), &b, Sequence(9)),
             common(5, true, true)
         );
+    }
+
+    #[test]
+    fn what_a_take_over_left_out_is_known_by_the_term_that_ordered_it() {
+        let mut line = Line::new(generation(1));
+        line.begin(generation(2), Term(3), Sequence(10));
+        line.begin(generation(3), Term(3), Sequence(20));
+        line.begin(generation(4), Term(4), Sequence(25));
+        line.begin(generation(5), Term(6), Sequence(40));
+        assert_eq!(line.end_of(Term(3)), Some(Sequence(25)));
+        assert_eq!(line.end_of(Term(5)), Some(Sequence(40)));
+        assert_eq!(line.end_of(Term(6)), None);
     }
 
     #[test]
@@ -225,8 +250,8 @@ mod tests {
     #[test]
     fn the_generation_of_each_sequence_is_found() {
         let mut line = Line::new(generation(1));
-        line.begin(generation(2), Sequence(5));
-        line.begin(generation(3), Sequence(9));
+        line.begin(generation(2), Term(1), Sequence(5));
+        line.begin(generation(3), Term(1), Sequence(9));
         let of = |n| line.at(Sequence(n));
         assert_eq!(
             (of(0), of(5), of(6), of(9), of(10)),
@@ -247,7 +272,7 @@ mod tests {
         for &(count, next) in steps {
             let current = line.current();
             written.extend(std::iter::repeat_n(current, usize::from(count)));
-            line.begin(generation(next), Sequence(written.len() as u64));
+            line.begin(generation(next), Term(1), Sequence(written.len() as u64));
         }
         (line, written)
     }

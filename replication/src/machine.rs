@@ -20,15 +20,18 @@
 //!   └────── decision durable ── HandingOver
 //! ```
 //!
-//! A record is *confirmed* when it is applied here and at every member of the in-sync set, as
-//! durably decided. While a change of the set is being made durable, both the old and the new set
-//! are waited for.
+//! A record is *confirmed* when it is applied here and every member of the in-sync set, as durably
+//! decided, gives the evidence that the ack policy asks for ([`policy`]). While a change of the set
+//! is being made durable, both the old and the new set are waited for.
 
 mod bugs;
+mod flushes;
 mod follow;
 mod meet;
 mod output;
 mod places;
+pub mod policy;
+mod queue;
 mod quorum;
 #[cfg(test)]
 mod tests;
@@ -46,19 +49,26 @@ use crate::state::{Disk, DurableState, Mask, Membership, Report, Role, RoleReaso
 pub use bugs::Bug;
 #[cfg(any(test, debug_assertions))]
 pub use bugs::make_mistake;
+use flushes::{Flush, Own};
 pub use output::{Config, DropReason, FlushId, Output, Phase, Refusal, Standing};
+use policy::Missing;
+pub use policy::Position;
+pub use queue::Lag;
+use queue::Queue;
 use quorum::Quorum;
 pub use quorum::{Agreed, Proposed};
-
-/// Disks take longer than messages: a flush has so long at least.
-const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone)]
 struct Link {
     report: Report,
     standing: Standing,
+    received: Sequence,
     applied: Sequence,
     stable: Sequence,
+    /// The version of the policy in force that it knows durably.
+    policy: u64,
+    /// It is beyond the bound of its queue: its connection is being closed.
+    leaving: bool,
     heard: Duration,
     behind_since: Option<Duration>,
     /// It acknowledged something since it was taken on: it is what it told.
@@ -86,16 +96,28 @@ pub struct Machine {
     durable: DurableState,
     phase: Phase,
     last: Sequence,
+    /// As follower: in memory, the records after `last` not applied yet.
+    received: Sequence,
     applied: Sequence,
     stable: Sequence,
     confirmed: Sequence,
     suspects: u64,
     journal_from: Sequence,
     links: Vec<Option<Link>>,
-    /// Who is waited for, and since when as far as ticks tell.
-    flushes: BTreeMap<FlushId, (Mask, Option<Duration>)>,
+    flushes: BTreeMap<FlushId, Flush>,
     next_flush: u64,
-    handover_flush: Option<FlushId>,
+    /// The flushes that the machine itself wants.
+    own_flushes: Vec<(FlushId, Own)>,
+    /// What was ordered and not applied by everybody who gets records.
+    queue: Queue,
+    /// Replicas outside the set, since this one serves.
+    missing: Vec<Option<Missing>>,
+    /// A stricter policy takes effect when everything up to here satisfies it.
+    tightens: Option<Sequence>,
+    /// Nothing is answered before what was taken over is on stable storage here.
+    settling: bool,
+    /// An operator makes this replica primary, whatever the others may have.
+    forced: bool,
     /// Everything is in place for the hand-over that the pool is to agree on.
     handover_ready: bool,
     decisions_open: u32,
@@ -136,6 +158,7 @@ impl Machine {
             durable,
             phase: Phase::Following,
             last,
+            received: last,
             applied: last,
             stable: last,
             confirmed: Sequence::ZERO,
@@ -143,7 +166,12 @@ impl Machine {
             journal_from: Sequence(1),
             flushes: BTreeMap::new(),
             next_flush: 1,
-            handover_flush: None,
+            own_flushes: Vec::new(),
+            queue: Queue::default(),
+            missing: vec![None; REPLICAS_MAX],
+            tightens: None,
+            settling: false,
+            forced: false,
             handover_ready: false,
             decisions_open: 0,
             entering: Mask::default(),
@@ -184,7 +212,7 @@ impl Machine {
     /// Where the pool decides: a member that follows nobody, and knows of nobody who serves, may
     /// have to take the role. It may learn that it is a member after it has started, or lose a
     /// primary before that one took it on.
-    fn wait_for_members(&mut self, now: Duration) {
+    pub(super) fn wait_for_members(&mut self, now: Duration) {
         let follows =
             (0..REPLICAS_MAX).any(|replica| self.standing(replica) == Some(Standing::MyPrimary));
         let idle = self.phase == Phase::Following && !self.joined && !follows;
@@ -250,7 +278,8 @@ impl Machine {
     /// the journal or be marked.
     pub fn owed(&self) -> impl Iterator<Item = (usize, Sequence)> {
         let feeds = matches!(self.phase, Phase::Serving | Phase::HandingOver { .. });
-        let others = (0..self.config.count).filter(|replica| *replica != self.config.me);
+        let others = self.belonging().without(self.config.me);
+        let others = (0..REPLICAS_MAX).filter(move |replica| others.has(*replica));
         others.filter_map(move |replica| {
             let position = if feeds {
                 let link = self.links[replica].as_ref().filter(|l| l.gets_records());
@@ -321,6 +350,7 @@ impl Machine {
             suspects: self.suspects,
             layout: self.state.places.version,
             revision: self.revision,
+            policy: self.state.policy,
         }
     }
     /// The oldest record that the journal holds, for reports.
@@ -344,23 +374,42 @@ impl Machine {
 
     // ---- ordering and confirmation ---------------------------------------------------------
 
-    /// Gives the next record its place. The driver appends it and then calls
+    /// Gives the next record, of so many bytes, its place. The driver appends it and then calls
     /// [`Machine::local_applied`].
-    pub fn order(&mut self, now: Duration) -> Result<(Sequence, Term, GenerationId), Refusal> {
+    ///
+    /// # Errors
+    /// [`Refusal::NotServing`], [`Refusal::HandingOver`].
+    pub fn order(
+        &mut self,
+        now: Duration,
+        bytes: u64,
+    ) -> Result<(Sequence, Term, GenerationId), Refusal> {
         match self.phase {
             Phase::Serving => {}
             Phase::HandingOver { .. } => return Err(Refusal::HandingOver),
             _ => return Err(Refusal::NotServing),
         }
         self.last = self.last.next();
-        for (replica, link) in self.links.iter_mut().enumerate() {
-            let Some(link) = link else { continue };
+        self.received = self.last;
+        self.note_ordered(now, bytes);
+        self.note_waiting(now);
+        Ok((self.last, self.state.term, self.state.line.current()))
+    }
+
+    /// Notes for each member that is waited for since when it owes evidence.
+    fn note_waiting(&mut self, now: Duration) {
+        for replica in 0..REPLICAS_MAX {
+            let owes = self.evidence(replica) < self.last;
+            let Some(link) = &mut self.links[replica] else {
+                continue;
+            };
             let waited_for = link.standing == Standing::InSync || self.entering.has(replica);
-            if waited_for && link.behind_since.is_none() {
+            if !waited_for || !owes {
+                link.behind_since = None;
+            } else if link.behind_since.is_none() {
                 link.behind_since = Some(now);
             }
         }
-        Ok((self.last, self.state.term, self.state.line.current()))
     }
 
     /// Everything up to `sequence` is applied here.
@@ -376,36 +425,35 @@ impl Machine {
     }
 
     /// A replica acknowledged.
-    pub fn acknowledged(
-        &mut self,
-        now: Duration,
-        replica: usize,
-        applied: Sequence,
-        stable: Sequence,
-    ) {
+    pub fn acknowledged(&mut self, now: Duration, replica: usize, position: Position) {
         let last = self.last;
+        let before = self.evidence(replica);
         let Some(link) = self.links[replica].as_mut().filter(|l| l.gets_records()) else {
             return; // an acknowledgement that crossed a refusal or a change of roles
         };
         link.heard = now;
         let begins = !std::mem::replace(&mut link.acknowledged, true);
-        if applied > last {
+        if position.applied.max(position.received) > last {
             // It would be a lie, or a replica that took records from elsewhere.
             self.drop_link(replica, DropReason::StaleTerm);
             return;
         }
-        if applied > link.applied {
-            link.applied = applied;
-            link.behind_since = (applied < last).then_some(now);
-        }
-        link.stable = link.stable.max(stable.min(link.applied));
+        link.applied = link.applied.max(position.applied);
+        link.received = link.received.max(position.received).max(link.applied);
+        link.stable = link.stable.max(position.stable.min(link.applied));
+        link.policy = position.policy;
         let begun_at = link.stable;
+        let evidence = self.evidence(replica);
+        if let Some(link) = self.links[replica].as_mut().filter(|_| evidence > before) {
+            link.behind_since = (evidence < last).then_some(now);
+        }
         if begins && self.state.resyncing.has(replica) {
             // The replica is where the resync began. Marks go as it takes what they stand for, so
             // an older state of it is not covered from here on.
             self.state.since[replica] = self.state.since[replica].max(begun_at);
             self.decide();
         }
+        self.trim_queue();
         self.try_join(replica);
         self.advance();
     }
@@ -432,67 +480,15 @@ impl Machine {
         if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
             return;
         }
-        if self.state.in_sync.count() < self.config.min_in_sync {
-            return;
-        }
-        let members = if self.errs(Bug::ConfirmsAlone) {
-            Mask::of(self.config.me)
-        } else {
-            self.members()
-        };
-        let lowest = members.iter().map(|r| self.position(r).0).min();
-        let confirmed = lowest.unwrap_or(self.applied);
-        if confirmed > self.confirmed {
-            self.confirmed = confirmed;
-            self.outputs.push_back(Output::Confirmed(confirmed));
+        self.go_on_tightening();
+        self.finish_flushes();
+        let enough = self.state.in_sync.count() >= self.config.min_in_sync;
+        let covered = self.covered();
+        if enough && !self.settling && covered > self.confirmed {
+            self.confirmed = covered;
+            self.outputs.push_back(Output::Confirmed(covered));
         }
         self.advance_handover();
-    }
-
-    /// Everything confirmed so far shall be on stable storage. The driver flushes here and at
-    /// every replica of [`Machine::flush_waits_for`], and reports each by [`Machine::flushed`].
-    pub fn begin_flush(&mut self) -> Result<FlushId, Refusal> {
-        if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
-            return Err(Refusal::NotServing);
-        }
-        let id = FlushId(self.next_flush);
-        self.next_flush += 1;
-        self.flushes.insert(id, (self.set(), None));
-        Ok(id)
-    }
-
-    /// The replicas that a flush waits for.
-    #[must_use]
-    pub fn flush_waits_for(&self, id: FlushId) -> Mask {
-        self.flushes
-            .get(&id)
-            .map_or_else(Mask::default, |(waiting, _)| *waiting)
-    }
-
-    /// A replica, or this one, completed a flush.
-    pub fn flushed(&mut self, now: Duration, replica: usize, id: FlushId) {
-        if let Some((waiting, _)) = self.flushes.get_mut(&id) {
-            *waiting = waiting.without(replica);
-        }
-        self.finish_flushes();
-        self.ask_for_handover(now);
-    }
-
-    fn finish_flushes(&mut self) {
-        let done: Vec<_> = self
-            .flushes
-            .iter()
-            .filter(|(_, (waiting, _))| waiting.0 == 0)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in done {
-            self.flushes.remove(&id);
-            self.outputs.push_back(Output::Flushed(id));
-            if self.handover_flush == Some(id) {
-                self.handover_flush = None;
-                self.decide_handover();
-            }
-        }
     }
 
     // ---- decisions ---------------------------------------------------------------------------
@@ -517,8 +513,9 @@ impl Machine {
         }
         if self.phase == Phase::Activating {
             self.phase = Phase::Serving;
-            // What it has is the volume's content from here on.
-            self.confirmed = self.confirmed.max(self.applied);
+            // What it has is the volume's content from here on; what an earlier term confirmed
+            // beyond it is not.
+            self.confirmed = self.applied;
             self.outputs.push_back(Output::Serving {
                 term: self.state.term,
                 reason: self.state.role_reason,
@@ -528,6 +525,7 @@ impl Machine {
             }
         }
         if self.serves() {
+            self.adjust_policy();
             self.after_membership_decision(now);
             self.ask_for_members(now);
         }
@@ -553,10 +551,7 @@ impl Machine {
 
     fn after_membership_decision(&mut self, now: Duration) {
         let members = self.set();
-        for (waiting, _) in self.flushes.values_mut() {
-            waiting.0 &= members.0;
-        }
-        self.finish_flushes();
+        self.flush_without(members);
         let membership = self.membership();
         for replica in 0..REPLICAS_MAX {
             let agreed = self.is_agreed_member(replica);
@@ -567,7 +562,7 @@ impl Machine {
             if joins && matches!(link.standing, Standing::Catching { .. }) {
                 self.joining = self.joining.without(replica);
                 link.standing = Standing::InSync;
-                link.behind_since = (link.applied < self.last).then_some(now);
+                self.missing[replica] = None;
                 self.outputs.push_back(Output::ClearDirty { replica });
                 let membership = Box::new(membership.clone());
                 self.outputs.push_back(Output::Joined {
@@ -582,6 +577,7 @@ impl Machine {
                 });
             }
         }
+        self.note_waiting(now);
     }
 
     fn membership(&self) -> Membership {
@@ -591,6 +587,7 @@ impl Machine {
             layout: self.state.places.version,
             in_sync: self.state.in_sync,
             since: self.state.since,
+            policy: self.state.policy,
         }
     }
 
@@ -617,13 +614,23 @@ impl Machine {
         let Phase::Waiting { until } = self.phase else {
             return;
         };
-        let others = self.state.in_sync.without(self.config.me);
+        if self.has_received() {
+            return; // first it is applied
+        }
+        let needs_all = self.needs_every_report();
+        let mut others = self.state.in_sync.without(self.config.me);
+        if let Some(agreed) = self.agreed().filter(|_| needs_all) {
+            others = Mask(others.0 | agreed.in_sync.0).without(self.config.me);
+        }
+        // Bricks that were removed have nothing to say, and were let go of before.
+        let others = Mask(others.0 & self.belonging().0);
         let met = |r: usize| self.links[r].is_some();
         if self.role_went_on() || (self.quorum.is_some() && !self.may_claim()) {
             self.phase = Phase::Following;
             return;
         }
-        if !others.iter().all(met) && now < until {
+        let not_yet = !others.iter().all(met) || self.last_primary_is_there();
+        if not_yet && (now < until || needs_all) {
             return;
         }
         let longest = others
@@ -631,24 +638,44 @@ impl Machine {
             .filter_map(|r| self.links[r].as_ref().map(|link| (r, &link.report)))
             .filter(|(_, report)| report.disk == Disk::UpToDate && self.has_my_tail(report))
             .max_by_key(|(_, report)| report.last);
-        if let Some((from, report)) = longest
-            && !self.tail_fetched
-            && report.last > self.last
-            && report.journal_from <= self.last.next()
-        {
-            self.phase = Phase::Pulling { from };
-            self.outputs.push_back(Output::Pull {
-                from,
-                after: self.last,
-            });
-            return;
+        if let Some((from, report)) = longest.filter(|(_, report)| report.last > self.last) {
+            if !self.tail_fetched && report.journal_from <= self.last.next() {
+                self.phase = Phase::Pulling { from };
+                self.outputs.push_back(Output::Pull {
+                    from,
+                    after: self.last,
+                });
+                return;
+            }
+            if needs_all {
+                return; // the other one, which has it, asks for the role
+            }
         }
         self.resume(now);
     }
 
+    /// Where the pool decides: whether the last primary is connected and can go on. It goes first.
+    /// What fsync confirmed is whole with it, whatever the ack policy asked of the others; and in
+    /// a new volume it is the first replica.
+    fn last_primary_is_there(&self) -> bool {
+        let Some(agreed) = self.agreed().filter(|_| !self.forced) else {
+            return false;
+        };
+        agreed.in_sync.has(agreed.primary)
+            && self.belonging().has(agreed.primary)
+            && self.links[agreed.primary]
+                .as_ref()
+                .is_some_and(|link| link.report.disk == Disk::UpToDate)
+    }
+
     fn resume(&mut self, now: Duration) {
         if self.quorum.is_some() {
-            self.claim(now, RoleReason::Resumed);
+            let reason = if self.forced {
+                RoleReason::Forced
+            } else {
+                RoleReason::Resumed
+            };
+            self.claim(now, reason);
         } else {
             self.activate(RoleReason::Resumed);
         }
@@ -683,6 +710,9 @@ impl Machine {
     fn activate_in(&mut self, term: Term, reason: RoleReason) {
         self.state.term = term;
         self.joined = false;
+        self.forced = false;
+        self.received = self.last;
+        self.begin_policy();
         let even = self.heir_of.take();
         if self.quorum.is_some() && reason != RoleReason::Resumed {
             // What the others told when they met is old.
@@ -696,7 +726,7 @@ impl Machine {
         self.state.role_reason = reason;
         self.state.handed_to = None;
         let generation = self.fresh_generation();
-        self.state.line.begin(generation, self.last);
+        self.state.line.begin(generation, term, self.last);
         for replica in self.staying().iter() {
             if replica == self.config.me {
                 continue;
@@ -748,6 +778,7 @@ impl Machine {
         self.wait_for_members(now);
         self.ask_for_members(now);
         self.ask_for_handover(now);
+        self.note_waiting(now);
         let deadline = self.config.replica_deadline;
         let overdue = self.overdue(now);
         for replica in 0..REPLICAS_MAX {
@@ -766,27 +797,16 @@ impl Machine {
         }
     }
 
-    /// Replicas that do not come to the end of a flush: their disks hang (FO-5).
-    fn overdue(&mut self, now: Duration) -> Mask {
-        let deadline = self.config.replica_deadline.max(FLUSH_DEADLINE);
-        let mut overdue = Mask::default();
-        for (waiting, since) in self.flushes.values_mut() {
-            if now >= *since.get_or_insert(now) + deadline {
-                overdue.0 |= waiting.0;
-            }
-        }
-        overdue
-    }
-
     /// What must always hold; called by tests and by debug builds after each event.
     pub fn check_invariants(&self) {
-        assert!(self.applied <= self.last);
+        assert!(self.applied <= self.last && self.last <= self.received);
         assert!(self.stable <= self.last);
         assert!(self.confirmed <= self.last || !self.serves());
         assert!(self.state.in_sync.has(self.config.me) || self.state.role == Role::Secondary);
         for replica in 0..REPLICAS_MAX {
             if let Some(link) = &self.links[replica] {
                 assert!(link.stable <= link.applied, "stable but not applied");
+                assert!(link.applied <= link.received, "applied but not received");
                 let in_sync = link.standing == Standing::InSync;
                 assert!(
                     !in_sync || self.state.in_sync.has(replica),

@@ -2,7 +2,7 @@
 
 use protocol::ids::BrickId;
 use protocol::units::{Sequence, Term};
-use protocol::volume::{REPLICAS_MAX, VolumeSpec};
+use protocol::volume::{Protocol, REPLICAS_MAX, VolumeSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::line::Line;
@@ -84,6 +84,25 @@ impl Places {
     }
 }
 
+/// The loosest ack policy by which something may be confirmed that a member of the in-sync set
+/// lacks. The primary says it; a member must know it durably before it is relied upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InForce {
+    /// The policy.
+    pub protocol: Protocol,
+    /// Rises with each change of it in a term.
+    pub version: u64,
+}
+
+impl Default for InForce {
+    fn default() -> Self {
+        Self {
+            protocol: Protocol::C,
+            version: 0,
+        }
+    }
+}
+
 /// A replica's role, as it remembers it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -139,6 +158,13 @@ pub struct DurableState {
     pub handed_to: Option<usize>,
     /// Why the role is what it is (ONE-4).
     pub role_reason: RoleReason,
+    /// What may be confirmed and not be here.
+    #[serde(default)]
+    pub policy: InForce,
+    /// While [`Disk::Inconsistent`]: the whole picture before the resync is retained in the brick
+    /// under this number.
+    #[serde(default)]
+    pub point: Option<u64>,
 }
 
 /// Why a replica has its role.
@@ -184,6 +210,8 @@ impl DurableState {
             full: Mask::default(),
             handed_to: None,
             role_reason: RoleReason::Created,
+            policy: InForce::default(),
+            point: None,
         }
     }
 
@@ -231,6 +259,9 @@ pub struct Report {
     /// Rises when somebody takes the replica on, and by that changes what it would tell. What is
     /// decided on this report is void once the replica has another revision.
     pub revision: u64,
+    /// By which policy it confirmed, as primary, or was confirmed, as member.
+    #[serde(default)]
+    pub policy: InForce,
 }
 
 /// What a primary tells a replica that it takes on.
@@ -258,6 +289,12 @@ pub struct Welcome {
     pub in_sync: Mask,
     /// See [`DurableState::since`].
     pub since: [Sequence; REPLICAS_MAX],
+    /// See [`DurableState::policy`].
+    #[serde(default)]
+    pub policy: InForce,
+    /// About how many bytes a resync will change; `None`: perhaps everything. The driver fills it in.
+    #[serde(default)]
+    pub changes_bytes: Option<u64>,
 }
 
 /// How a replica is brought up to date, as it sees it.
@@ -285,4 +322,7 @@ pub struct Membership {
     pub in_sync: Mask,
     /// See [`DurableState::since`].
     pub since: [Sequence; REPLICAS_MAX],
+    /// See [`DurableState::policy`].
+    #[serde(default)]
+    pub policy: InForce,
 }

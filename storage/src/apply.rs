@@ -20,6 +20,7 @@ use crate::layers::Layers;
 use crate::layout::INLINE_BYTES_MAX;
 use crate::medium::Medium;
 use crate::overlay::{Form, Info};
+use crate::points::keep::{Keeping, KeptBlocks};
 use crate::sum::{BLOCK, block_sum, broken_sum};
 use crate::unsynced::Unsynced;
 
@@ -42,6 +43,10 @@ pub(crate) struct Core<M: Medium> {
     pub(crate) activate: Vec<(ObjectId, u64)>,
     /// A checkpoint would let large writes go direct again.
     pub(crate) checkpoint_wanted: bool,
+    /// What the newest living point needs, where there is one.
+    pub(crate) keeping: Option<Keeping>,
+    /// This core shows a point: where its blocks are.
+    pub(crate) kept: Option<KeptBlocks>,
     /// Blocks found that do not match their checksums, since the brick was opened.
     pub(crate) corrupt_found: Vec<(ObjectId, u64)>,
 }
@@ -243,6 +248,12 @@ impl<M: Medium> Core<M> {
             if over.blocks.range(blocks.clone()).next().is_some() {
                 return Ok(false);
             }
+        }
+        // What a point needs is kept by a checkpoint, before it writes what the journal got now.
+        if let Some(keeping) = &self.keeping
+            && !keeping.may_change(object, blocks.clone())?
+        {
+            return Ok(false);
         }
         // An object that stands in the store has a file in no state that a crash may lead back to.
         let old_end = match info.form {

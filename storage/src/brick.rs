@@ -3,6 +3,7 @@
 mod checkpoint;
 mod flush;
 mod local;
+mod points;
 mod read;
 mod records;
 mod recovery;
@@ -21,6 +22,7 @@ use crate::error::{BrickError, IoFault, NoSpace, ReadError};
 use crate::journal::frame::{Aux, FrameKind, LocalOp, Lsn};
 use crate::journal::{Journal, JournalSizes};
 use crate::medium::{Completion, Medium, Room};
+use crate::points::{PointId, PointRow};
 use crate::superblock::{BrickIdentity, Superblock, write_superblock};
 use crate::unsynced::Marks;
 
@@ -127,6 +129,9 @@ pub enum BrickEvent {
         /// The block's index.
         block: u64,
     },
+    /// There was no room to keep what a point of kind [`crate::PointKind::Resync`] needs: it is
+    /// gone, and the brick goes on.
+    PointLost(PointId),
     /// The brick stopped. Told once; what was asked for and not reported will not be.
     Failed(BrickError),
 }
@@ -141,6 +146,8 @@ enum Task {
     Prefetch(PendingRead),
     Prepare(u64),
     Segment(u32),
+    /// Files of points that are gone are removed.
+    RemoveFiles,
 }
 
 /// One replica's local store. One thread drives it; no call waits for the device except those that
@@ -171,6 +178,11 @@ pub struct Brick<M: Medium> {
     owed: Option<[Option<Sequence>; REPLICAS_MAX]>,
     marked_late: [Option<Sequence>; REPLICAS_MAX],
     marked_before: Sequence,
+    /// By rising id.
+    points: Vec<PointRow>,
+    next_point: PointId,
+    /// To be made and dropped by the next checkpoint.
+    point_changes: points::Changes,
     /// Dropped last: nobody else may open the brick before everything above is gone.
     lock: Option<M::File>,
 }
@@ -519,6 +531,13 @@ impl<M: Medium> Brick<M> {
                 match result.and_then(|()| self.journal.add_free(slot)) {
                     Ok(()) => {}
                     Err(error) => tracing::warn!(%error, "no further journal segment was made"),
+                }
+                Ok(())
+            }
+            Task::RemoveFiles => {
+                // What is left goes at the next opening.
+                if let Err(error) = result {
+                    tracing::warn!(%error, "files of a dropped point were not removed");
                 }
                 Ok(())
             }

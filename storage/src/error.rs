@@ -113,6 +113,41 @@ pub enum BrickError {
     Read(#[from] ReadError),
 }
 
+/// Why something could not be done with a retained point. Nothing was changed, unless the brick
+/// stopped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PointError {
+    /// There is no such point, or it was dropped.
+    #[error("the brick has no point {id}")]
+    Unknown {
+        /// What was named.
+        id: crate::points::PointId,
+    },
+    /// The brick goes back to its newest point only.
+    #[error("point {newest} is newer than {id}: the brick goes back to its newest point only")]
+    NotNewest {
+        /// What was named.
+        id: crate::points::PointId,
+        /// The newest.
+        newest: crate::points::PointId,
+    },
+    /// It holds as many as it may.
+    #[error("the brick holds {max} points already")]
+    TooMany {
+        /// The limit.
+        max: usize,
+    },
+    /// The brick takes no changes, or cannot be read.
+    #[error(transparent)]
+    Brick(#[from] BrickError),
+}
+
+impl From<ReadError> for PointError {
+    fn from(error: ReadError) -> Self {
+        Self::Brick(error.into())
+    }
+}
+
 /// Why bytes cannot be given.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ReadError {
@@ -213,6 +248,12 @@ pub enum OpenError {
     /// The file system cannot be written.
     #[error("the brick's file system is read-only")]
     ReadOnly,
+    /// The brick has no such retained point.
+    #[error("the brick has no retained point {point}")]
+    NoSuchPoint {
+        /// Its number.
+        point: u64,
+    },
     /// The journal ends before the store's checkpoint.
     #[error("the journal's record {wanted} is missing, which the checkpoint builds on")]
     JournalMissing {

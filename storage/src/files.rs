@@ -141,6 +141,11 @@ impl<M: Medium> Files<M> {
         Ok(file)
     }
 
+    /// Every file may be another one.
+    pub(crate) fn forget_all(&self) {
+        self.open.borrow_mut().clear();
+    }
+
     /// The file is, or will be, another one.
     pub(crate) fn forget(&self, object: ObjectId) {
         self.open.borrow_mut().remove(&object);

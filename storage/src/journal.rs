@@ -217,6 +217,10 @@ impl<M: Medium> Journal<M> {
     pub(crate) fn set_marked_before(&mut self, before: Sequence) {
         self.marked_before = self.marked_before.max(before);
     }
+    /// Sequences begin anew at a lower one: nothing that comes was marked.
+    pub(crate) fn forget_marked(&mut self) {
+        self.marked_before = Sequence::ZERO;
+    }
 
     /// What is before this may have to leave soon: the newest segments, with half of what may be
     /// kept, begin here.
@@ -592,13 +596,16 @@ pub(crate) fn replay<M: Medium>(
     };
     let mut last = None;
     if start.number > 0 {
-        let here = found.iter().find(|(_, _, _, header)| {
-            header.is_some_and(|h| {
+        // A lost tail may have left an older segment of the same number.
+        let here = found
+            .iter()
+            .filter_map(|(slot, file, len, header)| Some((slot, file, len, (*header)?)))
+            .filter(|(.., h)| {
                 h.number == start.number
                     && h.first_lsn <= start.lsn.next()
                     && h.epoch <= start.epoch
             })
-        });
+            .max_by_key(|(.., h)| h.epoch);
         match here {
             Some((slot, file, len, _)) => {
                 read_segment(medium, (file, *len), &mut end, take)?;

@@ -329,6 +329,12 @@ impl Layers {
         frozen
     }
 
+    /// The store is another one: what was in memory does not count any more.
+    pub(crate) fn reload(&mut self) -> Result<(), crate::error::IoFault> {
+        self.active = Overlay::default();
+        self.thaw()
+    }
+
     /// The frozen overlay stands in the store.
     pub(crate) fn thaw(&mut self) -> Result<(), crate::error::IoFault> {
         self.store.refresh()?;

@@ -3,8 +3,13 @@
 
 use protocol::units::ObjectId;
 
-/// Version of everything below `.cairn`.
-pub const FORMAT_VERSION: u32 = 1;
+/// Version of a brick that holds a retained point, or held one since it was opened; the newest that
+/// is read.
+pub const FORMAT_VERSION: u32 = 2;
+/// Version of a brick without one: nothing in it needs the newer.
+pub const FORMAT_WITHOUT_POINTS: u32 = 1;
+/// Version of the journal's segments.
+pub const JOURNAL_VERSION: u32 = 1;
 /// The brick's own directory inside the directory that the operator named.
 pub const DIRECTORY: &str = ".cairn";
 /// Two copies of the superblock.
@@ -17,6 +22,8 @@ pub const STORE: &str = "meta.redb";
 pub const JOURNAL: &str = "journal";
 /// Object files.
 pub const OBJECTS: &str = "objects";
+/// What retained points keep of object files.
+pub const POINTS: &str = "points";
 
 /// First bytes of a superblock copy.
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"CAIRNSB\0";
@@ -59,6 +66,38 @@ pub fn object_path(object: ObjectId) -> String {
 pub fn object_of_name(name: &str) -> Option<ObjectId> {
     (name.len() == 16)
         .then(|| u64::from_str_radix(name, 16).ok().map(ObjectId))
+        .flatten()
+}
+
+/// Directory of what a point keeps.
+#[must_use]
+pub fn point_dir(point: u64) -> String {
+    format!("{POINTS}/{point:08x}")
+}
+
+/// Directory of the files that a point keeps of an object.
+#[must_use]
+pub fn kept_dir(point: u64, object: ObjectId) -> String {
+    format!("{}/{:02x}", point_dir(point), (object.0 >> 8) & 0xff)
+}
+
+/// Blocks of an object as they were, each at its own place in a sparse file.
+#[must_use]
+pub fn kept_path(point: u64, object: ObjectId) -> String {
+    format!("{}/{:016x}", kept_dir(point, object), object.0)
+}
+
+/// The file of an object that was dropped, as a whole.
+#[must_use]
+pub fn whole_path(point: u64, object: ObjectId) -> String {
+    format!("{}.whole", kept_path(point, object))
+}
+
+/// The point that a directory's name stands for.
+#[must_use]
+pub fn point_of_name(name: &str) -> Option<u64> {
+    (name.len() == 8)
+        .then(|| u64::from_str_radix(name, 16).ok())
         .flatten()
 }
 

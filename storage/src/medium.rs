@@ -107,6 +107,10 @@ pub trait Medium: Clone + Send + Sync + 'static {
     fn sync_all(&self) -> io::Result<()>;
     /// Removes a file. No error where there is none. Not durable.
     fn unlink(&self, path: &str) -> io::Result<()>;
+    /// Gives a file a second name; an error where that is taken. Not durable.
+    fn link(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes an empty directory. No error where there is none. Not durable.
+    fn remove_dir(&self, path: &str) -> io::Result<()>;
     /// Makes a directory; true if it was not there. Not durable.
     fn make_dir(&self, path: &str) -> io::Result<bool>;
     /// Names in a directory, sorted.

@@ -13,7 +13,7 @@ use protocol::volume::VolumeSpec;
 
 use crate::brick::Brick;
 use crate::error::{IoFault, OpenError, ReadError};
-use crate::layout::{DIRECTORY, FORMAT_VERSION, LOCK, OBJECTS, object_of_name};
+use crate::layout::{DIRECTORY, LOCK, OBJECTS, object_of_name};
 use crate::medium::{EngineChoice, Medium};
 use crate::place::open_medium;
 use crate::superblock::read_superblock;
@@ -46,7 +46,7 @@ pub fn info(path: &Path) -> Result<BrickInfo, OpenError> {
     let medium = open_medium(path, EngineChoice::Threads)?;
     let superblock = read_superblock(&medium)?;
     Ok(BrickInfo {
-        format: FORMAT_VERSION,
+        format: superblock.format,
         pool: superblock.identity.pool,
         brick: superblock.identity.brick,
         replica: superblock.identity.replica,
@@ -92,6 +92,14 @@ pub enum Finding {
         /// What there is.
         found: u64,
     },
+    /// Something is wrong with what a retained point shows.
+    #[error("retained point {point}: {what}")]
+    InPoint {
+        /// The point.
+        point: crate::PointId,
+        /// What it is.
+        what: Box<Self>,
+    },
     /// Records in the journal that are still kept cannot be read.
     #[error("the journal cannot be read: {0}")]
     Journal(crate::error::BrickError),
@@ -101,7 +109,11 @@ impl Finding {
     /// Whether data is affected, and not only a count.
     #[must_use]
     pub fn is_damage(&self) -> bool {
-        matches!(self, Self::Unreadable(_))
+        match self {
+            Self::Unreadable(_) => true,
+            Self::InPoint { what, .. } => what.is_damage(),
+            _ => false,
+        }
     }
 }
 
@@ -143,7 +155,8 @@ impl CheckReport {
     }
 }
 
-/// Checks every checksum of the brick in the directory `path`: rows, blocks, journal. Modifies
+/// Checks every checksum of the brick in the directory `path`: rows, blocks, journal, and blocks of
+/// each retained point. Modifies
 /// nothing; what the journal holds is replayed in memory. `progress` hears of each object.
 /// Nobody may have the brick open.
 pub fn check(
@@ -165,6 +178,31 @@ pub fn check_medium<M: Medium>(
     let (mut brick, _) = Brick::open_read_only(medium.clone())?;
     let mut report = CheckReport::default();
     brick.check_rows(&mut report)?;
+    check_objects(&brick, &mut report, progress)?;
+    for point in brick.points() {
+        let Ok(view) = brick.view(point.id) else {
+            continue;
+        };
+        let before = report.findings.len();
+        check_objects(&view, &mut report, progress)?;
+        for finding in report.findings.drain(before..).collect::<Vec<_>>() {
+            report.findings.push(Finding::InPoint {
+                point: point.id,
+                what: Box::new(finding),
+            });
+        }
+    }
+    check_journal(&mut brick, &mut report);
+    report.orphan_files = count_orphans(&medium, &brick)?;
+    Ok(report)
+}
+
+/// Reads every object of a brick, or of what a point shows.
+fn check_objects<M: Medium>(
+    brick: &Brick<M>,
+    report: &mut CheckReport,
+    progress: &mut dyn FnMut(&CheckReport),
+) -> Result<(), OpenError> {
     let mut after = None;
     let mut total = 0;
     loop {
@@ -174,9 +212,9 @@ pub fn check_medium<M: Medium>(
         };
         after = Some(*last);
         for object in objects {
-            total += check_object(&brick, object, &mut report);
+            total += check_object(brick, object, report);
             report.objects += 1;
-            progress(&report);
+            progress(report);
         }
     }
     let counted = brick.used_bytes() / BLOCK_BYTES;
@@ -184,9 +222,7 @@ pub fn check_medium<M: Medium>(
         let found = total;
         report.add(Finding::Total { counted, found });
     }
-    check_journal(&mut brick, &mut report);
-    report.orphan_files = count_orphans(&medium, &brick)?;
-    Ok(report)
+    Ok(())
 }
 
 /// Reads every block of an object; returns how many are not zero.

@@ -1,20 +1,24 @@
 //! The metadata store: redb, written at checkpoints only, read through a snapshot of the last one.
 
 pub(crate) mod backend;
+pub(crate) mod saved;
+mod view;
 
 use std::io;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use protocol::units::ObjectId;
-use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition};
+use redb::{Database, TableDefinition};
 
 use crate::error::{IoFault, ReadError};
 use crate::medium::Medium;
-use crate::overlay::{Form, Info, Overlay};
+use crate::overlay::{Form, Overlay};
+use crate::points::PointId;
+
+use saved::Saver;
+pub(crate) use view::{Kind, View};
 
 type Definition = TableDefinition<'static, &'static [u8], &'static [u8]>;
-type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
 
 const META: Definition = TableDefinition::new("meta");
 const OBJECTS: Definition = TableDefinition::new("objects");
@@ -90,23 +94,10 @@ fn sums_to_row(sums: &[u32]) -> Vec<u8> {
         .collect()
 }
 
-/// Takes a row; `None` where it does not decode.
-type RowVisitor<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> Option<()>;
-
-/// The state of the last checkpoint.
-struct Snapshot {
-    meta: Table,
-    objects: Table,
-    sums: Table,
-    inline: Table,
-    dirty: Table,
-    state: Table,
-}
-
-/// The store, with a snapshot for reading.
+/// The store, with a view of the last checkpoint for reading.
 pub(crate) struct Store {
     database: Arc<Database>,
-    snapshot: Snapshot,
+    view: View,
 }
 
 /// What a checkpoint writes.
@@ -114,6 +105,7 @@ pub(crate) struct Batch {
     pub(crate) overlay: Arc<Overlay>,
     pub(crate) dirty: Vec<crate::dirty::Row>,
     pub(crate) state: Vec<u8>,
+    pub(crate) points: saved::Points,
 }
 
 /// A fresh store's tables.
@@ -125,6 +117,7 @@ pub(crate) fn create<M: Medium>(medium: &M, state: &[u8]) -> Result<(), IoFault>
             overlay: Arc::default(),
             dirty: Vec::new(),
             state: state.to_vec(),
+            points: saved::Points::default(),
         },
     )
 }
@@ -144,11 +137,19 @@ impl Store {
         } else {
             open_database(backend::MediumBackend::open(medium, false)?)?
         };
-        let snapshot = Snapshot::take(&database)?;
+        let view = View::now(&database)?;
         Ok(Self {
             database: Arc::new(database),
-            snapshot,
+            view,
         })
+    }
+
+    /// A store that shows a point and nothing else.
+    pub(crate) fn at_point(&self, chain: &[PointId]) -> Self {
+        Self {
+            database: Arc::clone(&self.database),
+            view: self.view.at_point(chain),
+        }
     }
 
     pub(crate) fn database(&self) -> Arc<Database> {
@@ -157,211 +158,58 @@ impl Store {
 
     /// Reads see the last checkpoint from here on.
     pub(crate) fn refresh(&mut self) -> Result<(), IoFault> {
-        self.snapshot = Snapshot::take(&self.database)?;
+        self.view = View::now(&self.database)?;
         Ok(())
     }
-
-    fn row(table: &Table, name: &'static str, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        let Some(guard) = table.get(key).map_err(read_fault)? else {
-            return Ok(None);
-        };
-        let value = unseal(name, key, guard.value())?;
-        Ok(Some(Bytes::copy_from_slice(value)))
-    }
-
-    pub(crate) fn meta(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        Self::row(&self.snapshot.meta, "meta", key)
-    }
-
-    /// Rows of the replicated metadata with `from <= key < to`, ascending.
-    pub(crate) fn meta_range(&self, from: &[u8], to: &[u8]) -> Result<MetaRange, ReadError> {
-        let range = self.snapshot.meta.range(from..to).map_err(read_fault)?;
-        Ok(MetaRange { range })
-    }
-
-    pub(crate) fn info(&self, object: ObjectId) -> Result<Option<Info>, ReadError> {
-        let key = object_key(object);
-        let row = Self::row(&self.snapshot.objects, "objects", &key)?;
-        row.map(|row| {
-            Info::decode(&row).ok_or_else(|| ReadError::CorruptRow {
-                table: "objects",
-                key: key.to_vec(),
-            })
-        })
-        .transpose()
-    }
-
-    pub(crate) fn inline(&self, object: ObjectId) -> Result<Bytes, ReadError> {
-        let row = Self::row(&self.snapshot.inline, "inline", &object_key(object))?;
-        Ok(row.unwrap_or_default())
-    }
-
-    pub(crate) fn sums(&self, object: ObjectId, extent: u64) -> Result<Vec<u32>, ReadError> {
-        let row = Self::row(&self.snapshot.sums, "sums", &sums_key(object, extent))?;
-        Ok(row.map(|row| sums_from_row(&row)).unwrap_or_default())
-    }
-
-    /// Extents of the object in `extents` that have checksums, ascending.
-    pub(crate) fn extents(
-        &self,
-        object: ObjectId,
-        extents: std::ops::Range<u64>,
-    ) -> Result<Vec<u64>, ReadError> {
-        let (from, to) = (
-            sums_key(object, extents.start),
-            sums_key(object, extents.end),
-        );
-        let range = self
-            .snapshot
-            .sums
-            .range(&from[..]..&to[..])
-            .map_err(read_fault)?;
-        let mut found = Vec::new();
-        for row in range {
-            let (key, _) = row.map_err(read_fault)?;
-            if let Some(extent) = key.value().last_chunk::<8>() {
-                found.push(u64::from_be_bytes(*extent));
-            }
-        }
-        Ok(found)
-    }
-
-    /// Objects after `after`, ascending, at most `max`.
-    pub(crate) fn objects_after(
-        &self,
-        after: Option<ObjectId>,
-        max: usize,
-    ) -> Result<Vec<ObjectId>, ReadError> {
-        let from = after.map_or([0; 8], object_key);
-        let skip = usize::from(after.is_some());
-        let range = self
-            .snapshot
-            .objects
-            .range(&from[..]..)
-            .map_err(read_fault)?;
-        let mut found = Vec::new();
-        for row in range.take(max.saturating_add(skip)) {
-            let (key, _) = row.map_err(read_fault)?;
-            if let Some(id) = key.value().first_chunk::<8>() {
-                let id = ObjectId(u64::from_be_bytes(*id));
-                if Some(id) != after {
-                    found.push(id);
-                }
-            }
-        }
-        found.truncate(max);
-        Ok(found)
-    }
-
-    pub(crate) fn state(&self) -> Result<Bytes, ReadError> {
-        Self::row(&self.snapshot.state, "state", STATE_KEY)?.ok_or_else(|| ReadError::CorruptRow {
-            table: "state",
-            key: STATE_KEY.to_vec(),
-        })
-    }
-
-    pub(crate) fn each_dirty_row(&self, take: RowVisitor<'_>) -> Result<(), ReadError> {
-        for row in self.snapshot.dirty.iter().map_err(read_fault)? {
-            let (key, value) = row.map_err(read_fault)?;
-            let value = unseal("dirty", key.value(), value.value())?;
-            take(key.value(), value).ok_or_else(|| ReadError::CorruptRow {
-                table: "dirty",
-                key: key.value().to_vec(),
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Checks every row's checksum; calls `bad` for each that is wrong.
-    pub(crate) fn check_rows(&self, bad: &mut dyn FnMut(ReadError)) -> Result<u64, ReadError> {
-        let snapshot = &self.snapshot;
-        let tables = [
-            ("meta", &snapshot.meta),
-            ("objects", &snapshot.objects),
-            ("sums", &snapshot.sums),
-            ("inline", &snapshot.inline),
-            ("dirty", &snapshot.dirty),
-            ("state", &snapshot.state),
-        ];
-        let mut rows = 0;
-        for (name, table) in tables {
-            for row in table.iter().map_err(read_fault)? {
-                let (key, value) = row.map_err(read_fault)?;
-                rows += 1;
-                if let Err(error) = unseal(name, key.value(), value.value()) {
-                    bad(error);
-                }
-            }
-        }
-        Ok(rows)
-    }
 }
 
-impl Snapshot {
-    fn take(database: &Database) -> Result<Self, IoFault> {
-        let open = || -> Result<Self, redb::Error> {
-            let read = database.begin_read()?;
-            Ok(Self {
-                meta: read.open_table(META)?,
-                objects: read.open_table(OBJECTS)?,
-                sums: read.open_table(SUMS)?,
-                inline: read.open_table(INLINE)?,
-                dirty: read.open_table(DIRTY)?,
-                state: read.open_table(STATE)?,
-            })
-        };
-        open().map_err(|error| IoFault::store("open the metadata store", &error))
-    }
-}
+impl std::ops::Deref for Store {
+    type Target = View;
 
-/// Rows of the replicated metadata.
-pub(crate) struct MetaRange {
-    range: redb::Range<'static, &'static [u8], &'static [u8]>,
-}
-
-impl MetaRange {
-    pub(crate) fn next(&mut self) -> Result<Option<(Bytes, Bytes)>, ReadError> {
-        let Some(row) = self.range.next() else {
-            return Ok(None);
-        };
-        let (key, value) = row.map_err(read_fault)?;
-        let plain = unseal("meta", key.value(), value.value())?;
-        Ok(Some((
-            Bytes::copy_from_slice(key.value()),
-            Bytes::copy_from_slice(plain),
-        )))
+    fn deref(&self) -> &View {
+        &self.view
     }
 }
 
 /// Writes a checkpoint in one durable transaction. Quick repair costs a little here and saves the
-/// walk over the whole store after a crash.
+/// walk over the whole store after a crash. What the newest living point has to keep is put aside
+/// in the same transaction.
 pub(crate) fn write_batch(database: &Database, batch: &Batch) -> Result<(), IoFault> {
     let write = || -> Result<(), redb::Error> {
         let mut txn = database.begin_write()?;
         txn.set_quick_repair(true);
         {
+            let mut saver = Saver::open(&txn, &batch.points.chain)?;
             let mut meta = txn.open_table(META)?;
             for (key, value) in &batch.overlay.meta {
-                put(&mut meta, key, value.as_deref())?;
+                put(&mut meta, (&mut saver, Kind::Meta), key, value.as_deref())?;
             }
+            write_objects(&txn, &batch.overlay, &mut saver)?;
         }
-        write_objects(&txn, &batch.overlay)?;
-        {
-            let mut dirty = txn.open_table(DIRTY)?;
-            for (key, value) in &batch.dirty {
-                put(&mut dirty, key, value.as_deref())?;
-            }
-        }
-        put(&mut txn.open_table(STATE)?, STATE_KEY, Some(&batch.state))?;
+        batch.points.write(&txn)?;
+        write_rest(&txn, &batch.dirty, &batch.state)?;
         txn.commit()?;
         Ok(())
     };
     write().map_err(|error| IoFault::store("write the metadata store", &error))
 }
 
+/// The rows that are no part of what points show.
+fn write_rest(
+    txn: &redb::WriteTransaction,
+    dirty_rows: &[crate::dirty::Row],
+    state: &[u8],
+) -> Result<(), redb::Error> {
+    let mut dirty = txn.open_table(DIRTY)?;
+    for (key, value) in dirty_rows {
+        put_plain(&mut dirty, key, value.as_deref())?;
+    }
+    put_plain(&mut txn.open_table(STATE)?, STATE_KEY, Some(state))
+}
+
 type TableForWriting<'txn> = redb::Table<'txn, &'static [u8], &'static [u8]>;
 
-fn put(
+fn put_plain(
     table: &mut TableForWriting<'_>,
     key: &[u8],
     value: Option<&[u8]>,
@@ -373,7 +221,47 @@ fn put(
     Ok(())
 }
 
-fn write_objects(txn: &redb::WriteTransaction, overlay: &Overlay) -> Result<(), redb::Error> {
+/// As [`put_plain`], for a row that points show.
+fn put(
+    table: &mut TableForWriting<'_>,
+    (saver, kind): (&mut Saver<'_>, Kind),
+    key: &[u8],
+    value: Option<&[u8]>,
+) -> Result<(), redb::Error> {
+    let row = value.map(|value| seal(key, value));
+    let old = match &row {
+        Some(row) => table.insert(key, &row[..])?,
+        None => table.remove(key)?,
+    };
+    let old = old.as_ref().map(redb::AccessGuard::value);
+    if old != row.as_deref() {
+        saver.keep(kind, key, old)?;
+    }
+    Ok(())
+}
+
+/// Removes the checksums of a range of an object's extents.
+fn remove_sums(
+    sums: &mut TableForWriting<'_>,
+    saver: &mut Saver<'_>,
+    (from, to): ([u8; 16], std::ops::Bound<&[u8]>),
+) -> Result<(), redb::Error> {
+    let mut kept = Ok(());
+    let range = (std::ops::Bound::Included(&from[..]), to);
+    sums.retain_in::<&[u8], _>(range, |key, old| {
+        if kept.is_ok() {
+            kept = saver.keep(Kind::Sums, key, Some(old));
+        }
+        false
+    })?;
+    kept
+}
+
+fn write_objects(
+    txn: &redb::WriteTransaction,
+    overlay: &Overlay,
+    saver: &mut Saver<'_>,
+) -> Result<(), redb::Error> {
     let mut objects = txn.open_table(OBJECTS)?;
     let mut sums = txn.open_table(SUMS)?;
     let mut inline = txn.open_table(INLINE)?;
@@ -381,28 +269,29 @@ fn write_objects(txn: &redb::WriteTransaction, overlay: &Overlay) -> Result<(), 
         let id = object_key(object);
         if change.hides_below {
             let (from, to) = (sums_key(object, 0), sums_key(object, u64::MAX));
-            sums.retain_in(&from[..]..=&to[..], |_, _| false)?;
+            let to = std::ops::Bound::Included(&to[..]);
+            remove_sums(&mut sums, saver, (from, to))?;
         }
         for extents in change.zero_extents.iter() {
             let (from, to) = (
                 sums_key(object, extents.start),
                 sums_key(object, extents.end),
             );
-            sums.retain_in(&from[..]..&to[..], |_, _| false)?;
+            let to = std::ops::Bound::Excluded(&to[..]);
+            remove_sums(&mut sums, saver, (from, to))?;
         }
         for (&extent, array) in &change.sums {
             let row = sums_to_row(array);
             let key = sums_key(object, extent);
-            put(&mut sums, &key, (!row.is_empty()).then_some(&row[..]))?;
+            let row = (!row.is_empty()).then_some(&row[..]);
+            put(&mut sums, (saver, Kind::Sums), &key, row)?;
         }
         let row = change.info.map(|info| info.encode());
-        put(&mut objects, &id, row.as_ref().map(|row| &row[..]))?;
+        let row = row.as_ref().map(|row| &row[..]);
+        put(&mut objects, (saver, Kind::Objects), &id, row)?;
         let is_inline = change.info.is_some_and(|info| info.form == Form::Inline);
-        put(
-            &mut inline,
-            &id,
-            change.inline.as_deref().filter(|_| is_inline),
-        )?;
+        let bytes = change.inline.as_deref().filter(|_| is_inline);
+        put(&mut inline, (saver, Kind::Inline), &id, bytes)?;
     }
     Ok(())
 }

@@ -10,7 +10,8 @@ use protocol::volume::VolumeSpec;
 
 use crate::error::{BrickError, IoFault, OpenError};
 use crate::layout::{
-    FORMAT_VERSION, SPEC_BYTES_MAX, STATE_BYTES_MAX, SUPERBLOCK, SUPERBLOCK_BYTES, SUPERBLOCK_MAGIC,
+    FORMAT_VERSION, FORMAT_WITHOUT_POINTS, SPEC_BYTES_MAX, STATE_BYTES_MAX, SUPERBLOCK,
+    SUPERBLOCK_BYTES, SUPERBLOCK_MAGIC,
 };
 use crate::medium::{Medium, OpenMode};
 
@@ -30,6 +31,8 @@ pub struct BrickIdentity {
 /// A superblock whose checksum, version and lengths were checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Superblock {
+    /// Version of the brick's format: [`FORMAT_WITHOUT_POINTS`] or [`FORMAT_VERSION`].
+    pub format: u32,
     /// Rises with each write; the parity chooses the copy.
     pub number: u64,
     /// Who this is.
@@ -47,11 +50,9 @@ impl Superblock {
     pub fn encode(&self) -> Result<Vec<u8>, BrickError> {
         let spec = serde_json::to_vec(&self.identity.spec).unwrap_or_default();
         check_limit("the volume's description", spec.len(), SPEC_BYTES_MAX)?;
-        check_limit("the replication state", self.state.len(), STATE_BYTES_MAX)?;
+        check_state(&self.state)?;
         let mut w = Writer::with_capacity(SUPERBLOCK_BYTES);
-        w.raw(&SUPERBLOCK_MAGIC)
-            .u32(FORMAT_VERSION)
-            .u64(self.number);
+        w.raw(&SUPERBLOCK_MAGIC).u32(self.format).u64(self.number);
         w.id(&self.identity.pool.0)
             .id(&self.identity.spec.id.0)
             .id(&self.identity.brick.0)
@@ -82,7 +83,8 @@ impl Superblock {
         };
         let whole =
             raw.len() == SUPERBLOCK_BYTES && crc32fast::hash(body) == u32::from_le_bytes(*crc);
-        if found != FORMAT_VERSION && found != 0 {
+        let known = FORMAT_WITHOUT_POINTS..=FORMAT_VERSION;
+        if !known.contains(&found) && found != 0 {
             return Err(OpenError::Format {
                 found,
                 known: FORMAT_VERSION,
@@ -91,10 +93,10 @@ impl Superblock {
         if !whole {
             return Err(damaged);
         }
-        Self::decode_body(&body[12..]).ok_or(damaged)
+        Self::decode_body(found, &body[12..]).ok_or(damaged)
     }
 
-    fn decode_body(body: &[u8]) -> Option<Self> {
+    fn decode_body(format: u32, body: &[u8]) -> Option<Self> {
         let mut r = Reader::new(Bytes::copy_from_slice(body));
         let number = r.u64("number").ok()?;
         let pool = PoolId(r.id("pool").ok()?);
@@ -109,6 +111,7 @@ impl Superblock {
             return None;
         }
         Some(Self {
+            format,
             number,
             identity: BrickIdentity {
                 pool,
@@ -121,6 +124,11 @@ impl Superblock {
             clean: flags & 2 != 0,
         })
     }
+}
+
+/// Whether the replication layer's state fits.
+pub(crate) fn check_state(state: &Bytes) -> Result<(), BrickError> {
+    check_limit("the replication state", state.len(), STATE_BYTES_MAX)
 }
 
 fn check_limit(what: &'static str, bytes: usize, max: usize) -> Result<(), BrickError> {

@@ -3,5 +3,6 @@
 mod golden;
 mod limits;
 mod oracle;
+mod points;
 mod real;
 mod util;

@@ -99,13 +99,14 @@ fn seeds() -> Vec<RawFrame> {
         reply(Outcome::Data(name.clone())),
         reply(Outcome::FileSystem(Default::default())),
         Hello {
-            version: 1,
+            version: 2,
             volume: VolumeId([2; 16]),
             session: SessionId([1; 16]),
             client_name: "c".into(),
             mounted_at_ms: 0,
             read_only: false,
             opens: vec![ObjectId(3)],
+            confirmed: (Term(3), Sequence(5)),
         }
         .encode(),
         Message::Record(record).encode(),

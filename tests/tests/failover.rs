@@ -196,6 +196,9 @@ fn a_writer_sees_pauses_and_no_error_whatever_happens_to_one_node() -> anyhow::R
             round % 5
         };
         let fault = FAULTS[usize::try_from(chosen)?];
+        // DUR-2: B loses as little as C.
+        let protocol = if round % 2 == 0 { "C" } else { "B" };
+        lab.cairn(2, &["volume", "set", VOLUME, "protocol", protocol])?;
         let base = mount.join(format!("g{round}"));
         let writer = Writer::start(&base, 1 + random.below(9))?;
         std::thread::sleep(Duration::from_millis(random.below(300)));

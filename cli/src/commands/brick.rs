@@ -2,16 +2,17 @@
 
 use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use daemon::volume::Keys;
 use protocol::control::exit;
 use protocol::units::BLOCK_BYTES;
 use protocol::volume::{VolumeKind, VolumeSpec};
 use serde_json::{Value, json};
-use storage::{DirBrick, EngineChoice, Medium as _, OpenError, Superblock};
+use storage::{DirBrick, EngineChoice, Medium as _, OpenError, Point, PointKind, Superblock};
 
 use super::brick_export;
-use crate::args::{BrickCommand, Global};
+use crate::args::{BrickCommand, Global, PointArg};
 use crate::failure::Failure;
 use crate::output::{Output, bytes_text};
 
@@ -26,7 +27,7 @@ pub(super) fn run(global: &Global, output: &Output, command: BrickCommand) -> Re
     match command {
         BrickCommand::Info { dir } => info(output, &dir),
         BrickCommand::Check { dir } => check(output, &dir),
-        BrickCommand::Export { dir, dest } => brick_export::run(output, &dir, &dest),
+        BrickCommand::Export { dir, dest, point } => brick_export::run(output, &dir, &dest, point),
         BrickCommand::Wipe { dir, force } => wipe(global, output, &dir, force),
     }
 }
@@ -82,6 +83,27 @@ pub(super) fn open(dir: &Path) -> Result<DirBrick, Failure> {
         .map_err(|error| open_failure(dir, &error))
 }
 
+/// As [`open`], showing a retained point where one is asked for.
+pub(super) fn open_at(dir: &Path, point: Option<PointArg>) -> Result<DirBrick, Failure> {
+    let brick = open(dir)?;
+    let Some(wanted) = point else {
+        return Ok(brick);
+    };
+    let found = brick.points().into_iter().rfind(|point| match wanted {
+        PointArg::Newest => true,
+        PointArg::Number(number) => point.id.0 == number,
+    });
+    found
+        .and_then(|point| brick.view(point.id).ok())
+        .ok_or_else(|| {
+            Failure::refused(
+                "no_point",
+                format!("{} has no such retained point", dir.display()),
+                "`cairn brick info` lists a brick's points.",
+            )
+        })
+}
+
 fn kind_text(kind: VolumeKind) -> &'static str {
     match kind {
         VolumeKind::Fs => "fs",
@@ -89,7 +111,38 @@ fn kind_text(kind: VolumeKind) -> &'static str {
     }
 }
 
-fn facts(dir: &Path, found: &Superblock, in_use: bool) -> Value {
+/// The retained points; unknown while a daemon has the brick open.
+fn points(dir: &Path, found: &Superblock, in_use: bool) -> Result<Option<Vec<Point>>, Failure> {
+    if found.format == storage::layout::FORMAT_WITHOUT_POINTS {
+        return Ok(Some(Vec::new()));
+    }
+    if in_use || found.deleted {
+        return Ok(None);
+    }
+    open(dir).map(|brick| Some(brick.points()))
+}
+
+fn point_time(point: &Point) -> String {
+    let since = Duration::from_nanos(point.as_of.0.max(0).unsigned_abs());
+    daemon::events::time_text((UNIX_EPOCH + since).into())
+}
+
+fn point_kind(point: &Point) -> &'static str {
+    match point.kind {
+        PointKind::Resync => "before_resync",
+        PointKind::GivenUp => "given_up",
+    }
+}
+
+fn point_facts(point: &Point) -> Value {
+    json!({
+        "id": point.id.0, "state": point_kind(point), "as_of": point_time(point),
+        "sequence": point.position.sequence.0, "used_bytes": point.used_bytes,
+        "kept_bytes": point.kept_bytes,
+    })
+}
+
+fn facts(dir: &Path, found: &Superblock, in_use: bool, points: Option<&[Point]>) -> Value {
     let identity = &found.identity;
     let spec = &identity.spec;
     json!({
@@ -97,7 +150,8 @@ fn facts(dir: &Path, found: &Superblock, in_use: bool) -> Value {
         "pool": identity.pool, "brick": identity.brick, "replica": identity.replica,
         "node": node_of(spec, identity.replica), "size_bytes": spec.size_bytes,
         "replicas": spec.replicas, "deleted": found.deleted, "clean": found.clean,
-        "in_use": in_use,
+        "in_use": in_use, "format": found.format,
+        "points": points.map(|points| points.iter().map(point_facts).collect::<Vec<_>>()),
     })
 }
 
@@ -109,8 +163,9 @@ fn node_of(spec: &VolumeSpec, replica: u8) -> Option<&str> {
 fn info(output: &Output, dir: &Path) -> Result<u8, Failure> {
     let found = superblock(dir)?;
     let in_use = in_use(dir)?;
+    let points = points(dir, &found, in_use)?;
     if output.json {
-        output.value(&facts(dir, &found, in_use));
+        output.value(&facts(dir, &found, in_use, points.as_deref()));
         return Ok(exit::DONE);
     }
     let identity = &found.identity;
@@ -143,6 +198,18 @@ fn info(output: &Output, dir: &Path) -> Result<u8, Failure> {
         (false, false, false) => "not closed in order; it recovers when it is opened",
     };
     output.line(&format!("State: {state}"));
+    for point in points.iter().flatten() {
+        let what = match point.kind {
+            PointKind::Resync => "before a resync",
+            PointKind::GivenUp => "given up by the volume",
+        };
+        output.line(&format!(
+            "Retained point {}: {what}, as of {}, {} of copies",
+            point.id,
+            point_time(point),
+            bytes_text(point.kept_bytes)
+        ));
+    }
     Ok(exit::DONE)
 }
 

@@ -19,7 +19,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags}
 use serde_json::json;
 use storage::{DirBrick, ReadError};
 
-use super::brick::{READ_BYTES, open, read_failure};
+use super::brick::{READ_BYTES, open_at, read_failure};
+use crate::args::PointArg;
 use crate::failure::Failure;
 use crate::output::{Output, bytes_text};
 
@@ -41,8 +42,13 @@ struct Totals {
     bytes: u64,
 }
 
-pub(super) fn run(output: &Output, dir: &Path, dest: &Path) -> Result<u8, Failure> {
-    let brick = open(dir)?;
+pub(super) fn run(
+    output: &Output,
+    dir: &Path,
+    dest: &Path,
+    point: Option<PointArg>,
+) -> Result<u8, Failure> {
+    let brick = open_at(dir, point)?;
     prepare(dest)?;
     let mut export = Export {
         brick: &brick,

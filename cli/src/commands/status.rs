@@ -128,6 +128,27 @@ pub(super) fn volume_text(output: &Output, volume: &VolumeStatus) -> String {
                     .map_or_else(|| "time left unknown".to_owned(), |s| format!("{s} s left")),
             ));
         }
+        if let (Some(bytes @ 1..), Some(seconds)) = (replica.lag_bytes, replica.lag_seconds) {
+            lines.push(format!(
+                "{} lacks {} of what is confirmed, the oldest for {seconds:.1} s",
+                replica.node,
+                bytes_text(bytes)
+            ));
+        }
+    }
+    for replica in &volume.replicas {
+        if let Some(point) = &replica.point {
+            lines.push(format!(
+                "{} can go back to its state as of {}",
+                replica.node, point.as_of
+            ));
+        }
+        for kept in &replica.kept {
+            lines.push(format!(
+                "{} keeps what it held alone as of {} until it is dropped",
+                replica.node, kept.as_of
+            ));
+        }
     }
     if let (Some(used), Some(free)) = (volume.used_bytes, volume.free_bytes) {
         lines.push(format!(

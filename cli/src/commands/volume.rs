@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use protocol::control::{ControlRequest, exit};
 use protocol::options;
-use protocol::report::VolumesStatus;
+use protocol::report::{PointReport, VolumesStatus};
 use serde_json::Value;
 
 use super::create::Change;
@@ -38,6 +38,9 @@ pub(super) fn run(global: &Global, output: &Output, command: VolumeCommand) -> R
             Some(SplitBrainAction::Resolve { keep, force }) => {
                 ControlRequest::VolumeResolve { name, keep, force }
             }
+            Some(SplitBrainAction::Drop { node, force }) => {
+                ControlRequest::VolumeDropKept { name, node, force }
+            }
             Some(SplitBrainAction::List) | None => return split_brain(global, output, name),
         },
         VolumeCommand::Create(args) => create::request(args)?,
@@ -65,17 +68,20 @@ fn simple(command: VolumeCommand) -> ControlRequest {
             node,
             full,
             wait,
+            force,
         } => ControlRequest::VolumeResync {
             name,
             node,
             full,
             wait,
+            force,
         },
         VolumeCommand::Heal { name, what } => ControlRequest::VolumeResync {
             name,
             node: None,
             full: what == Some(HealArg::Full),
             wait: false,
+            force: false,
         },
         VolumeCommand::PauseResync { name } => ControlRequest::VolumePauseResync { name },
         VolumeCommand::ResumeResync { name } => ControlRequest::VolumeResumeResync { name },
@@ -118,9 +124,26 @@ fn split_brain(global: &Global, output: &Output, name: String) -> Result<u8, Fai
     )?;
     let status: VolumesStatus = typed(&answer.data)?;
     let split = status.volumes.first().and_then(|v| v.split_brain.as_ref());
+    let replicas = status.volumes.iter().flat_map(|volume| &volume.replicas);
+    let kept: Vec<(&str, &PointReport)> = replicas
+        .flat_map(|replica| replica.kept.iter().map(|kept| (&replica.node[..], kept)))
+        .collect();
     if output.json {
-        output.value(&serde_json::json!({ "split_brain": split }));
+        let kept: Vec<Value> = kept
+            .iter()
+            .map(|(node, kept)| serde_json::json!({ "node": node, "point": kept }))
+            .collect();
+        output.value(&serde_json::json!({ "split_brain": split, "kept": kept }));
         return Ok(exit::DONE);
+    }
+    for (node, kept) in &kept {
+        output.line(&format!(
+            "{node} keeps what it held alone as of {}, {} of copies (point {}).\n\
+             Drop it: `cairn volume split-brain NAME drop {node}`.",
+            kept.as_of,
+            bytes_text(kept.kept_bytes),
+            kept.id
+        ));
     }
     match split {
         Some(split) => output.line(&format!(

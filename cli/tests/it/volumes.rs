@@ -21,11 +21,9 @@ fn a_volume_is_made_started_shown_stopped_and_deleted() {
             status["volumes"][0]["health"] == "healthy"
         });
         let volume = &status["volumes"][0];
-        // Of a new volume whichever replica is up first becomes primary.
-        let at = usize::from(volume["primary"] == "node2");
-        assert_eq!(volume["primary"], volume["replicas"][at]["node"]);
-        assert_eq!(volume["replicas"][at]["connection"], "self");
-        assert_eq!(volume["replicas"][1 - at]["connection"], "connected");
+        assert_eq!(volume["primary"], "node1");
+        assert_eq!(volume["replicas"][0]["connection"], "self");
+        assert_eq!(volume["replicas"][1]["connection"], "connected");
     }
     assert_eq!(pool[2].say("status").code, 0);
     pool[0]

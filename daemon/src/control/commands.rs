@@ -135,8 +135,12 @@ async fn dispatch_volume(
             } else {
                 node.command_volume(&name, command).await?
             };
+            let message = match data["message"].as_str() {
+                Some(besides) => format!("{to} is primary of volume `{name}`: {besides}"),
+                None => format!("{to} is primary of volume `{name}`"),
+            };
             Ok(Done {
-                message: Some(format!("{to} is primary of volume `{name}`")),
+                message: Some(message),
                 data,
             })
         }
@@ -153,12 +157,33 @@ async fn dispatch_volume(
                 data,
             })
         }
+        ControlRequest::VolumeDropKept {
+            name,
+            node: of,
+            force,
+        } => {
+            let index = node.replica_named(&name, &of)?;
+            node.may_drop_kept(&name, index, force).await?;
+            let data = node
+                .command_replica(&name, index, VolumeCommand::DropKept {})
+                .await?;
+            Ok(Done {
+                message: Some(format!("{of} keeps nothing that was given up any more")),
+                data,
+            })
+        }
         ControlRequest::VolumeResync {
             name,
             node: only,
             full,
             wait,
-        } => resync(node, &name, only.as_deref(), full, wait, replies).await,
+            force,
+        } => {
+            if force {
+                node.resync_without_points(&name, only.as_deref()).await?;
+            }
+            resync(node, &name, only.as_deref(), full, wait, replies).await
+        }
         ControlRequest::VolumePauseResync { name } => {
             let data = node
                 .command_volume(&name, VolumeCommand::PauseResync)

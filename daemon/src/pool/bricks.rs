@@ -1,4 +1,4 @@
-//! Bricks that come and go while the volume is used (ADR 0010).
+//! Bricks that come and go while the volume is used (ADR 0011).
 //!
 //! A brick that is added is prepared first; with the pool's agreement it is a replica, which the
 //! primary fills. A brick that is removed is first agreed to be on its way out; when the primary
@@ -224,7 +224,8 @@ fn name(replica: &ReplicaSpec) -> String {
     format!("{}:{}", replica.node_name, replica.path)
 }
 
-fn told_of<'s>(
+/// What is told of the replica at a place: status names members only.
+pub(super) fn told_of<'s>(
     spec: &VolumeSpec,
     status: &'s VolumeStatus,
     place: usize,
@@ -340,6 +341,23 @@ fn check_copies(
             ),
         ));
     };
+    let keeps = |(place, _): &(usize, _)| {
+        told_of(spec, status, *place).is_some_and(|replica| !replica.kept.is_empty())
+    };
+    let keepers: Vec<_> = going.iter().copied().filter(keeps).collect();
+    if !keepers.is_empty() && !force {
+        return Err(refuse_loss(
+            "given_up",
+            format!(
+                "what {} keeps of a side that was given up could not be read any more",
+                names(&keepers)
+            ),
+            &format!(
+                "Look at `cairn volume split-brain {} list`; copy it out, or add the word `force`.",
+                spec.name
+            ),
+        ));
+    }
     if !bad.is_empty() && !force {
         return Err(refuse_loss(
             "fewer_copies",

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use protocol::ids::{NodeId, VolumeId};
-use protocol::report::{ConnectionState, Health};
+use protocol::report::{ConnectionState, Health, PointReport, PointState};
 use protocol::volume::{Layout, Protocol, Quorum, VolumeKind};
 
 use super::*;
@@ -68,6 +68,8 @@ fn told(in_sync: &[Option<bool>]) -> VolumeStatus {
             lag_seconds: None,
             resync: None,
             last_resync: None,
+            point: None,
+            kept: Vec::new(),
         });
     VolumeStatus {
         name: "v1".to_owned(),
@@ -138,6 +140,26 @@ fn bad_5_a_brick_goes_only_if_one_that_stays_has_everything() {
         Err("fewer_copies".to_owned())
     );
     assert_eq!(copies(fewer, &[0], true), Ok(1));
+}
+
+/// BAD-5, ONE-3: what a brick alone keeps of a given-up side goes by `force` only.
+#[test]
+fn a_brick_that_keeps_a_given_up_side_goes_by_force_only() {
+    let mut told = told(&[Some(true); 3]);
+    told.replicas[1].kept.push(PointReport {
+        id: 1,
+        state: PointState::GivenUp,
+        as_of: "2026-11-21T08:00:00Z".to_owned(),
+        sequence: 7,
+        kept_bytes: 4096,
+    });
+    let copies = |leaving: usize, force| {
+        let checked = check_copies(&spec(3), &told, &[leaving], force);
+        checked.map_err(|refusal| (refusal.exit_code, refusal.code))
+    };
+    assert_eq!(copies(1, false), Err((4, "given_up".to_owned())));
+    assert_eq!(copies(1, true), Ok(0));
+    assert_eq!(copies(2, false), Ok(0));
 }
 
 #[test]

@@ -175,6 +175,10 @@ fn failed_report(spec: &VolumeSpec, replica: usize, node: NodeId, reason: &str) 
         free_bytes: None,
         clients: Vec::new(),
         split_brain: None,
+        protocol_in_force: None,
+        lost_operations: 0,
+        point: None,
+        kept: Vec::new(),
     }
 }
 

@@ -52,9 +52,8 @@ impl Node {
             }
         }
         self.update(spec).await?;
-        let note = match (effect, key) {
-            (Effect::Later, "protocol") => "; this version confirms as with C all the same",
-            (Effect::Later, _) => "; this version does not act on it yet",
+        let note = match effect {
+            Effect::Later => "; this version does not act on it yet",
             _ => "",
         };
         Ok(format!("{key} of volume `{name}` is {value}{note}"))

@@ -213,7 +213,7 @@ fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> Vol
         quorum: spec.quorum,
         health,
         reason,
-        notes: notes(state, spec),
+        notes: notes(state, spec, primary),
         primary: primary_name,
         term: primary.map(|report| report.term),
         generation: primary.and_then(|report| report.generation),
@@ -277,6 +277,8 @@ fn replica_status(
             .and_then(|peer| peer.resync.clone())
             .or_else(|| report.and_then(|report| report.resync.clone())),
         last_resync: by_primary.and_then(|peer| peer.last_resync),
+        point: report.and_then(|report| report.point.clone()),
+        kept: report.map_or_else(Vec::new, |report| report.kept.clone()),
     }
 }
 
@@ -351,8 +353,22 @@ fn disk_text(disk: DiskState) -> &'static str {
     }
 }
 
-fn notes(state: &PoolState, spec: &VolumeSpec) -> Vec<String> {
+fn notes(state: &PoolState, spec: &VolumeSpec, primary: Option<&ReplicaReport>) -> Vec<String> {
     let mut notes = Vec::new();
+    let in_force = primary.and_then(|report| report.protocol_in_force);
+    if let Some(in_force) = in_force.filter(|it| it.is_looser_than(spec.protocol)) {
+        notes.push(format!(
+            "protocol {} takes full effect when what {} confirmed before satisfies it",
+            spec.protocol.name(),
+            in_force.name()
+        ));
+    }
+    let lost = primary.map_or(0, |report| report.lost_operations);
+    if lost > 0 {
+        notes.push(format!(
+            "{lost} confirmed operations were lost when this primary took over"
+        ));
+    }
     if spec.quorum == Quorum::Off && spec.members().count() > 1 {
         notes.push(if state.voters() >= MAJORITY_VOTERS_MIN {
             format!(

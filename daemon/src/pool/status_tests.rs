@@ -78,6 +78,10 @@ fn report(replica: usize, role: ReplicaRole) -> ReplicaReport {
         free_bytes: Some(20),
         clients: Vec::new(),
         split_brain: None,
+        protocol_in_force: None,
+        lost_operations: 0,
+        point: None,
+        kept: Vec::new(),
     }
 }
 
@@ -187,7 +191,7 @@ fn each_other_state_of_a_replica_is_degraded_with_its_reason() {
 #[test]
 fn a_volume_that_may_have_a_majority_says_so() {
     let mut state = state();
-    let note = |state: &PoolState| notes(state, &spec()).join("\n");
+    let note = |state: &PoolState| notes(state, &spec(), None).join("\n");
     assert!(note(&state).contains("third voting node"));
     let third = MemberState {
         voter: true,

@@ -9,6 +9,7 @@ use protocol::options::nearest;
 use protocol::volume::{VolumeSpec, VolumeState};
 
 use super::Node;
+use super::bricks::told_of;
 use super::refusal::{refuse, refuse_loss};
 use super::serve::{no_volume, not_started};
 use crate::raft::{PoolCommand, PoolOutcome, PoolState};
@@ -291,12 +292,70 @@ impl Node {
         Err(refuse_loss(
             "split_brain",
             format!(
-                "what {} took since the separation, {} at the latest, would be lost",
+                "what {} took since the separation, {} at the latest, would be given up; it is kept, \
+                 for reading only, until it is dropped",
                 others.join(", "),
                 split.since
             ),
             "Look at both sides first (`cairn brick export` of a stopped node's brick), then say --force.",
         ))
+    }
+
+    /// Dropping a given-up side loses it for good: that is said first.
+    pub(crate) async fn may_drop_kept(
+        self: &Arc<Self>,
+        name: &str,
+        replica: usize,
+        force: bool,
+    ) -> Result<(), Refusal> {
+        let spec = volume_of(&self.pool.state(), name)?;
+        let status = self.volumes_status(Some(name)).await;
+        let replica = status
+            .first()
+            .and_then(|status| told_of(&spec, status, replica));
+        let Some(replica) = replica.filter(|replica| !replica.kept.is_empty()) else {
+            return Err(refuse(
+                "nothing_kept",
+                format!("no side of volume `{name}` that was given up is kept there"),
+                &format!("Look at `cairn volume split-brain {name} list`."),
+            ));
+        };
+        if force {
+            return Ok(());
+        }
+        let sides: Vec<&str> = replica.kept.iter().map(|kept| &kept.as_of[..]).collect();
+        Err(refuse_loss(
+            "given_up",
+            format!(
+                "what {} held alone, as of {}, would be lost for good",
+                replica.node,
+                sides.join(" and ")
+            ),
+            "Copy it out first (`cairn brick export --point` while its daemon is stopped), then say \
+             --force.",
+        ))
+    }
+
+    /// Lets resyncs begin that have no room to keep what they change: of one node's replica, or of
+    /// every replica whose node answers.
+    pub(crate) async fn resync_without_points(
+        self: &Arc<Self>,
+        name: &str,
+        only: Option<&str>,
+    ) -> Result<(), Refusal> {
+        let spec = volume_of(&self.pool.state(), name)?;
+        let only = only
+            .map(|node| self.replica_named(name, node))
+            .transpose()?;
+        let members = spec.members().map(|(index, _)| index);
+        for replica in members.filter(|index| only.is_none_or(|only| only == *index)) {
+            let command = VolumeCommand::ResyncWithoutPoint {};
+            let allowed = self.command_replica(name, replica, command).await;
+            if only.is_some() {
+                allowed?;
+            }
+        }
+        Ok(())
     }
 
     async fn command_node(

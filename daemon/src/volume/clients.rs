@@ -7,8 +7,8 @@ use bytes::{Bytes, BytesMut};
 use namespace::{Admission, Context, Executed};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
-    Elsewhere, FS_VERSION, FileSystemStatistics, Hello, HelloReply, Operation, Outcome, Reply,
-    Request, SLOT_NONE, SLOTS_MAX, kind, refusal,
+    Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Reply, Request, SLOT_NONE,
+    SLOTS_MAX, kind, refusal,
 };
 use protocol::ids::SessionId;
 use protocol::mistakes::{Mistake, made};
@@ -228,6 +228,7 @@ impl<M: Medium> Driver<M> {
     ) -> Option<u64> {
         let now = self.now();
         let id = hello.session;
+        self.look_for_losses(&hello.client_name, hello.confirmed);
         let known = self.sessions.by_id.contains_key(&id);
         let described = namespace::Session {
             client_name: hello.client_name.clone(),
@@ -681,25 +682,6 @@ impl<M: Medium> Driver<M> {
             self.release_orphans();
         }
         outcome
-    }
-
-    /// What statfs tells: of the smallest and fullest replica.
-    fn statistics(&self, objects: u64) -> FileSystemStatistics {
-        let (mut total, mut free) = self
-            .brick
-            .space()
-            .map_or((0, 0), |space| (space.total_bytes, space.free_bytes));
-        for link in self.links.iter().flatten().filter(|link| link.feed_live) {
-            total = total.min(link.total_bytes.unwrap_or(total));
-            free = free.min(link.free_bytes.unwrap_or(free));
-        }
-        FileSystemStatistics {
-            bytes_total: total,
-            bytes_free: free,
-            objects,
-            // Objects cost space only: as many as the smallest ones that fit.
-            objects_free: free / 1024,
-        }
     }
 
     // ---- reads ---------------------------------------------------------------------------------

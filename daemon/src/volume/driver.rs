@@ -19,9 +19,9 @@ use protocol::mistakes::{Mistake, made};
 use protocol::record::{Change, Record};
 use protocol::replica::{Message, live_record_frame};
 use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
-use protocol::volume::{REPLICAS_MAX, VolumeSpec};
+use protocol::volume::{Protocol, REPLICAS_MAX, VolumeSpec};
 use replication::machine::{
-    Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Proposed, Standing,
+    Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Position, Proposed, Standing,
 };
 use replication::state::{DurableState, Mask, Places};
 use storage::{Brick, BrickError, BrickEvent, DirtyItem, FlushWhat, Medium, Pace, RecoveryReport};
@@ -110,7 +110,15 @@ pub(super) struct Driver<M: Medium> {
     next_token: u64,
     appended: bool,
     /// What the primary was told last.
-    acked: Option<(Sequence, Sequence)>,
+    acked: Option<Position>,
+    /// Answers to completed flushes, until the lease allows them.
+    flushed: Vec<PendingReply>,
+    /// Records of a primary that is gone, acknowledged as received and still to be applied.
+    pub(super) left_over: VecDeque<Record>,
+    /// Replicas that were left behind as their queues were beyond the bound.
+    pub(super) ahead_of: Mask,
+    /// Confirmed operations that a take-over lost, as clients showed, since this replica serves.
+    pub(super) lost_operations: u64,
     pub(super) failed: Option<String>,
     pub(super) throttled: bool,
     /// Clients were not read when the last round ended.
@@ -127,6 +135,12 @@ pub(super) struct Driver<M: Medium> {
     pub(super) full_wanted: Mask,
     pub(super) resyncs: Vec<super::source::Resyncs>,
     pub(super) object_bytes_max: u64,
+    /// When this replica last applied a record of a primary's.
+    pub(super) followed_at: Option<Timestamp>,
+    /// Why a resync does not begin: there is no room to keep what is here now.
+    pub(super) needs_room: Option<String>,
+    /// An operator said that it may begin without.
+    pub(super) without_point: bool,
     own: Weak<RefCell<Self>>,
 }
 
@@ -147,29 +161,13 @@ impl<M: Medium> Driver<M> {
         recovery: RecoveryReport,
         mut state: DurableState,
     ) -> Self {
-        if state.places.members() == Mask::default() {
-            // It never met a change of the replicas: what it noted means those of its own copy of
-            // the configuration.
-            state.places = Places::of(&brick.identity().spec);
-        }
+        name_places(&mut state, &brick.identity().spec);
         let settings = Settings::of(&spec);
-        let entropy = host.entropy();
-        let count = spec.replicas.len();
-        let config = Config {
-            me,
-            count,
-            activation_wait: settings.activation_wait,
-            replica_deadline: settings.replica_deadline,
-            agreed: host.agreed(spec.id),
-            lease: settings.role_lease,
-            claim_after: settings.claim_after,
-            min_in_sync: settings.min_in_sync,
-            entropy,
-        };
         let suspects = recovery.suspect.len() as u64;
-        let machine = Machine::new(config, state, brick.applied(), suspects);
+        let config = config(&spec, me, &settings, &*host);
         let mut incarnation = [0; 8];
-        incarnation.copy_from_slice(&entropy[..8]);
+        incarnation.copy_from_slice(&config.entropy[..8]);
+        let machine = Machine::new(config, state, brick.applied(), suspects);
         Self {
             me,
             settings,
@@ -190,6 +188,10 @@ impl<M: Medium> Driver<M> {
             next_token: 1,
             appended: false,
             acked: None,
+            flushed: Vec::new(),
+            left_over: VecDeque::new(),
+            ahead_of: Mask::default(),
+            lost_operations: 0,
             failed: None,
             throttled: false,
             blocked: false,
@@ -204,11 +206,21 @@ impl<M: Medium> Driver<M> {
                 .map(|_| super::source::Resyncs::default())
                 .collect(),
             object_bytes_max: brick.object_bytes_max(),
+            followed_at: None,
+            needs_room: None,
+            without_point: false,
             host,
             own: Weak::new(),
             brick,
             spec,
         }
+    }
+
+    /// A machine for the brick as it is now, which knows of nobody.
+    pub(super) fn fresh_machine(&self, state: DurableState) -> Machine {
+        let config = config(&self.spec, self.me, &self.settings, &*self.host);
+        let suspects = self.recovery.suspect.len() as u64;
+        Machine::new(config, state, self.brick.applied(), suspects)
     }
 
     /// Lets the driver start tasks that come back to it.
@@ -228,11 +240,15 @@ impl<M: Medium> Driver<M> {
 
     /// The time that the next operation gets: never before one that was given (COH-4).
     pub(super) fn timestamp(&mut self) -> Timestamp {
+        self.last_time = self.last_time.max(self.wall_time());
+        self.last_time
+    }
+
+    /// The time of day.
+    pub(super) fn wall_time(&self) -> Timestamp {
         let clock = self.host.wall().duration_since(UNIX_EPOCH);
         let clock = clock.unwrap_or_default();
-        let clock = Timestamp(i64::try_from(clock.as_nanos()).unwrap_or(i64::MAX));
-        self.last_time = self.last_time.max(clock);
-        self.last_time
+        Timestamp(i64::try_from(clock.as_nanos()).unwrap_or(i64::MAX))
     }
 
     pub(super) fn token(&mut self, token: Token) -> u64 {
@@ -257,15 +273,15 @@ impl<M: Medium> Driver<M> {
         following.or(serving).map(|r| self.spec.replicas[r].node)
     }
 
-    /// Whether clients must not be read for now: too much is under way.
+    /// Whether clients must not be read for now: too much is under way. Under A nobody waits for a
+    /// replica's queue: the machine bounds it.
     pub(super) fn is_full(&self) -> bool {
+        let long =
+            |link: &LinkIo| link.feed_live && link.outbox.queued_bytes() >= REPLICA_QUEUE_BYTES_MAX;
+        let bounded = self.settings.protocol == Protocol::A;
         self.throttled
             || self.waiting.len() >= UNCONFIRMED_MAX
-            || self
-                .links
-                .iter()
-                .flatten()
-                .any(|link| link.feed_live && link.outbox.queued_bytes() >= REPLICA_QUEUE_BYTES_MAX)
+            || (!bounded && self.links.iter().flatten().any(long))
     }
 
     // ---- ordering ----------------------------------------------------------------------------
@@ -278,7 +294,8 @@ impl<M: Medium> Driver<M> {
         payload: Bytes,
     ) -> Result<Sequence, OrderError> {
         let now = self.now();
-        let (sequence, term, generation) = self.machine.order(now)?;
+        let bytes = Record::bytes_about(&changes, &payload);
+        let (sequence, term, generation) = self.machine.order(now, bytes)?;
         let record = Record {
             sequence,
             term,
@@ -363,16 +380,23 @@ impl<M: Medium> Driver<M> {
     }
 
     /// As a follower: tells the primary how far this replica is.
-    fn acknowledge(&mut self) {
-        let position = (self.machine.last(), self.brick.stable());
+    pub(super) fn acknowledge(&mut self) {
+        self.machine.local_stable(self.brick.stable());
+        let position = self.machine.position_here();
         if self.acked == Some(position) {
             return;
         }
         for (replica, link) in self.links.iter().enumerate() {
             let Some(link) = link else { continue };
             if self.machine.standing(replica) == Some(Standing::MyPrimary) {
-                let (applied, stable) = (position.0, position.1.min(position.0));
-                link.outbox.send(Message::Ack { applied, stable }.encode());
+                self.followed_at = Some(self.wall_time());
+                let ack = Message::Ack {
+                    received: position.received,
+                    applied: position.applied,
+                    stable: position.stable,
+                    policy: position.policy,
+                };
+                link.outbox.send(ack.encode());
                 self.acked = Some(position);
             }
         }
@@ -384,7 +408,7 @@ impl<M: Medium> Driver<M> {
     }
 
     fn start_flush(&mut self) {
-        if let Some(id) = self.machine.handover_flush() {
+        while let Some(id) = self.machine.own_flush() {
             self.flush_everywhere(id, None);
         }
         if self.sync_waiters.is_empty() {
@@ -570,8 +594,12 @@ impl<M: Medium> Driver<M> {
     /// Answers whatever is confirmed. A primary that may have been replaced answers nothing: what
     /// it read may be old (ONE-1).
     fn release_replies(&mut self) {
-        if self.waiting.is_empty() || !self.machine.may_answer(self.now()) {
+        let idle = self.waiting.is_empty() && self.flushed.is_empty();
+        if idle || !self.machine.may_answer(self.now()) {
             return;
+        }
+        for reply in std::mem::take(&mut self.flushed) {
+            self.reply(reply);
         }
         let confirmed = if made(Mistake::AnswersEarly) {
             self.machine.last()
@@ -652,7 +680,7 @@ impl<M: Medium> Driver<M> {
                 } => {
                     let sequence = self.machine.confirmed();
                     let outcome = Outcome::Done;
-                    self.reply(PendingReply {
+                    self.flushed.push(PendingReply {
                         session,
                         slot,
                         number,
@@ -672,7 +700,9 @@ impl<M: Medium> Driver<M> {
         tracing::debug!(volume = %self.spec.name, %node, ?reason, "closing the link to a replica");
         let left = self.machine.standing(replica) == Some(Standing::InSync);
         let deadline = self.settings.replica_deadline;
-        if let Some(text) = words::dropped(node, left, reason, deadline) {
+        if reason == DropReason::Ahead {
+            self.left_behind(replica);
+        } else if let Some(text) = words::dropped(node, left, reason, deadline) {
             self.host.event("replica_dropped", &self.spec.name, &text);
         }
         if let Some(link) = &self.links[replica] {
@@ -695,6 +725,8 @@ impl<M: Medium> Driver<M> {
                 words::role_reason(reason)
             ),
         );
+        self.ahead_of = Mask::default();
+        self.lost_operations = 0;
         self.take_up_namespace();
         self.changed.notify_waiters();
     }
@@ -709,6 +741,7 @@ impl<M: Medium> Driver<M> {
         };
         self.sessions.send_elsewhere(&elsewhere.encode());
         self.waiting.clear();
+        self.flushed.clear();
         self.flush_waiters.clear();
         self.sync_waiters.clear();
         self.sync_objects.clear();
@@ -749,6 +782,11 @@ impl<M: Medium> Driver<M> {
                     self.changed.notify_waiters();
                 }
                 BrickEvent::Checkpointed(_) => {}
+                BrickEvent::PointLost(id) => {
+                    let node = &self.spec.replicas[self.me].node_name;
+                    let text = words::point_lost(node, id.0);
+                    self.host.event("point_lost", &self.spec.name, &text);
+                }
                 BrickEvent::Failed(error) => self.fail(&error),
             }
         }
@@ -781,6 +819,7 @@ impl<M: Medium> Driver<M> {
     /// Called some twenty times a second.
     pub(super) fn tick(&mut self) {
         let now = self.now();
+        self.apply_left_over();
         self.machine.tick(now);
         self.ask_promises();
         self.look_after_journal();
@@ -855,6 +894,31 @@ impl<M: Medium> Driver<M> {
     /// Whether an operation must wait for the end of a hand-over.
     pub(super) fn is_handing_over(&self) -> bool {
         matches!(self.machine.phase(), Phase::HandingOver { .. })
+    }
+}
+
+/// A state that never met a change of the replicas means those of the brick's own copy of the
+/// configuration.
+pub(super) fn name_places(state: &mut DurableState, own: &VolumeSpec) {
+    if state.places.members() == Mask::default() {
+        state.places = Places::of(own);
+    }
+}
+
+fn config(spec: &VolumeSpec, me: usize, settings: &Settings, host: &dyn Host) -> Config {
+    Config {
+        me,
+        count: spec.replicas.len(),
+        activation_wait: settings.activation_wait,
+        replica_deadline: settings.replica_deadline,
+        agreed: host.agreed(spec.id),
+        lease: settings.role_lease,
+        claim_after: settings.claim_after,
+        min_in_sync: settings.min_in_sync,
+        protocol: settings.protocol,
+        queue_bytes_max: settings.queue_bytes_max,
+        // Another one each time: generations are made from it.
+        entropy: host.entropy(),
     }
 }
 

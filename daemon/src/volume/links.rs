@@ -14,7 +14,7 @@ use protocol::mistakes::{Mistake, made};
 use protocol::preamble::Purpose;
 use protocol::replica::{Message, REPLICA_VERSION};
 use replication::decision::Rule;
-use replication::machine::{Refusal, Standing};
+use replication::machine::{Position, Refusal, Standing};
 use replication::state::{Membership, Report, Welcome};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -36,6 +36,21 @@ const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(1);
 pub(super) const HEARTBEAT: Duration = Duration::from_millis(300);
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
+/// How often what had to wait is tried again, if nothing says so earlier.
+const STALLED_PAUSE: Duration = Duration::from_millis(20);
+
+/// What the reader of a link does next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Next {
+    /// More is read.
+    Read,
+    /// What was said must leave first, then it goes on at once.
+    Again,
+    /// Nothing is read before something changed.
+    Wait,
+    /// More is read while something waits for a change.
+    ReadOrWait,
+}
 
 /// A connected replica.
 pub(super) struct LinkIo {
@@ -49,6 +64,7 @@ pub(super) struct LinkIo {
     /// A resync runs towards it: dropped to stop it.
     pub(super) source: Option<Rc<super::source::Source>>,
     pub(super) target: super::target::Target,
+    pub(super) received: super::received::Received,
     pub(super) free_bytes: Option<u64>,
     /// Bytes ordered since the last word about room, and between the two before: what that word
     /// did not know of yet.
@@ -120,6 +136,12 @@ pub(super) enum LinkError {
     /// The other end closed.
     #[error("the other end closed the connection")]
     Closed,
+    /// What a resync would change cannot be kept.
+    #[error("{reason}")]
+    NoRoom {
+        /// Why.
+        reason: String,
+    },
     /// It took too long.
     #[error("the other end did not greet in time")]
     Timeout,
@@ -196,7 +218,7 @@ pub(super) async fn serve_link<M: Medium>(
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
     let result = async {
         if dialled.is_some() {
-            outbox.send(hello(&driver.borrow()));
+            send_hello(&driver, &outbox).await;
         }
         let greeted = tokio::time::timeout(GREETING_TIMEOUT, next_frame(&mut reader, &mut buffer));
         let frame = greeted.await.map_err(|_| LinkError::Timeout)??;
@@ -205,7 +227,7 @@ pub(super) async fn serve_link<M: Medium>(
             return Err(LinkError::Foreign);
         }
         if dialled.is_none() {
-            outbox.send(hello(&driver.borrow()));
+            send_hello(&driver, &outbox).await;
         }
         let epoch = {
             let mut d = driver.borrow_mut();
@@ -253,7 +275,7 @@ async fn read_link<M: Medium, R: AsyncRead + Unpin>(
     buffer: &mut BytesMut,
 ) -> Result<(), LinkError> {
     loop {
-        let stalled = {
+        let next = {
             let mut d = driver.borrow_mut();
             let current = d.links[replica]
                 .as_ref()
@@ -263,27 +285,54 @@ async fn read_link<M: Medium, R: AsyncRead + Unpin>(
             }
             let now = d.now();
             d.machine.heard(now, replica);
-            let mut handled = d.handle_stalled(replica);
-            while matches!(handled, Ok(false)) {
-                let Some(frame) = take_frame(buffer)? else {
-                    break;
-                };
-                handled = d.handle(driver, replica, Message::decode(&frame)?);
-            }
-            let stalled = handled?;
+            let next = d.take_frames(driver, replica, buffer)?;
             d.finish_turn();
-            stalled
+            next
         };
-        if stalled {
-            // An extent is being listed in the activity log, or the disk is behind.
-            let changed = driver.borrow().changed.clone();
-            let _ = tokio::time::timeout(Duration::from_millis(20), changed.notified()).await;
-            continue;
+        // An extent is being listed in the activity log, or the disk is behind.
+        let changed = driver.borrow().changed.clone();
+        let moment = tokio::time::timeout(STALLED_PAUSE, changed.notified());
+        match next {
+            Next::Again => {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            Next::Wait => {
+                let _ = moment.await;
+                continue;
+            }
+            Next::ReadOrWait => {
+                buffer.reserve(READ_BYTES);
+                tokio::select! {
+                    read = reader.read_buf(buffer) => if read? == 0 {
+                        return Err(LinkError::Closed);
+                    },
+                    _ = moment => {}
+                }
+                continue;
+            }
+            Next::Read => {}
         }
         buffer.reserve(READ_BYTES);
         if reader.read_buf(buffer).await? == 0 {
             return Err(LinkError::Closed);
         }
+    }
+}
+
+/// Waits until nothing that was acknowledged as received is still to be applied, and then says
+/// hello: what it tells of this replica must hold all of that.
+async fn send_hello<M: Medium>(driver: &Shared<M>, outbox: &Outbox) {
+    loop {
+        let changed = {
+            let d = driver.borrow();
+            if !d.machine.has_received() {
+                outbox.send(hello(&d));
+                return;
+            }
+            d.changed.clone()
+        };
+        let _ = tokio::time::timeout(STALLED_PAUSE, changed.notified()).await;
     }
 }
 
@@ -376,6 +425,7 @@ impl<M: Medium> Driver<M> {
             feed_live: false,
             source: None,
             target: super::target::Target::default(),
+            received: super::received::Received::default(),
             free_bytes: None,
             ordered_bytes: [0; 2],
             total_bytes: None,
@@ -392,6 +442,7 @@ impl<M: Medium> Driver<M> {
         if !self.links[replica].as_ref().is_some_and(same) {
             return;
         }
+        let kept = self.keep_received(replica);
         if let Some(mut link) = self.links[replica].take() {
             link.outbox.close();
             link.stop_source();
@@ -406,6 +457,8 @@ impl<M: Medium> Driver<M> {
             self.host.event("replica_lost", &self.spec.name, &text);
         }
         let was_primary = self.machine.standing(replica) == Some(Standing::MyPrimary);
+        self.left_over.extend(kept);
+        self.apply_left_over();
         let now = self.now();
         self.machine.lost(now, replica);
         self.hurry.notify_one();
@@ -440,7 +493,7 @@ impl<M: Medium> Driver<M> {
 
     /// Handles what arrived. `Ok(true)`: the link must wait (see [`Driver::handle_stalled`]).
     // A table: one row a message.
-    fn handle(
+    pub(super) fn handle(
         &mut self,
         shared: &Shared<M>,
         replica: usize,
@@ -450,8 +503,19 @@ impl<M: Medium> Driver<M> {
         match message {
             Message::Hello { .. } => return Err(LinkError::Foreign),
             Message::Record(record) => return self.take_record(replica, record),
-            Message::Ack { applied, stable } => {
-                self.machine.acknowledged(now, replica, applied, stable);
+            Message::Ack {
+                received,
+                applied,
+                stable,
+                policy,
+            } => {
+                let position = Position {
+                    received,
+                    applied,
+                    stable,
+                    policy,
+                };
+                self.machine.acknowledged(now, replica, position);
             }
             Message::Flush { id, .. } if made(Mistake::FlushesLater) => {
                 self.send_to_primary(&Message::Flushed { id });
@@ -490,6 +554,10 @@ impl<M: Medium> Driver<M> {
                 self.recovery.suspect.clear();
                 self.brick.clear_suspects()?;
                 self.resyncs[self.me].finished();
+                self.without_point = false;
+                // The decision must be durable before what it rests on goes.
+                self.finish_turn();
+                self.drop_resync_points()?;
             }
             Message::Membership(json) => {
                 let membership: Membership = from_json(&json)?;
@@ -524,6 +592,7 @@ impl<M: Medium> Driver<M> {
                 revision,
             } => {
                 self.machine.asked(term, revision)?;
+                self.drop_received(replica);
                 self.tell_doubts(replica, common)?;
             }
             Message::Doubts {
@@ -576,8 +645,10 @@ impl<M: Medium> Driver<M> {
     }
 
     fn welcomed(&mut self, replica: usize, welcome: &Welcome) -> Result<(), LinkError> {
+        self.retain_before(replica, welcome)?;
         let now = self.now();
         self.machine.welcomed(now, replica, welcome)?;
+        self.drop_received(replica);
         self.forget_acknowledged();
         let node = &self.spec.replicas[replica].node_name;
         tracing::info!(

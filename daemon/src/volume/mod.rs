@@ -6,6 +6,9 @@
 //! | [`clients`], [`sessions`] | mounts: connections, requests, what they hold open |
 //! | [`keys`] | the brick as the namespace sees it |
 //! | [`links`] | connections between replicas |
+//! | [`losses`] | what is said about replicas left behind and operations lost |
+//! | [`received`] | what a primary sent and is not applied yet |
+//! | [`points`] | what a target keeps of the time before a resync |
 //! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
 //! | [`verify`] | replicas compared, single blocks repaired |
 //! | [`words`] | sentences for operators |
@@ -17,7 +20,10 @@ mod clients;
 mod driver;
 mod keys;
 mod links;
+mod losses;
 mod outbox;
+mod points;
+mod received;
 mod report;
 mod sessions;
 mod settings;
@@ -226,8 +232,17 @@ impl Host for RealHost {
     fn event(&self, kind: &str, volume: &str, message: &str) {
         let severity = match kind {
             "block_damaged" | "brick_failed" | "metadata_damaged" | "read_failed"
-            | "resync_stopped" => Severity::Error,
-            "replica_dropped" | "replica_lost" | "replica_refused" | "primary_lost"
+            | "resync_stopped" | "operations_lost" => Severity::Error,
+            "replica_dropped"
+            | "replica_lost"
+            | "replica_left_behind"
+            | "tail_given_up"
+            | "replica_refused"
+            | "resync_needs_room"
+            | "point_lost"
+            | "given_up_kept"
+            | "went_back"
+            | "primary_lost"
             | "block_repaired" => Severity::Warning,
             _ => Severity::Info,
         };
@@ -459,6 +474,10 @@ impl VolumeHandle {
             free_bytes: None,
             clients: Vec::new(),
             split_brain: None,
+            protocol_in_force: None,
+            lost_operations: 0,
+            point: None,
+            kept: Vec::new(),
         }
     }
 

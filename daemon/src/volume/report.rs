@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use protocol::fs::FileSystemStatistics;
 use protocol::options::Options;
 use protocol::report::{
     ClientReport, ConnectionState, DiskState, LastResyncReport, PeerReport, ReplicaReport,
@@ -28,6 +29,7 @@ impl<M: Medium> Driver<M> {
         let state = self.machine.durable();
         let space = self.brick.space().ok();
         let serving = self.machine.serves();
+        let (point, kept) = self.point_reports();
         ReplicaReport {
             volume: self.spec.id,
             node: self.spec.replicas[self.me].node,
@@ -59,6 +61,10 @@ impl<M: Medium> Driver<M> {
             free_bytes: space.map(|s| s.free_bytes),
             clients: self.client_reports(),
             split_brain: self.split_brain(),
+            protocol_in_force: serving.then(|| self.machine.protocol_in_force()),
+            lost_operations: self.lost_operations,
+            point,
+            kept,
         }
     }
 
@@ -97,6 +103,13 @@ impl<M: Medium> Driver<M> {
 
     fn waiting_reason(&self) -> Option<String> {
         match self.machine.phase() {
+            Phase::Waiting { .. } if self.machine.waits_for_every_report() => Some(format!(
+                "waits for every other replica of its last in-sync set: under protocol {} they may \
+                 have confirmed what is not here (`cairn volume promote {} {} --force` gives that up)",
+                self.machine.protocol_in_force().name(),
+                self.spec.name,
+                self.spec.replicas[self.me].node_name,
+            )),
             Phase::Waiting { .. } => {
                 Some("waits for the other replicas of its last in-sync set".to_owned())
             }
@@ -120,6 +133,9 @@ impl<M: Medium> Driver<M> {
                     .to_owned(),
             ),
             Phase::Following => {
+                if self.needs_room.is_some() {
+                    return self.needs_room.clone();
+                }
                 let primary = self.primary_node().is_some();
                 (!primary).then(|| "no primary is known".to_owned())
             }
@@ -131,11 +147,8 @@ impl<M: Medium> Driver<M> {
         let serving = self.machine.serves();
         let in_sync = serving && standing == Some(Standing::InSync);
         let dirty = self.brick.dirty_summary(super::driver::index(replica));
-        let lag = self
-            .machine
-            .last()
-            .0
-            .saturating_sub(self.machine.position(replica).0.0);
+        let lag = self.machine.lag(replica);
+        let now = self.now();
         PeerReport {
             replica,
             connection: match standing {
@@ -151,8 +164,11 @@ impl<M: Medium> Driver<M> {
             } else {
                 Some(dirty.bytes + dirty.keys * 64)
             },
-            lag_bytes: (serving && in_sync && lag == 0).then_some(0),
-            lag_seconds: (serving && in_sync && lag == 0).then_some(0.0),
+            lag_bytes: lag.map(|lag| lag.bytes),
+            lag_seconds: lag.map(|lag| {
+                let age = lag.since.map(|since| now.saturating_sub(since));
+                age.unwrap_or_default().as_secs_f64()
+            }),
             resync: self.resyncs[replica]
                 .running
                 .as_ref()
@@ -163,6 +179,25 @@ impl<M: Medium> Driver<M> {
                 .as_ref()
                 .filter(|_| serving)
                 .map(last_report),
+        }
+    }
+
+    /// What statfs tells: of the smallest and fullest replica.
+    pub(super) fn statistics(&self, objects: u64) -> FileSystemStatistics {
+        let (mut total, mut free) = self
+            .brick
+            .space()
+            .map_or((0, 0), |space| (space.total_bytes, space.free_bytes));
+        for link in self.links.iter().flatten().filter(|link| link.feed_live) {
+            total = total.min(link.total_bytes.unwrap_or(total));
+            free = free.min(link.free_bytes.unwrap_or(free));
+        }
+        FileSystemStatistics {
+            bytes_total: total,
+            bytes_free: free,
+            objects,
+            // Objects cost space only: as many as the smallest ones that fit.
+            objects_free: free / 1024,
         }
     }
 

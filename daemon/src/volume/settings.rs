@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use protocol::options::Options;
-use protocol::volume::VolumeSpec;
+use protocol::volume::{Protocol, VolumeSpec};
 
 /// Options with their values in force.
 #[derive(Debug, Clone)]
@@ -18,6 +18,10 @@ pub(super) struct Settings {
     pub(super) claim_after: Duration,
     /// With fewer replicas in sync writes wait.
     pub(super) min_in_sync: u32,
+    /// On what evidence an operation is confirmed.
+    pub(super) protocol: Protocol,
+    /// Under A: bytes that a replica may lack before it is left behind.
+    pub(super) queue_bytes_max: u64,
     /// A client that says nothing for so long has ended.
     pub(super) session_timeout: Duration,
     /// Upper bound of a resync; `None`: none.
@@ -37,6 +41,8 @@ impl Settings {
             claim_after: Duration::from_millis(500),
             replica_deadline: options.duration("replica-deadline"),
             min_in_sync: u32::try_from(options.count("min-in-sync")).unwrap_or(1),
+            protocol: spec.protocol,
+            queue_bytes_max: options.bytes("async-queue-max"),
             session_timeout: options.duration("session-timeout"),
             resync_bytes_per_second_max: (rate > 0).then_some(rate),
             read_only: options.on("read-only"),

@@ -23,6 +23,7 @@ use tokio::sync::{Notify, oneshot};
 use super::clients::read_again;
 use super::driver::{Driver, Shared, index};
 use super::links::{borrow_link, to_json};
+use super::words;
 
 /// Bytes of resync data that may be under way to the target: enough to keep a fast link busy,
 /// little enough that live records do not wait long behind them.
@@ -206,7 +207,12 @@ impl<M: Medium> Driver<M> {
     /// Begins to bring a replica up to date; see `Output::Source`.
     pub(super) fn begin_source(&mut self, replica: usize, decision: Decision, welcome: &Welcome) {
         self.full_wanted = self.full_wanted.without(replica);
-        self.send(replica, &Message::Welcome(to_json(welcome)));
+        let mut welcome = welcome.clone();
+        if matches!(decision, Decision::Dirty | Decision::GiveUpTail { .. }) {
+            let summary = self.brick.dirty_summary(index(replica));
+            welcome.changes_bytes = (!summary.all).then_some(summary.bytes);
+        }
+        self.send(replica, &Message::Welcome(to_json(&welcome)));
         // A resync is timed from the moment when the two met.
         let now = self.links[replica]
             .as_ref()
@@ -219,6 +225,7 @@ impl<M: Medium> Driver<M> {
                 summary.bytes + summary.keys * KEY_BYTES_ESTIMATE
             }
         };
+        self.tell_given_up(replica, decision);
         let name = &self.spec.replicas[replica].node_name;
         let rule = welcome.rule;
         tracing::info!(
@@ -305,6 +312,11 @@ impl<M: Medium> Driver<M> {
         self.note_progress(replica, 0);
         let now = self.now();
         let name = self.spec.replicas[replica].node_name.clone();
+        if self.ahead_of.has(replica) {
+            self.ahead_of = self.ahead_of.without(replica);
+            let text = words::caught_up(&name);
+            self.host.event("replica_caught_up", &self.spec.name, &text);
+        }
         if let Some(running) = self.resyncs[replica].running.take() {
             let progress = running.progress.as_ref();
             let last = Last {

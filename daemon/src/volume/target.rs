@@ -1,7 +1,5 @@
 //! The side that is brought up to date: records in order, resync items as they come.
 
-use std::collections::VecDeque;
-
 use bytes::Bytes;
 use protocol::ids::GenerationId;
 use protocol::mistakes::{Mistake, made};
@@ -14,8 +12,6 @@ use super::driver::{BrickFlush, Driver, Shared, Token};
 use super::links::LinkError;
 use super::source::{hash_blocks, read_extent};
 
-/// Records that wait for an extent to be listed as active.
-const STALLED_MAX: usize = 64;
 /// Changes of one record of resync.
 const CHANGES_AT_ONCE_MAX: usize = 1024;
 /// Doubts of one message.
@@ -24,31 +20,12 @@ const DOUBTS_MAX: usize = 4096;
 /// What a link holds as target.
 #[derive(Default)]
 pub(super) struct Target {
-    /// Records that cannot be applied yet, in order.
-    stalled: VecDeque<Record>,
     /// Batches that were applied and wait for the next flush.
     batches: Vec<u64>,
     flushing: bool,
 }
 
 impl<M: Medium> Driver<M> {
-    /// Applies records that had to wait. `Ok(true)`: they still wait, and nothing may be read.
-    pub(super) fn handle_stalled(&mut self, replica: usize) -> Result<bool, LinkError> {
-        while let Some(record) = self.links[replica]
-            .as_mut()
-            .and_then(|link| link.target.stalled.pop_front())
-        {
-            if !self.ready_for(&record)? {
-                if let Some(link) = &mut self.links[replica] {
-                    link.target.stalled.push_front(record);
-                }
-                return Ok(true);
-            }
-            self.follow(&record)?;
-        }
-        Ok(self.throttled)
-    }
-
     /// Takes a record from the stream. `Ok(true)`: nothing more may be read for now.
     pub(super) fn take_record(
         &mut self,
@@ -62,17 +39,13 @@ impl<M: Medium> Driver<M> {
             return Ok(self.throttled);
         }
         if let Some(link) = &mut self.links[replica] {
-            assert!(
-                link.target.stalled.len() < STALLED_MAX,
-                "reading stops at the first"
-            );
-            link.target.stalled.push_back(record);
+            link.received.put_back(record);
         }
         Ok(true)
     }
 
     /// Whether the blocks that a record's writes build on are at hand.
-    fn ready_for(&mut self, record: &Record) -> Result<bool, ReadError> {
+    pub(super) fn ready_for(&mut self, record: &Record) -> Result<bool, ReadError> {
         for change in &record.changes {
             let Change::Write {
                 object,

@@ -12,7 +12,7 @@ use protocol::ids::PoolId;
 use protocol::node_rpc::VolumeCommand;
 use protocol::preamble::Purpose;
 use protocol::volume::VolumeSpec;
-use replication::machine::{Machine, Refusal, Standing};
+use replication::machine::{Refusal, Standing};
 use replication::state::{DurableState, Mask, Places, RoleReason};
 use storage::{Brick, DirMedium, Medium, RecoveryReport};
 use tokio::io::Interest;
@@ -21,6 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::driver::{Driver, Shared};
 use super::links::{HEARTBEAT, keep_dialling, serve_link};
+use super::points::{self, NotForced, WentBack};
 use super::{CommandError, Host, Said, StartError, bricks, clients, verify};
 
 /// How often deadlines are looked at.
@@ -29,6 +30,8 @@ const TICK: Duration = Duration::from_millis(50);
 const NOTE_POSITIONS: Duration = Duration::from_secs(5);
 /// How long a hand-over at the end may take.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
+/// How long the pool may take to agree to a take-over by force.
+const FORCE_WITHIN: Duration = Duration::from_secs(3);
 
 /// What a brick's opening gave.
 type Opened<M> = (Brick<M>, RecoveryReport, DurableState);
@@ -124,6 +127,9 @@ pub(super) async fn run<M: Medium>(
     }
     {
         let mut d = shared.borrow_mut();
+        if let Err(error) = d.drop_resync_points() {
+            d.fail(&error);
+        }
         let now = d.now();
         let places = Places::of(&d.spec);
         d.machine.replace_places(now, places);
@@ -291,15 +297,23 @@ async fn execute<M: Medium>(
              `quorum majority` another replica takes over by itself",
         ));
     }
-    let forced = match command {
+    match command {
         VolumeCommand::Promote { to, force: true } if to == shared.borrow().me => {
-            Some(Machine::take_by_force as fn(&mut Machine) -> Result<(), Refusal>)
+            return force_role(shared, points::take_by_force).await;
         }
-        VolumeCommand::KeepSide {} => Some(Machine::keep_this_side as _),
-        _ => None,
-    };
-    if let Some(act) = forced {
-        return force_role(&mut shared.borrow_mut(), act);
+        VolumeCommand::KeepSide {} => {
+            return force_role(shared, |d| {
+                d.machine.keep_this_side()?;
+                Ok(None)
+            })
+            .await;
+        }
+        VolumeCommand::DropKept {} => return shared.borrow_mut().drop_kept(),
+        VolumeCommand::ResyncWithoutPoint {} => {
+            shared.borrow_mut().without_point = true;
+            return Ok(serde_json::json!({ "allowed": true }));
+        }
+        _ => {}
     }
     if !shared.borrow().machine.serves() {
         return Err(CommandError::refused(
@@ -310,7 +324,9 @@ async fn execute<M: Medium>(
     }
     match command {
         VolumeCommand::Promote { to, .. } => promote(shared, to).await,
-        VolumeCommand::KeepSide {} => Ok(serde_json::Value::Null),
+        VolumeCommand::KeepSide {}
+        | VolumeCommand::DropKept {}
+        | VolumeCommand::ResyncWithoutPoint {} => Ok(serde_json::Value::Null),
         VolumeCommand::Resync { replica, full } => {
             shared.borrow_mut().resync(replica, full);
             Ok(serde_json::json!({ "started": true }))
@@ -331,34 +347,67 @@ async fn execute<M: Medium>(
     }
 }
 
-/// Makes this replica primary by an operator's word.
-fn force_role<M: Medium>(
-    d: &mut Driver<M>,
-    act: fn(&mut Machine) -> Result<(), Refusal>,
+/// Makes this replica primary by an operator's word. Where the pool decides, waits for its answer.
+async fn force_role<M: Medium>(
+    shared: &Shared<M>,
+    act: fn(&mut Driver<M>) -> Result<Option<WentBack>, NotForced>,
 ) -> Result<serde_json::Value, CommandError> {
-    if d.machine.serves() && d.machine.durable().role_reason == RoleReason::Forced {
-        return Ok(serde_json::json!({ "promoted": true, "changed": false }));
-    }
-    if let Err(refusal) = act(&mut d.machine) {
-        let hint = match refusal {
-            Refusal::PoolDecides => {
-                "with `quorum majority` an in-sync replica takes over by itself once a majority of \
-                 the voters is connected; look at `cairn peer status`"
-            }
-            Refusal::PrimaryServes | Refusal::AlreadyPrimary => {
-                "leave --force out: the role is handed over without loss"
-            }
-            _ => "look at `cairn volume status` for the replica's state",
+    let (changed, went_back) = {
+        let mut d = shared.borrow_mut();
+        if d.machine.serves() && d.machine.durable().role_reason == RoleReason::Forced {
+            return Ok(serde_json::json!({ "promoted": true, "changed": false }));
+        }
+        let went_back = match act(&mut d) {
+            Ok(went_back) => went_back,
+            Err(NotForced::Command(error)) => return Err(error),
+            Err(NotForced::Refused(refusal)) => return Err(not_forced(&refusal)),
         };
+        tracing::warn!(volume = %d.spec.name, "made primary by an operator, by force");
+        d.finish_turn();
+        (d.changed.clone(), went_back)
+    };
+    let serves = || {
+        let d = shared.borrow();
+        d.machine.agreed().is_none() || d.machine.serves()
+    };
+    let agreed = async {
+        while !serves() {
+            let _ = tokio::time::timeout(TICK, changed.notified()).await;
+        }
+    };
+    if tokio::time::timeout(FORCE_WITHIN, agreed).await.is_err() {
+        shared.borrow_mut().machine.force_no_more();
         return Err(CommandError::refused(
-            "not_forced",
-            format!("this replica is not made primary: {refusal}"),
-            hint,
+            "pool_undecided",
+            "this replica is not made primary: the pool has not agreed to it",
+            "a majority of the voters must be connected, look at `cairn peer status`; then try again",
         ));
     }
-    tracing::warn!(volume = %d.spec.name, "made primary by an operator, by force");
-    d.finish_turn();
-    Ok(serde_json::json!({ "promoted": true, "changed": true }))
+    let mut answer = serde_json::json!({ "promoted": true, "changed": true });
+    if let Some(went) = went_back {
+        answer["as_of"] = went.as_of.clone().into();
+        answer["operations_lost_min"] = went.operations_lost_min.into();
+        answer["message"] = went.text().into();
+    }
+    Ok(answer)
+}
+
+fn not_forced(refusal: &Refusal) -> CommandError {
+    let hint = match refusal {
+        Refusal::PoolDecides => {
+            "with `quorum majority` an in-sync replica takes over by itself once a majority of \
+             the voters is connected; look at `cairn peer status`"
+        }
+        Refusal::PrimaryServes | Refusal::AlreadyPrimary => {
+            "leave --force out: the role is handed over without loss"
+        }
+        _ => "look at `cairn volume status` for the replica's state",
+    };
+    CommandError::refused(
+        "not_forced",
+        format!("this replica is not made primary: {refusal}"),
+        hint,
+    )
 }
 
 async fn promote<M: Medium>(
@@ -396,16 +445,29 @@ impl<M: Medium> Driver<M> {
         self.machine
             .set_replica_deadline(self.settings.replica_deadline);
         self.machine.set_min_in_sync(self.settings.min_in_sync);
+        self.machine
+            .set_policy(self.settings.protocol, self.settings.queue_bytes_max);
         let (now, agreed) = (self.now(), self.host.agreed(spec.id));
         let before = std::mem::replace(&mut self.spec, spec.clone());
+        // What was said of the brick that had a place before does not mean the next one.
+        for place in (0..self.links.len()).filter(|place| !same_brick(&before, &spec, *place)) {
+            self.ahead_of = self.ahead_of.without(place);
+            self.full_wanted = self.full_wanted.without(place);
+        }
         // What the replicas mean is durable before the configuration that says so.
         self.machine.replace_places(now, Places::of(&spec));
-        self.finish_turn();
+        self.finish_turn_if_up();
         self.dial_new(&before);
         self.machine.set_agreement(now, agreed);
         self.learn_agreement();
         self.keep_spec(&spec);
-        self.finish_turn();
+        self.finish_turn_if_up();
+    }
+
+    fn finish_turn_if_up(&mut self) {
+        if self.failed.is_none() && !self.stopping {
+            self.finish_turn();
+        }
     }
 
     /// Keeps a copy of the configuration in the brick, for whoever finds it without a pool.
@@ -421,10 +483,8 @@ impl<M: Medium> Driver<M> {
     /// Dials bricks that were added, where that is this replica's part.
     fn dial_new(&self, before: &VolumeSpec) {
         let Some(shared) = self.shared() else { return };
-        for (replica, place) in self.spec.members().filter(|(r, _)| *r > self.me) {
-            let known = before.is_member(replica)
-                && before.replicas.get(replica).map(|old| old.brick) == Some(place.brick);
-            if !known {
+        for (replica, _) in self.spec.members().filter(|(r, _)| *r > self.me) {
+            if !same_brick(before, &self.spec, replica) {
                 tokio::task::spawn_local(keep_dialling(shared.clone(), replica));
             }
         }
@@ -474,6 +534,15 @@ impl<M: Medium> Driver<M> {
     }
 }
 
+/// Whether a brick has the place in both, and it is the same one.
+fn same_brick(before: &VolumeSpec, after: &VolumeSpec, place: usize) -> bool {
+    let brick = |spec: &VolumeSpec| {
+        let replica = spec.replicas.get(place).filter(|_| spec.is_member(place));
+        replica.map(|replica| replica.brick)
+    };
+    brick(before).is_some() && brick(before) == brick(after)
+}
+
 /// Ends the volume's work on this node: hands the role to a replica that can take it, then
 /// checkpoints and closes the brick.
 async fn stop<M: Medium>(shared: &Shared<M>) {
@@ -499,6 +568,7 @@ async fn stop<M: Medium>(shared: &Shared<M>) {
         }
     }
     let mut d = shared.borrow_mut();
+    d.apply_what_was_received();
     d.stopping = true;
     d.sessions.close_connections();
     for link in d.links.iter().flatten() {

@@ -193,6 +193,7 @@ impl Shared {
                 mounted_at_ms: self.mounted_at_ms,
                 read_only: self.config.read_only,
                 opens: state.opens.list(OPENS_MAX),
+                confirmed: state.seen,
             };
             (
                 state.places.to_try(),

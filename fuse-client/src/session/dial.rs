@@ -9,6 +9,7 @@ use protocol::fs::{Elsewhere, Hello, HelloReply, kind, refusal};
 use protocol::ids::VolumeId;
 use protocol::node_rpc::{self, LocatedNode, NodeReply, NodeRequest};
 use protocol::preamble::Purpose;
+use protocol::units::Term;
 
 use crate::connection::{Connection, Connector, FrameReader, Target, send_all};
 
@@ -133,6 +134,7 @@ pub(super) struct Welcomed {
     /// The table's mark when the hello was written.
     pub(super) mark: u64,
     pub(super) block: bool,
+    pub(super) term: Term,
 }
 
 fn refused(code: u16, message: String) -> DialError {
@@ -172,12 +174,15 @@ pub(super) fn hello(
     };
     let (connection, reply) = ask().map_err(io_error(target))?;
     match reply {
-        HelloReply::Welcome { known, block, .. } => Ok(Welcomed {
+        HelloReply::Welcome {
+            known, block, term, ..
+        } => Ok(Welcomed {
             connection,
             frames,
             known,
             mark,
             block,
+            term,
         }),
         HelloReply::Elsewhere(elsewhere) => Err(DialError::Elsewhere {
             target: target.to_string(),

@@ -29,7 +29,7 @@ use parking_lot::{Condvar, Mutex};
 use protocol::frame::RawFrame;
 use protocol::fs::{Caller, Elsewhere, Operation, Outcome, Reply, kind};
 use protocol::ids::{SessionId, VolumeId};
-use protocol::units::ObjectId;
+use protocol::units::{ObjectId, Sequence, Term};
 
 use crate::connection::{Connector, FrameReader};
 use connect::RETRY_MAX;
@@ -109,6 +109,8 @@ struct State {
     disconnected_since: Instant,
     /// When the last sign of life was asked for.
     pinged: Instant,
+    /// The highest record that an answer rested on, and the term of the primary that gave it.
+    seen: (Term, Sequence),
     /// A change was confirmed, so the primary must know the session from now on.
     confirmed: bool,
     /// The pool refuses this client until an operator changes that.
@@ -177,6 +179,7 @@ impl Session {
                 link: None,
                 disconnected_since: now,
                 pinged: now,
+                seen: Default::default(),
                 confirmed: false,
                 refused: false,
                 doubting: false,
@@ -446,6 +449,7 @@ impl Shared {
 
     fn replied(&self, link: &Arc<Link>, reply: Reply) {
         let mut state = self.state.lock();
+        state.seen.1 = state.seen.1.max(reply.sequence);
         // An answer to what was given up meanwhile is nobody's.
         let Some(answered) = state.table.answered(reply.slot, reply.number, true) else {
             return;
@@ -499,6 +503,9 @@ impl Shared {
             "connected to the primary"
         );
         let mut state = self.state.lock();
+        if state.seen.0 != welcomed.term {
+            state.seen = (welcomed.term, Sequence::ZERO); // it was told what another one confirmed
+        }
         let lost = if !welcomed.known && state.confirmed {
             state.confirmed = false;
             state.table.forgotten()

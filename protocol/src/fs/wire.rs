@@ -62,6 +62,9 @@ impl Hello {
         for open in &self.opens {
             w.u64(open.0);
         }
+        if self.version >= 2 {
+            w.u64(self.confirmed.0.0).u64(self.confirmed.1.0);
+        }
         frame(kind::HELLO, &mut w, Bytes::new())
     }
 
@@ -85,6 +88,13 @@ impl Hello {
         for _ in 0..count {
             opens.push(ObjectId(r.u64("open")?));
         }
+        // A client of another version is refused by that, not for what it does not say.
+        let confirmed = if version < 2 {
+            Default::default()
+        } else {
+            let term = Term(r.u64("confirmed term")?);
+            (term, Sequence(r.u64("confirmed")?))
+        };
         r.end("hello")?;
         Ok(Self {
             version,
@@ -94,6 +104,7 @@ impl Hello {
             mounted_at_ms,
             read_only,
             opens,
+            confirmed,
         })
     }
 }

@@ -51,6 +51,16 @@ pub enum Bug {
     TakesOnClaimants,
     /// The role is handed over before everything is confirmed.
     HandsOverEarly,
+    /// A looser policy counts for members that do not know of it.
+    LoosensUnknown,
+    /// Under A more is confirmed than the queue may hold.
+    IgnoresTheBound,
+    /// A member that started again asks for the role although others may have more.
+    ClaimsUnreported,
+    /// A member asks for the role before it has applied what it acknowledged as received.
+    ClaimsUnapplied,
+    /// A stricter policy is told to be in force before what was confirmed satisfies it.
+    TightensEarly,
 }
 
 impl Bug {
@@ -67,8 +77,13 @@ impl Bug {
         Self::OverstaysLeases,
         Self::AnswersWithoutLease,
     ];
+    /// About the ack policies, found by random schedules soon.
+    pub const POLICIES: [Self; 2] = [Self::IgnoresTheBound, Self::ClaimsUnapplied];
     /// Found by long runs only, or not yet.
-    pub const RARE: [Self; 10] = [
+    pub const RARE: [Self; 13] = [
+        Self::LoosensUnknown,
+        Self::ClaimsUnreported,
+        Self::TightensEarly,
         Self::BeginsTooEarly,
         Self::JoinsTooEarly,
         Self::IgnoresTheRevision,

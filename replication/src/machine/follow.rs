@@ -6,19 +6,19 @@ use protocol::units::{Sequence, Term};
 use protocol::volume::REPLICAS_MAX;
 
 use super::bugs::Bug;
-use super::{Agreed, DropReason, FlushId, Machine, Output, Phase, Refusal, Standing};
+use super::flushes::Own;
+use super::{Agreed, DropReason, Machine, Output, Phase, Position, Refusal, Standing};
 use crate::state::{Disk, How, Mask, Membership, Role, RoleReason, Welcome};
 
 impl Machine {
     // ---- following ---------------------------------------------------------------------------
 
-    /// A primary takes this replica on.
-    pub fn welcomed(
-        &mut self,
-        now: Duration,
-        from: usize,
-        welcome: &Welcome,
-    ) -> Result<(), Refusal> {
+    /// Whether [`Machine::welcomed`] would take this on: what has to be prepared for it can be
+    /// prepared now.
+    ///
+    /// # Errors
+    /// As [`Machine::welcomed`].
+    pub fn may_be_welcomed(&self, from: usize, welcome: &Welcome) -> Result<(), Refusal> {
         let earlier = welcome.term < self.state.term && !self.errs(Bug::FollowsEarlierTerms);
         let layout = welcome.layout != self.state.places.version;
         if earlier || layout || self.links[from].is_none() {
@@ -33,6 +33,26 @@ impl Machine {
         if basis || revision {
             return Err(Refusal::OutOfPlace); // they meet again, and decide on what is now
         }
+        Ok(())
+    }
+
+    /// The whole picture that is here now is retained in the brick under this number, or none is:
+    /// durable with the next decision, which a resync is.
+    pub fn retained(&mut self, point: Option<u64>) {
+        self.state.point = point;
+    }
+
+    /// A primary takes this replica on.
+    ///
+    /// # Errors
+    /// [`Refusal::OutOfPlace`] where it decided on something that is not so any more.
+    pub fn welcomed(
+        &mut self,
+        now: Duration,
+        from: usize,
+        welcome: &Welcome,
+    ) -> Result<(), Refusal> {
+        self.may_be_welcomed(from, welcome)?;
         self.revision += 1;
         self.stop_serving(RoleReason::Followed);
         for link in self.links.iter_mut().flatten() {
@@ -57,15 +77,19 @@ impl Machine {
             How::Records => Disk::Consistent,
             How::Resync => Disk::Inconsistent,
         };
+        self.state.policy = welcome.policy;
         self.phase = Phase::Following;
         self.joined = false;
+        self.forced = false;
         self.tail_fetched = false;
+        self.forget_received();
         if welcome.how == How::Resync {
             self.state.knows_after = welcome.at;
         }
         self.decide();
         if welcome.how == How::Resync {
             self.last = welcome.at;
+            self.received = welcome.at;
             self.applied = welcome.at;
             self.stable = welcome.at;
             self.suspects = 0;
@@ -76,26 +100,60 @@ impl Machine {
     }
 
     /// A record arrived from the primary or, while pulling, from a member. It must be the next.
-    /// The driver applies it, now or when it can, and then calls [`Machine::followed`].
+    /// The driver keeps it in memory, applies it in its turn, also where the connection is gone by
+    /// then, and calls [`Machine::followed`]; or drops all that it has not applied when
+    /// [`Machine::asked`] or [`Machine::welcomed`] says so, and by [`Machine::forget_received`].
     ///
     /// # Errors
     /// [`Refusal::OutOfPlace`] where it is not the next or comes from somebody else.
-    pub fn received(&self, from: usize, sequence: Sequence, term: Term) -> Result<(), Refusal> {
+    pub fn received(&mut self, from: usize, sequence: Sequence, term: Term) -> Result<(), Refusal> {
         let expected = match self.phase {
             Phase::Pulling { from: source } => source == from,
             Phase::Following => self.standing(from) == Some(Standing::MyPrimary),
             _ => false,
         };
-        if !expected || sequence != self.last.next() || term > self.state.term {
+        if !expected || sequence != self.received.next() || term > self.state.term {
             return Err(Refusal::OutOfPlace);
         }
+        self.received = sequence;
         Ok(())
     }
 
     /// The record that arrived is part of the brick now: only from here on it counts as here.
     pub fn followed(&mut self, sequence: Sequence) {
         assert_eq!(sequence, self.last.next(), "records follow one another");
+        assert!(sequence <= self.received, "it was received");
         self.last = sequence;
+    }
+
+    /// What was received and not applied is dropped: nobody relies on it.
+    pub fn forget_received(&mut self) {
+        self.received = self.last;
+    }
+
+    /// What was received can never be applied, although it was acknowledged: as after a start of
+    /// the process, others may have what was confirmed and is not here.
+    pub fn lose_received(&mut self) {
+        self.forget_received();
+        self.joined = false;
+    }
+
+    /// Whether records wait in memory. Until they are applied this replica must not tell anybody
+    /// anew where it stands, nor does it ask for the role: they may be confirmed (protocol B).
+    #[must_use]
+    pub fn has_received(&self) -> bool {
+        self.received > self.last
+    }
+
+    /// As follower: where it is, for its primary.
+    #[must_use]
+    pub fn position_here(&self) -> Position {
+        Position {
+            received: self.received,
+            applied: self.last,
+            stable: self.stable.min(self.last),
+            policy: self.durable.policy.version,
+        }
     }
 
     /// The primary says that this replica is in sync, or how the set changed.
@@ -121,7 +179,9 @@ impl Machine {
         self.state.line = membership.line.clone();
         self.state.in_sync = membership.in_sync;
         self.state.since = membership.since;
+        self.state.policy = membership.policy;
         if joined {
+            self.state.point = None;
             self.state.disk = Disk::UpToDate;
             self.suspects = 0;
         }
@@ -142,16 +202,15 @@ impl Machine {
     }
 
     /// An operator makes this replica primary although the last one is gone, and with it perhaps
-    /// what only that one confirmed. Only where the bricks decide.
+    /// what only that one confirmed. Where the pool decides it still has to agree, and this replica
+    /// must be one of those that may be primary: it does not wait for the others' reports any more.
     ///
     /// # Errors
     /// A [`Refusal`] that says what stands against it.
-    pub fn take_by_force(&mut self) -> Result<(), Refusal> {
-        if self.quorum.is_some() {
-            return Err(Refusal::PoolDecides);
-        }
+    pub fn take_by_force(&mut self, now: Duration) -> Result<(), Refusal> {
         match self.phase {
             Phase::Following | Phase::Waiting { .. } => {}
+            Phase::Claiming { .. } => return Err(Refusal::PoolDecides),
             _ => return Err(Refusal::AlreadyPrimary),
         }
         let serves =
@@ -159,12 +218,29 @@ impl Machine {
         if self.links.iter().flatten().any(serves) {
             return Err(Refusal::PrimaryServes);
         }
+        if self.has_received() {
+            return Err(Refusal::StillApplying);
+        }
         if !matches!(self.state.disk, Disk::UpToDate | Disk::Consistent) {
             return Err(Refusal::NotWhole);
+        }
+        if self.quorum.is_some() {
+            if !self.may_claim() {
+                return Err(Refusal::PoolDecides);
+            }
+            self.forced = true;
+            self.phase = Phase::Waiting { until: now };
+            self.claim(now, RoleReason::Forced);
+            return Ok(());
         }
         self.state.disk = Disk::UpToDate;
         self.activate(RoleReason::Forced);
         Ok(())
+    }
+
+    /// What [`Machine::take_by_force`] began did not come about in time: the replica waits again.
+    pub fn force_no_more(&mut self) {
+        self.forced = false;
     }
 
     /// An operator ends a split brain: this side stays, what any other side alone has is given up.
@@ -196,7 +272,9 @@ impl Machine {
     pub(super) fn stop_serving(&mut self, reason: RoleReason) {
         if matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
             self.flushes.clear();
-            self.handover_flush = None;
+            self.own_flushes.clear();
+            self.tightens = None;
+            self.settling = false;
             self.entering = Mask::default();
             self.joining = Mask::default();
             self.outputs.push_back(Output::StoppedServing { reason });
@@ -225,20 +303,13 @@ impl Machine {
         Ok(())
     }
 
-    /// The flush that a hand-over waits for, once, when everything is confirmed. The driver
-    /// starts it like any other.
-    pub fn handover_flush(&mut self) -> Option<FlushId> {
-        let ready = matches!(self.phase, Phase::HandingOver { .. })
-            && (self.confirmed == self.last || self.errs(Bug::HandsOverEarly))
-            && self.handover_flush.is_none()
+    /// Whether everything is in place for a hand-over but for stable storage.
+    pub(super) fn handover_wants_flush(&self) -> bool {
+        let given = self.confirmed == self.last && self.covered() == self.last;
+        matches!(self.phase, Phase::HandingOver { .. })
+            && (given || self.errs(Bug::HandsOverEarly))
             && !self.handover_ready
-            && self.state.handed_to.is_none();
-        if !ready {
-            return None;
-        }
-        let id = self.begin_flush().ok()?;
-        self.handover_flush = Some(id);
-        Some(id)
+            && self.state.handed_to.is_none()
     }
 
     pub(super) fn advance_handover(&mut self) {
@@ -267,9 +338,10 @@ impl Machine {
         if self.state.handed_to.is_some() || self.handover_asked() {
             return; // the decision is on its way: it stands
         }
-        self.handover_flush = None;
+        self.own_flushes.retain(|(_, own)| *own != Own::HandOver);
         self.handover_ready = false;
         self.phase = Phase::Serving;
+        self.adjust_policy();
         self.outputs.push_back(Output::HandedOver { done: false });
     }
 

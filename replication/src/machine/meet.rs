@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
-use protocol::volume::REPLICAS_MAX;
+use protocol::volume::{Protocol, REPLICAS_MAX};
 
 use super::bugs::Bug;
 use super::{DropReason, Link, Machine, Output, Phase, Refusal, Standing};
@@ -27,8 +27,11 @@ impl Machine {
         self.links[replica] = Some(Link {
             report,
             standing: Standing::Met,
+            received: Sequence::ZERO,
             applied: Sequence::ZERO,
             stable: Sequence::ZERO,
+            policy: 0,
+            leaving: false,
             heard: now,
             behind_since: None,
             acknowledged: false,
@@ -63,6 +66,7 @@ impl Machine {
         if !self.errs(Bug::GoesOnAfterDoubts) {
             self.leave_primary();
         }
+        self.forget_received();
         Ok(())
     }
 
@@ -116,7 +120,9 @@ impl Machine {
         }
         means.resync_was_mine = self.state.resyncing.has(replica);
         means.pool_decides = self.quorum.is_some();
-        means.waited_for_me = link.report.in_sync.has(self.config.me);
+        // Under A and B it may have confirmed what is not here.
+        means.waited_for_me =
+            link.report.in_sync.has(self.config.me) && link.report.policy.protocol == Protocol::C;
         means.map_since = Some(covered_since);
         let (mut decision, mut rule) = decide(&mine, &link.report, &means);
         if mistakes && matches!(decision, Decision::GiveUpTail { .. }) {
@@ -177,6 +183,8 @@ impl Machine {
             return;
         };
         link.applied = position;
+        link.received = position;
+        link.policy = 0;
         link.stable = if how == How::Resync {
             at
         } else {
@@ -211,6 +219,8 @@ impl Machine {
             rule,
             in_sync: self.state.in_sync,
             since: self.state.since,
+            policy: self.state.policy,
+            changes_bytes: None,
         });
         self.outputs.push_back(Output::Source {
             replica,
@@ -248,7 +258,7 @@ impl Machine {
         }
         // From here on nothing is confirmed without it; what was confirmed before, it must have.
         self.entering = self.entering.with(replica);
-        if link.applied < self.confirmed && !self.errs(Bug::JoinsTooEarly) {
+        if self.evidence(replica) < self.confirmed && !self.errs(Bug::JoinsTooEarly) {
             return;
         }
         self.entering = self.entering.without(replica);
@@ -268,6 +278,9 @@ impl Machine {
         };
         self.entering = self.entering.without(replica);
         if link.gets_records() {
+            if link.standing == Standing::InSync {
+                self.note_missing(replica, link.applied);
+            }
             let begun = link.acknowledged || !self.state.resyncing.has(replica);
             if begun || self.errs(Bug::BeginsTooEarly) {
                 self.state.since[replica] = link.stable;
@@ -281,7 +294,8 @@ impl Machine {
             if self.state.in_sync.has(replica) {
                 self.state.in_sync = self.state.in_sync.without(replica);
                 let generation = self.fresh_generation();
-                self.state.line.begin(generation, self.last);
+                let term = self.state.term;
+                self.state.line.begin(generation, term, self.last);
             }
             self.joining = self.joining.without(replica);
             self.decide();

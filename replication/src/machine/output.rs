@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
+use protocol::volume::Protocol;
 
 use super::quorum::Agreed;
 use crate::decision::{Decision, Rule};
@@ -28,6 +29,11 @@ pub struct Config {
     pub claim_after: Duration,
     /// With fewer replicas in sync, this one included, nothing is confirmed.
     pub min_in_sync: u32,
+    /// On what evidence an operation is confirmed.
+    pub protocol: Protocol,
+    /// Under A: bytes of records that a replica may lack before it is left behind. One record is
+    /// always let through.
+    pub queue_bytes_max: u64,
     /// Random, different at each start: generations are made from it.
     pub entropy: [u8; 16],
 }
@@ -202,6 +208,8 @@ pub enum DropReason {
     RoleMoved,
     /// The volume's replicas changed: it leaves, or another brick takes its place.
     Leaving,
+    /// Under A its queue is beyond the bound: it is left behind and catches up later.
+    Ahead,
 }
 
 /// Why a request to the machine is refused.
@@ -231,6 +239,9 @@ pub enum Refusal {
     /// Its data is no picture of any time.
     #[error("this replica's data is not whole")]
     NotWhole,
+    /// Records that it has in memory may be confirmed and are not applied yet.
+    #[error("this replica is still applying what it received")]
+    StillApplying,
     /// The message does not fit what this replica knows.
     #[error("the message does not fit this replica's state")]
     OutOfPlace,

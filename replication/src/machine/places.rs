@@ -20,17 +20,21 @@ use super::{DropReason, Machine, Output, Phase};
 use crate::state::{Mask, Places};
 
 impl Machine {
-    /// Replicas that belong to the volume and are to stay.
-    pub(super) fn staying(&self) -> Mask {
-        let places = &self.state.places;
-        let members = places.members();
+    /// Replicas that belong to the volume, those on their way out among them.
+    pub(super) fn belonging(&self) -> Mask {
+        let members = self.state.places.members();
         if members == Mask::default() {
             return Mask::first(self.config.count); // as the volume was made
         }
+        members
+    }
+
+    /// Replicas that belong to the volume and are to stay.
+    pub(super) fn staying(&self) -> Mask {
         if self.errs(Bug::TakesOnTheLeaving) {
-            return members;
+            return self.belonging();
         }
-        Mask(members.0 & !places.leaving.0)
+        Mask(self.belonging().0 & !self.state.places.leaving.0)
     }
 
     /// The volume's replicas changed, or may have while this one was away. Old news are ignored.
@@ -79,6 +83,7 @@ impl Machine {
         ] {
             *mask = mask.without(replica);
         }
+        self.missing[replica] = None;
     }
 
     /// Whether every brick on its way out may be removed: this primary has put them out, durably,

@@ -208,7 +208,7 @@ impl Machine {
     /// where the bricks decide, there is no end.
     #[must_use]
     pub fn lease(&self) -> Option<Duration> {
-        if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
+        if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) || self.settling {
             return None;
         }
         let Some(quorum) = &self.quorum else {
@@ -223,7 +223,8 @@ impl Machine {
         let asked = quorum
             .asked
             .map_or_else(Mask::default, |asked| asked.in_sync);
-        let others = Mask(quorum.agreed.in_sync.0 | asked.0).without(self.config.me);
+        let possible = quorum.agreed.in_sync.0 | asked.0 | quorum.in_doubt.0;
+        let others = Mask(possible).without(self.config.me);
         others.iter().try_fold(Duration::MAX, |least, replica| {
             let link = self.links.get(replica)?.as_ref()?;
             Some(least.min(link.lease_until))
@@ -295,12 +296,23 @@ impl Machine {
             Phase::Serving | Phase::HandingOver { .. } | Phase::Activating
         );
         if agreed.term > self.state.term && agreed.primary == self.config.me {
+            // A claim leaves everybody else out, a hand-over nobody. Its answer may have been lost.
+            let claimed = agreed.in_sync == Mask::of(self.config.me);
             let reason = match self.phase {
                 Phase::Claiming { reason } => reason,
+                _ if self.joined && claimed => RoleReason::TookOver,
                 _ if self.joined => RoleReason::Promoted,
                 _ => RoleReason::Resumed,
             };
-            if self.state.disk == Disk::UpToDate {
+            // It stopped between the claim and the first act in it: under A and B what it had
+            // received may be gone, so it asks the others again.
+            let idle = matches!(
+                self.phase,
+                Phase::Following | Phase::Waiting { .. } | Phase::Pulling { .. }
+            );
+            if idle && !self.joined && self.needs_every_report() {
+                self.wait_for_members(now);
+            } else if self.state.disk == Disk::UpToDate {
                 // It may serve already, by an older claim whose answer was lost.
                 self.stop_serving(reason);
                 self.activate_in(agreed.term, reason);
@@ -433,6 +445,9 @@ impl Machine {
     pub(super) fn claim(&mut self, now: Duration, reason: RoleReason) {
         if !self.may_claim() || !self.may_ask(now) {
             return;
+        }
+        if self.has_received() && !self.errs(Bug::ClaimsUnapplied) {
+            return; // it may be confirmed: first it is applied
         }
         let me = self.config.me;
         let term = self.state.term;

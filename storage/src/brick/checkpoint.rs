@@ -14,6 +14,9 @@ use crate::journal::frame::{LocalOp, Lsn};
 use crate::layout::{object_dirs, object_path};
 use crate::medium::{Medium, Op, OpenMode};
 use crate::overlay::{Form, ObjectOverlay, Overlay};
+use crate::points::PointId;
+use crate::points::keep::Keeping;
+use crate::store::saved::{Points, write_points};
 use crate::store::{Batch, as_io, write_batch};
 
 /// With more files than this one sync of everything is cheaper.
@@ -35,6 +38,8 @@ pub(super) struct CheckpointState {
 }
 
 struct Running {
+    /// The points afterwards.
+    points: super::points::After,
     lsn: Lsn,
     sequence: Sequence,
     unsynced: Vec<(ObjectId, Lsn, u64)>,
@@ -44,6 +49,14 @@ struct Running {
     marked_before: Sequence,
 }
 
+/// What must be kept of files before they change.
+struct KeepWork {
+    keeping: Keeping,
+    database: Arc<redb::Database>,
+    /// Every point: what goes where there is no room.
+    all: Vec<PointId>,
+}
+
 /// What the first half of a checkpoint needs, on whatever thread.
 struct FilesWork<M: Medium> {
     medium: M,
@@ -51,6 +64,7 @@ struct FilesWork<M: Medium> {
     overlay: Arc<Overlay>,
     objects: Vec<ObjectId>,
     dirs: DirtyDirs,
+    keep: Option<KeepWork>,
     /// Nobody else may open the brick while this is at work, even if its owner is gone.
     _lock: Option<M::File>,
 }
@@ -88,7 +102,7 @@ impl<M: Medium> Brick<M> {
         self.push()
     }
 
-    fn state_row(&self) -> StateRow {
+    pub(super) fn state_row(&self) -> StateRow {
         StateRow {
             place: self.journal.place(),
             epoch: self.journal.place().epoch,
@@ -104,6 +118,12 @@ impl<M: Medium> Brick<M> {
     fn freeze(&mut self) -> FilesWork<M> {
         debug_assert!(!self.journal.has_unpushed());
         let state = self.state_row();
+        let (points, after) = self.changes_to_points();
+        let keep = self.core.keeping.clone().map(|keeping| KeepWork {
+            keeping,
+            database: self.core.layers.store.database(),
+            all: self.points.iter().map(|row| row.id).collect(),
+        });
         let overlay = self.core.layers.freeze();
         let unsynced = self.core.unsynced.snapshot();
         let mut journal = self.flushes.journal_files();
@@ -114,6 +134,7 @@ impl<M: Medium> Brick<M> {
             overlay: Arc::clone(&overlay),
             objects: unsynced.iter().map(|(object, ..)| *object).collect(),
             dirs: self.core.files.dirty_dirs.clone(),
+            keep,
             _lock: self.lock.clone(),
         };
         let journal_from = self.journal.bytes_written();
@@ -122,6 +143,7 @@ impl<M: Medium> Brick<M> {
         self.direct_bytes = 0;
         self.core.freed_blocks = 0;
         self.checkpoint.running = Some(Running {
+            points: after,
             lsn: state.place.lsn,
             sequence: self.position.sequence,
             unsynced,
@@ -129,6 +151,7 @@ impl<M: Medium> Brick<M> {
                 overlay,
                 dirty: self.core.dirty.take_changed_rows(),
                 state: state.encode().to_vec(),
+                points,
             }),
             journal_from,
             marked_before: self.marked_before,
@@ -160,12 +183,7 @@ impl<M: Medium> Brick<M> {
         result: io::Result<()>,
     ) -> Result<(), BrickError> {
         result.map_err(|error| BrickError::Failed(IoFault::new("write a checkpoint", &error)))?;
-        let batch = self
-            .checkpoint
-            .running
-            .as_mut()
-            .and_then(|running| running.batch.take());
-        let Some(batch) = batch else {
+        let Some(batch) = self.take_batch() else {
             return Ok(());
         };
         let database = self.core.layers.store.database();
@@ -179,6 +197,19 @@ impl<M: Medium> Brick<M> {
         };
         self.medium.submit(Op::Job(Box::new(job)), token);
         Ok(())
+    }
+
+    /// The second half's work, after the first.
+    fn take_batch(&mut self) -> Option<Batch> {
+        let lost = self.core.keeping.as_ref().is_some_and(Keeping::is_given_up);
+        let running = self.checkpoint.running.as_mut()?;
+        let mut batch = running.batch.take()?;
+        if lost {
+            // The first half found no room for them; they are gone from the store already.
+            running.points.forget_old();
+            batch.points.forget_old();
+        }
+        Some(batch)
     }
 
     pub(super) fn checkpoint_store_done(
@@ -203,6 +234,7 @@ impl<M: Medium> Brick<M> {
             }
         }
         self.core.layers.thaw().map_err(BrickError::Failed)?;
+        self.points_changed(running.points);
         self.core.unsynced.checkpointed(&running.unsynced);
         self.journal.synced(running.lsn);
         self.journal.set_checkpointed(running.lsn);
@@ -231,16 +263,26 @@ impl<M: Medium> Brick<M> {
         let work = self.freeze();
         write_files(&work)
             .map_err(|error| BrickError::Failed(IoFault::new("write a checkpoint", &error)))?;
-        let batch = self
-            .checkpoint
-            .running
-            .as_mut()
-            .and_then(|running| running.batch.take());
-        if let Some(batch) = batch {
+        if let Some(batch) = self.take_batch() {
             let database = self.core.layers.store.database();
             write_batch(&database, &batch).map_err(BrickError::Failed)?;
         }
         self.finish_checkpoint()
+    }
+
+    /// Waits for the end of a checkpoint that is under way. What happened meanwhile is told by the
+    /// next [`Brick::poll`].
+    pub(super) fn end_checkpoint(&mut self) -> Result<(), BrickError> {
+        let mut events = Vec::new();
+        while self.checkpoint.running.is_some() {
+            self.medium.wait();
+            self.poll(&mut events);
+            if self.failed.is_some() {
+                break;
+            }
+        }
+        self.events.extend(events);
+        self.writable()
     }
 
     /// Ends the use of the brick in order: everything is checkpointed and the superblock says so.
@@ -255,12 +297,7 @@ impl<M: Medium> Brick<M> {
             return Ok(());
         }
         self.writable()?;
-        let mut events = Vec::new();
-        while self.checkpoint.running.is_some() {
-            self.medium.wait();
-            self.poll(&mut events);
-            self.writable()?;
-        }
+        self.end_checkpoint()?;
         self.checkpoint_now()?;
         self.change_superblock(|superblock| superblock.clean = true)
     }
@@ -270,6 +307,16 @@ impl<M: Medium> Brick<M> {
 fn write_files<M: Medium>(work: &FilesWork<M>) -> io::Result<()> {
     for file in &work.journal {
         work.medium.sync(file)?;
+    }
+    if let Some(keep) = &work.keep {
+        let give_up = || {
+            let points = Points {
+                removed: keep.all.clone(),
+                ..Points::default()
+            };
+            write_points(&keep.database, &points).map_err(as_io)
+        };
+        keep.keeping.keep(&work.medium, &work.overlay, &give_up)?;
     }
     let mut unlinked = BTreeSet::new();
     let mut files = Vec::new();

@@ -123,6 +123,12 @@ impl<M: Medium> Core<M> {
                 end += 1;
             }
             let part = &mut out[place(at)..place(end)];
+            if let Some(kept) = &self.kept {
+                let from = (at % BLOCKS_PER_EXTENT) as usize;
+                kept.read(&self.medium, object, at..end, &sums[from..], part)?;
+                at = end;
+                continue;
+            }
             self.read_run(object, at..end, part, wait)?;
             for (block, content) in (at..end).zip(part.chunks(BLOCK)) {
                 if block_sum(content) != sum_of(block) {

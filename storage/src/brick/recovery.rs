@@ -19,17 +19,16 @@ use crate::activity::ActivityLog;
 use crate::apply::{Core, Mode};
 use crate::dirty::{DirtyItem, DirtyMaps, SUSPECT};
 use crate::error::{BrickError, CreateError, IoFault, OpenError, ReadError};
-use crate::files::Files;
 use crate::journal::frame::{Frame, FrameKind, LocalOp, Lsn};
 use crate::journal::{Journal, JournalStart, SEGMENTS_MIN, make_segment, record_sequence, replay};
-use crate::layers::Layers;
-use crate::layout::{JOURNAL, LOCK, OBJECTS, STORE};
+use crate::layout::{FORMAT_WITHOUT_POINTS, JOURNAL, LOCK, OBJECTS, STORE};
 use crate::medium::Medium;
+use crate::points::PointId;
 use crate::ranges::RangeSet;
 use crate::store::{self, Store};
 use crate::sum::{BLOCK, block_sum};
 use crate::superblock::{BrickIdentity, Superblock, read_superblock, write_superblock};
-use crate::unsynced::{Marks, Unsynced};
+use crate::unsynced::Marks;
 
 /// Whose brick is expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +99,7 @@ impl<M: Medium> Brick<M> {
             Err(other) => return Err(CreateError::UnreadableBrick(Box::new(other))),
         }
         let superblock = Superblock {
+            format: FORMAT_WITHOUT_POINTS,
             number: 1,
             identity,
             state,
@@ -164,20 +164,26 @@ impl<M: Medium> Brick<M> {
                 brick.clear_all_dirty(replica)?;
             }
         }
-        brick.change_superblock(|superblock| superblock.clean = false)?;
+        let format = brick.format_needed();
+        brick.change_superblock(|superblock| {
+            superblock.clean = false;
+            superblock.format = format;
+        })?;
         brick.checkpoint_now()?;
+        brick.settle_points()?;
         brick.events.clear();
         Ok((brick, report))
     }
 
     /// Opens a brick for reading without changing a byte of it; what the journal holds is replayed
-    /// in memory. Takes no lock: nobody may write it meanwhile, which the caller must know.
+    /// in memory. In the middle of going back to a point it shows the point. Takes no lock: nobody may write it meanwhile, which the caller must know.
     pub fn open_read_only(medium: M) -> Result<(Self, RecoveryReport), OpenError> {
         let superblock = read_superblock(&medium)?;
         let room = medium
             .room()
             .map_err(open_fault("ask for the file system's room"))?;
-        Self::recover(medium, superblock, Options::for_room(room), None)
+        let (brick, report) = Self::recover(medium, superblock, Options::for_room(room), None)?;
+        Ok((brick.where_it_goes(), report))
     }
 
     fn recover(
@@ -194,20 +200,13 @@ impl<M: Medium> Brick<M> {
         store.each_dirty_row(&mut |key, value| dirty.load_row(key, value))?;
         let mut activity = ActivityLog::default();
         activity.apply(&row.active, &[], row.place.lsn);
+        let (points, next_point) = store.points()?;
         let mut core = Core {
-            medium: medium.clone(),
-            files: Files::new(medium.clone(), read_only),
-            layers: Layers::new(store),
             dirty,
             tracking: row.tracking,
             activity,
-            unsynced: Unsynced::default(),
             used_blocks: row.used_blocks,
-            freed_blocks: 0,
-            large_write_bytes: options.large_write_bytes.max(BLOCK_BYTES),
-            activate: Vec::new(),
-            checkpoint_wanted: false,
-            corrupt_found: Vec::new(),
+            ..Core::new(medium.clone(), store, &options, read_only)
         };
         let mut collected = Replay {
             position: row.position,
@@ -233,18 +232,36 @@ impl<M: Medium> Brick<M> {
             free: replayed.free,
             floor: collected.floor,
         });
-        let sequence = collected.position.sequence;
-        let brick = Self {
+        let position = collected.position;
+        let mut brick = Self::over((medium, options), core, journal, superblock, position);
+        brick.checkpointed = row.position.sequence;
+        brick.read_only = read_only;
+        brick.lock = lock;
+        brick.points = points;
+        brick.next_point = next_point;
+        brick.keep_for_points();
+        Ok((brick, collected.report))
+    }
+
+    /// For reading, at a place in the order, with nothing under way.
+    pub(super) fn over(
+        (medium, options): (M, Options),
+        core: Core<M>,
+        journal: Journal<M>,
+        superblock: Superblock,
+        position: Position,
+    ) -> Self {
+        Self {
             medium,
             options,
             core,
             journal,
             superblock,
-            read_only,
-            position: collected.position,
-            stable: sequence,
-            journal_stable: sequence,
-            checkpointed: row.position.sequence,
+            read_only: true,
+            position,
+            stable: position.sequence,
+            journal_stable: position.sequence,
+            checkpointed: position.sequence,
             marks: Marks::default(),
             flushes: Flushes::new(),
             checkpoint: CheckpointState::default(),
@@ -257,9 +274,11 @@ impl<M: Medium> Brick<M> {
             owed: None,
             marked_late: [None; REPLICAS_MAX],
             marked_before: Sequence::ZERO,
-            lock,
-        };
-        Ok((brick, collected.report))
+            points: Vec::new(),
+            next_point: PointId(1),
+            point_changes: Default::default(),
+            lock: None,
+        }
     }
 }
 

@@ -10,7 +10,7 @@ use protocol::units::Sequence;
 use super::frame::{Frame, Lsn, UnverifiedHeader};
 use crate::error::{IoFault, OpenError};
 use crate::layout::{
-    FORMAT_VERSION, FRAME_ALIGN, FRAME_HEADER_BYTES, JOURNAL, SEGMENT_HEADER_BYTES, SEGMENT_MAGIC,
+    FRAME_ALIGN, FRAME_HEADER_BYTES, JOURNAL, JOURNAL_VERSION, SEGMENT_HEADER_BYTES, SEGMENT_MAGIC,
     segment_path, segment_slot,
 };
 use crate::medium::{Medium, OpenMode};
@@ -38,7 +38,7 @@ pub(crate) struct SegmentHeader {
 impl SegmentHeader {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let mut w = Writer::with_capacity(USED_BYTES);
-        w.raw(&SEGMENT_MAGIC).u32(FORMAT_VERSION).u64(self.number);
+        w.raw(&SEGMENT_MAGIC).u32(JOURNAL_VERSION).u64(self.number);
         w.u64(self.first_lsn.0).u64(self.first_seq.0);
         w.u32(self.epoch).id(&self.brick.0);
         let mut out = w.finish().to_vec();
@@ -58,7 +58,7 @@ impl SegmentHeader {
         let mut r = Reader::new(Bytes::copy_from_slice(body));
         let magic = r.raw(8, "magic").ok()?;
         let version = r.u32("version").ok()?;
-        if magic[..] != SEGMENT_MAGIC || version != FORMAT_VERSION {
+        if magic[..] != SEGMENT_MAGIC || version != JOURNAL_VERSION {
             return None;
         }
         Some(Self {

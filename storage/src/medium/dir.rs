@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, Dir, FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, fstatvfs,
+    AtFlags, Dir, FallocateFlags, FlockOperation, Mode, OFlags, fallocate, flock, fstatvfs, linkat,
     mkdirat, openat, syncfs, unlinkat,
 };
 use rustix::io::{Errno, ReadWriteFlags, preadv2};
@@ -183,6 +183,18 @@ impl Medium for DirMedium {
 
     fn unlink(&self, path: &str) -> io::Result<()> {
         match unlinkat(&self.inner.root, path, AtFlags::empty()) {
+            Ok(()) | Err(Errno::NOENT) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        let root = &self.inner.root;
+        Ok(linkat(root, from, root, to, AtFlags::empty())?)
+    }
+
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        match unlinkat(&self.inner.root, path, AtFlags::REMOVEDIR) {
             Ok(()) | Err(Errno::NOENT) => Ok(()),
             Err(error) => Err(error.into()),
         }

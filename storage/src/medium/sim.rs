@@ -241,6 +241,14 @@ impl Medium for SimMedium {
         lock(&self.state).unlink(path)
     }
 
+    fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        lock(&self.state).link(from, to)
+    }
+
+    fn remove_dir(&self, path: &str) -> io::Result<()> {
+        lock(&self.state).remove_dir(path)
+    }
+
     fn make_dir(&self, path: &str) -> io::Result<bool> {
         lock(&self.state).make_dir(path)
     }

@@ -1,6 +1,6 @@
 //! The format that is written down is the one that is written.
 //!
-//! The files in `tests/golden` were made by version 1. To make new ones for a new version:
+//! The files in `tests/golden` were made by the version that ends their names. To make new ones for a new version:
 //! `CAIRN_WRITE_GOLDEN=1 cargo test -p cairn-storage golden`.
 
 use std::path::PathBuf;
@@ -8,13 +8,18 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use protocol::ids::{BrickId, GenerationId};
 use protocol::record::Change;
-use protocol::units::{BLOCK_BYTES, EXTENT_BYTES, ObjectId, Sequence, Term};
+use protocol::units::{BLOCK_BYTES, EXTENT_BYTES, ObjectId, Sequence, Term, Timestamp};
 
 use super::util::{identity, put, record};
+use crate::Position;
 use crate::dirty::DirtyItem;
+use crate::error::OpenError;
 use crate::journal::SegmentHeader;
 use crate::journal::frame::{Aux, Frame, FrameKind, LocalOp, Lsn, Step};
 use crate::layout::*;
+use crate::points::{NOTE_BYTES_MAX, POINTS_MAX, Phase, PointId, PointKind, PointRow};
+use crate::store::Kind;
+use crate::store::saved::saved_key;
 use crate::superblock::Superblock;
 
 fn golden(name: &str, made: &[u8]) {
@@ -33,6 +38,7 @@ fn golden(name: &str, made: &[u8]) {
 
 fn superblock() -> Superblock {
     Superblock {
+        format: FORMAT_WITHOUT_POINTS,
         number: 7,
         identity: identity(),
         state: Bytes::from_static(b"the replication layer's"),
@@ -113,6 +119,61 @@ fn local_ops() -> Vec<LocalOp> {
 }
 
 #[test]
+fn a_brick_that_holds_a_point_is_of_version_2() {
+    let superblock = Superblock {
+        format: FORMAT_VERSION,
+        ..superblock()
+    };
+    let raw = superblock.encode().expect("fits");
+    assert_eq!(Superblock::decode(&raw).expect("whole"), superblock);
+    let mut newer = raw.clone();
+    newer[8] = 3;
+    let refused = Superblock::decode(&newer);
+    assert!(matches!(
+        refused,
+        Err(OpenError::Format { found: 3, known: 2 })
+    ));
+    let row = PointRow {
+        id: PointId(5),
+        phase: Phase::Live,
+        kind: PointKind::GivenUp,
+        position: Position {
+            sequence: Sequence(17),
+            term: Term(3),
+            generation: GenerationId([7; 16]),
+        },
+        as_of: Timestamp(1_700_000_000_000_000_000),
+        used_blocks: 12,
+        kept_blocks: 4,
+        note: Bytes::from_static(b"a note"),
+    };
+    let mut made = raw[..16].to_vec();
+    let state = Bytes::from_static(b"a state");
+    let phases = [
+        Phase::Live,
+        Phase::Hidden,
+        Phase::GoingBack(state.clone()),
+        Phase::Restored(state),
+    ];
+    for phase in phases {
+        let row = PointRow {
+            phase,
+            ..row.clone()
+        };
+        let encoded = row.encode();
+        assert_eq!(PointRow::decode(PointId(5), encoded.clone()), Ok(row));
+        for cut in 0..encoded.len() {
+            assert!(PointRow::decode(PointId(5), encoded.slice(..cut)).is_err());
+        }
+        made.extend_from_slice(&encoded);
+    }
+    for kind in Kind::ALL {
+        made.extend_from_slice(&saved_key(PointId(5), kind, b"key"));
+    }
+    golden("points.v2", &made);
+}
+
+#[test]
 fn a_journal_of_version_1_is_written_and_read_as_it_was() {
     let mut raw = header().encode();
     raw.truncate(64);
@@ -166,6 +227,10 @@ fn the_document_names_the_numbers_that_the_program_uses() {
     let text = std::fs::read_to_string(path).expect("the document");
     let constants = [
         ("FORMAT_VERSION", u64::from(FORMAT_VERSION)),
+        ("FORMAT_WITHOUT_POINTS", u64::from(FORMAT_WITHOUT_POINTS)),
+        ("JOURNAL_VERSION", u64::from(JOURNAL_VERSION)),
+        ("POINTS_MAX", POINTS_MAX as u64),
+        ("NOTE_BYTES_MAX", NOTE_BYTES_MAX as u64),
         ("SUPERBLOCK_BYTES", SUPERBLOCK_BYTES as u64),
         ("SPEC_BYTES_MAX", SPEC_BYTES_MAX as u64),
         ("STATE_BYTES_MAX", STATE_BYTES_MAX as u64),
@@ -182,7 +247,18 @@ fn the_document_names_the_numbers_that_the_program_uses() {
             "{name} is {value}"
         );
     }
-    for path in [object_path(ObjectId(0xA1_B2C3)), segment_path(5)] {
-        assert!(["objects/a1/b2/0000000000a1b2c3", "journal/00000005.seg"].contains(&&path[..]));
-    }
+    let object = ObjectId(0xA1_B2C3);
+    let paths = [
+        object_path(object),
+        segment_path(5),
+        kept_path(10, object),
+        whole_path(10, object),
+    ];
+    let wanted = [
+        "objects/a1/b2/0000000000a1b2c3",
+        "journal/00000005.seg",
+        "points/0000000a/b2/0000000000a1b2c3",
+        "points/0000000a/b2/0000000000a1b2c3.whole",
+    ];
+    assert_eq!(paths, wanted);
 }

@@ -6,7 +6,11 @@ use protocol::record::Change;
 use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Term};
 
 use super::util::*;
+use crate::journal::SegmentHeader;
+use crate::journal::frame::Lsn;
+use crate::layout::segment_path;
 use crate::medium::sim::SimMedium;
+use crate::medium::{Medium, OpenMode};
 use crate::offline::{Finding, check_medium};
 use crate::{
     Brick, BrickError, BrickEvent, DirtyItem, JournalSizes, OpenError, Options, Pace, ReadError,
@@ -159,7 +163,7 @@ fn a_brick_of_another_format_is_refused_with_both_versions_named() {
     let refused = Brick::open(disk.clone(), None, options()).map(drop);
     assert!(matches!(
         refused,
-        Err(OpenError::Format { found: 3, known: 1 })
+        Err(OpenError::Format { found: 3, known: 2 })
     ));
     assert_eq!(disk.counts(), before);
 }
@@ -552,4 +556,32 @@ fn a_power_cut_after_the_recovery_from_a_kill_loses_nothing_that_recovery_showed
         assert_eq!(&read(&mut brick, 1, 5000, 5).expect("read")[..], b"small");
         assert!(read(&mut brick, 1, 0, 262_144).is_ok());
     }
+}
+
+/// A segment that a lost tail left had the number of the one that was made in its place later, and
+/// was read instead: the records after the last checkpoint were gone.
+#[test]
+fn a_segment_of_a_lost_tail_is_not_taken_for_the_one_in_its_place() {
+    let (mut disk, mut brick) = fresh(1 << 30);
+    write(&mut brick, 1, 0, &pattern(1, 5000));
+    checkpoint(&mut brick);
+    write(&mut brick, 1, 0, &pattern(2, 5000));
+    flush(&mut brick);
+    let left = SegmentHeader {
+        number: 1,
+        first_lsn: Lsn(1),
+        first_seq: Sequence(1),
+        epoch: 0,
+        brick: identity().brick,
+    };
+    // The first segment is made in the highest slot.
+    let file = disk
+        .open(&segment_path(0), OpenMode::Write)
+        .expect("a free segment");
+    disk.write_at(&file, 0, &left.encode()).expect("written");
+    disk.sync(&file).expect("synced");
+    let mut brick = restart(&mut disk, brick);
+    assert_eq!(brick.applied(), Sequence(2));
+    let found = read(&mut brick, 1, 0, 5000).expect("read");
+    assert!(found[..] == pattern(2, 5000)[..]);
 }

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use proptest::prelude::*;
 use protocol::record::Change;
-use protocol::units::ObjectId;
+use protocol::units::{ObjectId, Timestamp};
 
 use super::util::*;
 use crate::medium::sim::SimMedium;
-use crate::{Brick, JournalSizes, Options};
+use crate::{Brick, JournalSizes, Options, POINTS_MAX, PointId, PointKind, Position};
 
 #[derive(Debug, Clone)]
 enum Step {
@@ -21,6 +21,9 @@ enum Step {
     Drop(u64),
     Checkpoint,
     Reopen,
+    Point,
+    DropPoint(usize),
+    GoBack,
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -37,6 +40,9 @@ fn step() -> impl Strategy<Value = Step> {
         1 => object.prop_map(Step::Drop),
         2 => Just(Step::Checkpoint),
         1 => Just(Step::Reopen),
+        1 => Just(Step::Point),
+        1 => (0_usize..4).prop_map(Step::DropPoint),
+        1 => Just(Step::GoBack),
     ]
 }
 
@@ -55,7 +61,7 @@ fn options() -> Options {
     }
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Oracle {
     meta: BTreeMap<Vec<u8>, Vec<u8>>,
     objects: BTreeMap<u64, Vec<u8>>,
@@ -117,7 +123,9 @@ impl Oracle {
                     object: ObjectId(object),
                 }
             }
-            Step::Checkpoint | Step::Reopen => return None,
+            Step::Checkpoint | Step::Reopen | Step::Point | Step::DropPoint(_) | Step::GoBack => {
+                return None;
+            }
         };
         Some((change, Vec::new()))
     }
@@ -158,7 +166,7 @@ impl Oracle {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn any_sequence_of_changes_reads_as_the_oracle_says(
         steps in prop::collection::vec(step(), 1..40),
@@ -168,6 +176,7 @@ proptest! {
         Brick::create(&disk, identity(), Bytes::new(), &options()).expect("create");
         let (mut brick, _) = Brick::open(disk.clone(), None, options()).expect("open");
         let mut oracle = Oracle::default();
+        let mut points: BTreeMap<PointId, (Oracle, Position)> = BTreeMap::new();
         for (number, step) in (1_u64..).zip(&steps) {
             match step {
                 Step::Checkpoint => brick.checkpoint().expect("begin"),
@@ -176,6 +185,31 @@ proptest! {
                     disk = disk.fork();
                     drop(brick);
                     brick = Brick::open(disk.clone(), None, options()).expect("open").0;
+                    // A drop that no checkpoint took yet is forgotten.
+                    for point in brick.points() {
+                        if !points.contains_key(&point.id) {
+                            brick.drop_point(point.id).expect("there");
+                        }
+                    }
+                }
+                Step::Point if points.len() < POINTS_MAX => {
+                    let kind = PointKind::GivenUp;
+                    let id = brick.make_point(kind, Timestamp(9), Bytes::new()).expect("made");
+                    points.insert(id, (oracle.clone(), brick.position()));
+                }
+                Step::DropPoint(at) => {
+                    if let Some(id) = points.keys().nth(*at).copied() {
+                        brick.drop_point(id).expect("there");
+                        points.remove(&id);
+                    }
+                }
+                Step::GoBack => {
+                    if let Some((id, (then, position))) = points.pop_last() {
+                        brick.go_back(id, Bytes::from_static(b"back")).expect("gone back");
+                        oracle = then;
+                        prop_assert_eq!(brick.position(), position);
+                        prop_assert_eq!(&brick.state()[..], b"back");
+                    }
                 }
                 _ => {}
             }
@@ -185,6 +219,11 @@ proptest! {
             // Some of a checkpoint that is under way may end between any two steps.
             brick.poll(&mut Vec::new());
             oracle.check(&mut brick);
+            for (id, (then, position)) in &points {
+                let mut view = brick.view(*id).expect("there");
+                prop_assert_eq!(view.position(), *position);
+                then.check(&mut view);
+            }
         }
     }
 }

@@ -7,6 +7,8 @@
 //! - metadata and journaled data are exactly those of one record, no older than what was stable;
 //! - a block of a large write that was not stable is, sector by sector, of that or a later state;
 //!   such a block is reported as suspect; nothing reads as an error;
+//! - a retained point reads as the state that it was made of, or was dropped; going back to it has
+//!   happened or has not;
 //! - what changed is dirty for the replica that lacks it.
 //!
 //! `CAIRN_CRASH_SEEDS=N` runs N seeds instead of the fixed few, `CAIRN_CRASH_SEED=S` only that one,
@@ -15,6 +17,7 @@
 extern crate cairn_storage as storage;
 
 mod model;
+mod points;
 mod world;
 
 use storage::medium::sim::CrashAt;
@@ -23,7 +26,7 @@ use world::{Outcome, World};
 /// Seeds of the short run.
 const SEEDS: [u64; 3] = [1, 2, 3];
 /// Steps of the workload.
-const STEPS: u64 = 70;
+const STEPS: u64 = 90;
 
 /// The short run takes every third crash point, another third for each seed.
 const SHORT_STRIDE: usize = 3;
@@ -99,7 +102,7 @@ fn a_crash_between_any_two_changes_leaves_a_prefix_and_all_that_was_stable() {
 #[test]
 fn the_workload_reaches_what_it_is_there_for() {
     let mut sum = world::Coverage::default();
-    for seed in 1..=12 {
+    for seed in 1..=24 {
         let mut world = World::new(seed);
         world.run(STEPS, None);
         world.power_cut();
@@ -113,4 +116,7 @@ fn the_workload_reaches_what_it_is_there_for() {
     assert!(sum.replayed > 20, "{sum:?}");
     assert!(sum.accepted > 0, "{sum:?}");
     assert!(sum.flushes > 25, "{sum:?}");
+    assert!(sum.points > 10, "{sum:?}");
+    assert!(sum.went_back > 3, "{sum:?}");
+    assert!(sum.views > 20, "{sum:?}");
 }

@@ -14,6 +14,7 @@ use storage::{
 };
 
 use crate::model::{BLOCK, Model};
+use crate::points::Points;
 
 /// The replica that lacks everything.
 const AWAY: u8 = 1;
@@ -36,6 +37,9 @@ pub(crate) struct Coverage {
     pub(crate) replayed: u64,
     pub(crate) accepted: u64,
     pub(crate) flushes: u64,
+    pub(crate) points: u64,
+    pub(crate) went_back: u64,
+    pub(crate) views: u64,
 }
 
 impl Coverage {
@@ -46,6 +50,9 @@ impl Coverage {
         self.replayed += other.replayed;
         self.accepted += other.accepted;
         self.flushes += other.flushes;
+        self.points += other.points;
+        self.went_back += other.went_back;
+        self.views += other.views;
     }
 }
 
@@ -53,29 +60,43 @@ impl Coverage {
 type Lack = (usize, BTreeSet<Vec<u8>>, BTreeSet<(u64, u64)>);
 
 /// A state, and what led to it.
-struct Entry {
-    sequence: Sequence,
-    model: Model,
+pub(crate) struct Entry {
+    pub(crate) sequence: Sequence,
+    pub(crate) model: Model,
     changes: Vec<Change>,
     payload: Bytes,
     /// Blocks that a large write of this record covers whole.
     large: BTreeSet<(u64, u64)>,
 }
 
+impl Entry {
+    /// A state that no record led to.
+    pub(crate) fn of(sequence: Sequence, model: Model) -> Self {
+        Self {
+            sequence,
+            model,
+            changes: Vec::new(),
+            payload: Bytes::new(),
+            large: BTreeSet::new(),
+        }
+    }
+}
+
 pub(crate) struct World {
-    disk: SimMedium,
-    brick: Option<Brick<SimMedium>>,
+    pub(crate) disk: SimMedium,
+    pub(crate) brick: Option<Brick<SimMedium>>,
     random: u64,
     /// From the last state that is known to be stable, all that came after.
-    history: Vec<Entry>,
+    pub(crate) history: Vec<Entry>,
     /// Index in `history` up to which records were pushed.
-    pushed: usize,
+    pub(crate) pushed: usize,
     /// The highest index that is known to be stable, data included.
-    stable: usize,
-    flushes: BTreeMap<storage::FlushId, usize>,
+    pub(crate) stable: usize,
+    pub(crate) flushes: BTreeMap<storage::FlushId, usize>,
     /// Keys and blocks that the replica lacks at least.
-    lacks: Vec<Lack>,
+    pub(crate) lacks: Vec<Lack>,
     killed: bool,
+    pub(crate) points: Points,
     pub(crate) coverage: Coverage,
 }
 
@@ -135,18 +156,13 @@ impl World {
             disk,
             brick: Some(brick),
             random: seed ^ 0xABCD_EF01,
-            history: vec![Entry {
-                sequence: Sequence::ZERO,
-                model: Model::default(),
-                changes: Vec::new(),
-                payload: Bytes::new(),
-                large: BTreeSet::new(),
-            }],
+            history: vec![Entry::of(Sequence::ZERO, Model::default())],
             pushed: 0,
             stable: 0,
             flushes: BTreeMap::new(),
             lacks: Vec::new(),
             killed: false,
+            points: Points::default(),
             coverage: Coverage::default(),
         }
     }
@@ -186,12 +202,12 @@ impl World {
         }
     }
 
-    fn brick(&mut self) -> &mut Brick<SimMedium> {
+    pub(crate) fn brick(&mut self) -> &mut Brick<SimMedium> {
         self.brick.as_mut().expect("an open brick")
     }
 
     fn step(&mut self) -> Result<(), BrickError> {
-        match self.random(20) {
+        match self.random(24) {
             0..=11 => self.append_some()?,
             12 => self.flush_all()?,
             13 => {
@@ -207,6 +223,8 @@ impl World {
             16 => self.resync_some()?,
             17 => self.catch_up()?,
             18 if self.random(3) == 0 => self.reopen()?,
+            20 | 21 => self.change_points()?,
+            22 | 23 => self.view_some()?,
             _ => self.read_some()?,
         }
         self.poll()
@@ -576,6 +594,7 @@ impl World {
         self.coverage.replayed += report.replayed_records;
         self.coverage.accepted += report.accepted_blocks;
         let chosen = self.find_state(&mut brick, &report);
+        self.check_points(&brick, chosen);
         self.check_dirty(&brick, chosen);
         self.go_on_from(brick, chosen);
     }
@@ -626,7 +645,7 @@ impl World {
             self.history[from].sequence,
             self.killed,
             self.pushed,
-            self.stable
+            self.stable,
         );
         let mut complaints = Vec::new();
         for index in candidates.into_iter().rev() {
@@ -755,6 +774,9 @@ impl World {
 
     /// What changed up to the state is marked.
     fn check_dirty(&self, brick: &Brick<SimMedium>, chosen: usize) {
+        if brick.dirty_summary(AWAY).all {
+            return;
+        }
         let items = brick.next_dirty(AWAY, None, usize::MAX);
         let mut keys = BTreeSet::new();
         let mut dropped = BTreeSet::new();
@@ -901,7 +923,7 @@ fn changed_sector(
     new
 }
 
-fn scan(brick: &Brick<SimMedium>) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub(crate) fn scan(brick: &Brick<SimMedium>) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut meta = Vec::new();
     brick
         .scan(b"", b"\xff", &mut |key, value| {
@@ -912,7 +934,7 @@ fn scan(brick: &Brick<SimMedium>) -> Vec<(Vec<u8>, Vec<u8>)> {
     meta
 }
 
-fn all_objects(brick: &Brick<SimMedium>) -> Vec<ObjectId> {
+pub(crate) fn all_objects(brick: &Brick<SimMedium>) -> Vec<ObjectId> {
     let mut found: Vec<ObjectId> = Vec::new();
     loop {
         let more = brick

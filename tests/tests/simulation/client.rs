@@ -13,7 +13,7 @@ use protocol::fs::{
 };
 use protocol::ids::{SessionId, VolumeId};
 use protocol::preamble::Purpose;
-use protocol::units::ObjectId;
+use protocol::units::{ObjectId, Sequence, Term};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
 
@@ -45,6 +45,8 @@ struct State {
     /// Whether the session was known where it went, once it had begun.
     forgotten: bool,
     welcomed: bool,
+    /// The highest record that an answer rested on, and the term of the primary that gave it.
+    seen: (Term, Sequence),
 }
 
 /// One mount. Clones are one mount.
@@ -161,12 +163,16 @@ impl Client {
             mounted_at_ms: 0,
             read_only: false,
             opens: self.state.borrow().opens.clone(),
+            confirmed: self.state.borrow().seen,
         };
         send(&mut writer, &hello.encode()).await?;
         let greeted = tokio::time::timeout(GREETING_WITHIN, next_frame(&mut reader, &mut buffer));
         match HelloReply::decode(&greeted.await.ok()??).ok()? {
-            HelloReply::Welcome { known, .. } => {
+            HelloReply::Welcome { known, term, .. } => {
                 let mut state = self.state.borrow_mut();
+                if state.seen.0 != term {
+                    state.seen = (term, Sequence::ZERO);
+                }
                 state.forgotten |= state.welcomed && !known;
                 state.welcomed = true;
                 state.unsent.clear();
@@ -213,6 +219,7 @@ impl Client {
             kind::REPLY => {
                 let reply = Reply::decode(frame).expect("a reply is well formed");
                 let mut state = self.state.borrow_mut();
+                state.seen.1 = state.seen.1.max(reply.sequence);
                 let key = (reply.slot, reply.number);
                 let order = state.pending.iter().find(|(_, (k, _))| *k == key);
                 if let Some(order) = order.map(|(order, _)| *order)

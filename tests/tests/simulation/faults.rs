@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use protocol::node_rpc::VolumeCommand;
-use protocol::volume::Quorum;
+use protocol::volume::{Protocol, Quorum};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -21,6 +21,8 @@ pub(crate) struct Faults {
     pub(crate) clients: usize,
     pub(crate) random: Random,
     pub(crate) journal: Journal,
+    /// The ack policies that the volume has in turn.
+    pub(crate) protocols: &'static [Protocol],
     /// How many there were.
     pub(crate) count: u64,
 }
@@ -40,7 +42,30 @@ impl Faults {
                 return;
             }
             self.count += 1;
-            self.one().await;
+            if self.protocols.len() > 1 && self.random.one_in(6) {
+                self.change_policy().await;
+            } else {
+                self.one().await;
+            }
+        }
+    }
+
+    /// Another ack policy is configured. Nodes learn of it one after the other.
+    async fn change_policy(&self) {
+        let protocol = self.protocols[self.random.index(self.protocols.len())];
+        self.journal
+            .note(format!("the policy is {} now", protocol.name()));
+        let mut cluster = self.nodes.lock().await;
+        cluster.spec.protocol = protocol;
+        cluster.spec.version += 1;
+        let spec = cluster.spec.clone();
+        drop(cluster);
+        for place in 0..spec.replicas.len() {
+            if let Some(handle) = self.nodes.lock().await.handle(place) {
+                // Whoever takes no message for now goes on by the policy that it knows.
+                let _ = handle.update_spec(spec.clone());
+            }
+            tokio::time::sleep(millis(self.random.within(0..50))).await;
         }
     }
 

@@ -48,6 +48,8 @@ struct Shape {
     cuts: bool,
     slowness: u64,
     resync_rate: Option<&'static str>,
+    /// The ack policies that the volume has in turn.
+    protocols: &'static [Protocol],
 }
 
 impl Shape {
@@ -58,7 +60,14 @@ impl Shape {
             5 => (4, Quorum::Majority),
             _ => (2, Quorum::Off),
         };
+        // Where nobody takes over by itself, A loses nothing either.
+        let protocols: &[Protocol] = match (random.within(0..2), quorum) {
+            (0, _) => &[Protocol::C],
+            (_, Quorum::Majority) => &[Protocol::B, Protocol::C],
+            (_, Quorum::Off) => &[Protocol::A, Protocol::B, Protocol::C],
+        };
         Self {
+            protocols,
             replicas,
             quorum,
             clients: 3,
@@ -83,7 +92,7 @@ impl Shape {
             name: "v1".to_owned(),
             kind: VolumeKind::Fs,
             size_bytes: None,
-            protocol: Protocol::C,
+            protocol: self.protocols[0],
             quorum: self.quorum,
             replicas: replicas.collect(),
             state: VolumeState::Started,
@@ -92,6 +101,7 @@ impl Shape {
                 .resync_rate
                 .map(|rate| ("resync-max-rate".to_owned(), rate.to_owned()))
                 .into_iter()
+                .chain([("async-queue-max".to_owned(), "1M".to_owned())])
                 .collect(),
             version: 1,
         }
@@ -167,6 +177,7 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
         clients: shape.clients,
         random: random.fork(),
         journal: journal.clone(),
+        protocols: shape.protocols,
         count: 0,
     };
     let parts = if shape.cuts { 8 } else { 1 };
@@ -186,6 +197,12 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
     }
     if ended {
         compare_bricks(&nodes, &work).await;
+    }
+    // DUR-2: only power that goes everywhere may take what was confirmed.
+    let mut told = journal.lines().into_iter();
+    let lost = told.find(|line| line.contains("operations_lost"));
+    if let Some(line) = lost.filter(|_| !shape.cuts) {
+        work.fail(line);
     }
     let failures = std::mem::take(&mut *work.failures.borrow_mut());
     Outcome {

@@ -3,6 +3,9 @@
 
 use protocol::ids::BrickId;
 
+use super::hunt::runner_of;
+use super::pool::pass;
+use super::schedules::*;
 use super::*;
 use crate::state::Places;
 

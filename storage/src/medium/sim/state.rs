@@ -318,7 +318,10 @@ impl State {
         let now = self.entries.iter().filter(|(name, _)| parent(name) == path);
         self.durable_entries
             .extend(now.map(|(name, inode)| (name.clone(), *inode)));
-        let now = self.dirs.iter().filter(|name| parent(name) == path);
+        let dirs = &self.dirs;
+        self.durable_dirs
+            .retain(|name| name.is_empty() || parent(name) != path || dirs.contains(name));
+        let now = dirs.iter().filter(|name| parent(name) == path);
         self.durable_dirs.extend(now.cloned());
         Ok(())
     }
@@ -334,10 +337,40 @@ impl State {
     pub(super) fn unlink(&mut self, path: &str) -> io::Result<()> {
         self.change(false)?;
         if let Some(inode) = self.entries.remove(path) {
+            if self.entries.values().any(|other| *other == inode) {
+                return Ok(());
+            }
             // Open handles may still use it; its room is free at once, which is near enough.
             let len = self.inode(inode)?.data.len() as u64;
             self.used -= len.min(self.used);
         }
+        Ok(())
+    }
+
+    pub(super) fn link(&mut self, from: &str, to: &str) -> io::Result<()> {
+        self.alive()?;
+        let Some(inode) = self.entries.get(from).copied() else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        if !self.dirs.contains(parent(to)) {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        if self.entries.contains_key(to) {
+            return Err(io::ErrorKind::AlreadyExists.into());
+        }
+        self.change(false)?;
+        self.entries.insert(to.to_owned(), inode);
+        Ok(())
+    }
+
+    pub(super) fn remove_dir(&mut self, path: &str) -> io::Result<()> {
+        self.alive()?;
+        let mut names = self.entries.keys().chain(&self.dirs);
+        if names.any(|name| name != path && parent(name) == path) {
+            return Err(io::ErrorKind::DirectoryNotEmpty.into());
+        }
+        self.change(false)?;
+        self.dirs.remove(path);
         Ok(())
     }
 

@@ -1,0 +1,177 @@
+//! Named scenarios where the pool decides about roles.
+
+use super::schedules::check_confirmed;
+use super::*;
+
+/// A volume whose pool decides, with the primary on node 0 and everyone in sync.
+pub(super) fn settled_with_pool(count: usize) -> Volume {
+    let mut volume = Volume::with_pool(count);
+    volume.settle();
+    assert_eq!(volume.primary(), Some(0), "the first replica begins");
+    volume
+}
+
+/// Lets time pass and frames arrive, for so long.
+pub(super) fn pass(volume: &mut Volume, time: Duration) {
+    let until = volume.now + time;
+    while volume.now < until {
+        volume.time(Duration::from_millis(5));
+        while volume.pool_turn(true, true) {}
+        let count = volume.nodes.len();
+        for node in 0..count {
+            volume.learn(node);
+        }
+        for from in 0..count {
+            for to in 0..count {
+                while volume.deliver(from, to) {}
+            }
+        }
+        if volume.pool.is_some() && !volume.power {
+            volume.check_answers();
+        }
+    }
+}
+
+#[test]
+fn fo_1_a_member_takes_over_when_the_primary_dies_but_not_before_its_promise_ends() {
+    let mut volume = settled_with_pool(3);
+    volume.write(0, 1);
+    pass(&mut volume, LEASE);
+    let died = volume.now;
+    volume.crash(0, false);
+    while volume.primary().is_none() {
+        assert!(volume.now < died + 2 * LEASE, "nobody takes over");
+        pass(&mut volume, Duration::from_millis(5));
+    }
+    assert!(volume.now >= died + LEASE - Duration::from_millis(10));
+    check_confirmed(&volume);
+    let primary = volume.primary().unwrap();
+    let reason = volume.nodes[primary].live.state.role_reason;
+    assert_eq!(reason, RoleReason::TookOver);
+    volume.write(primary, 2);
+    volume.settle();
+    volume.check_whole();
+    assert_eq!(
+        volume.primary(),
+        Some(primary),
+        "no failback by itself (FO-4)"
+    );
+}
+
+#[test]
+fn one_1_a_primary_that_is_cut_off_stops_answering_before_another_begins() {
+    let mut volume = settled_with_pool(3);
+    for other in [1, 2] {
+        volume.mute.insert((0, other));
+        volume.mute.insert((other, 0));
+    }
+    volume.pool.as_mut().unwrap().cut_off[0] = true;
+    pass(&mut volume, Duration::from_millis(300));
+    let primary = volume.nodes[1..]
+        .iter()
+        .position(|node| node.machine.as_ref().unwrap().serves());
+    assert!(primary.is_some(), "a member took over");
+    let old = volume.nodes[0].machine.as_ref().unwrap();
+    assert!(!old.may_answer(volume.clock(0)));
+    // It confirms nothing either.
+    let before = volume.confirmed.len();
+    volume.write(0, 5);
+    pass(&mut volume, Duration::from_millis(300));
+    assert_eq!(volume.confirmed.len(), before);
+    volume.settle();
+    volume.check_whole();
+}
+
+#[test]
+fn fo_5_a_silent_secondary_leaves_the_set_and_the_primary_goes_on() {
+    let mut volume = settled_with_pool(2);
+    volume.mute.insert((0, 1));
+    volume.mute.insert((1, 0));
+    volume.pool.as_mut().unwrap().cut_off[1] = true;
+    pass(&mut volume, LEASE * 2);
+    let primary = |volume: &Volume| {
+        let machine = volume.nodes[0].machine.as_ref().unwrap();
+        (machine.serves(), machine.may_answer(volume.clock(0)))
+    };
+    assert_eq!(primary(&volume), (true, false), "its lease has run out");
+    volume.write(0, 3);
+    let before = volume.confirmed.len();
+    pass(&mut volume, Duration::from_millis(400));
+    assert_eq!(primary(&volume), (true, true));
+    assert_eq!(volume.confirmed.len(), before + 1, "it goes on alone");
+    volume.settle();
+    volume.check_whole();
+}
+
+#[test]
+fn a_claim_that_nobody_answered_lets_no_old_primary_answer_again() {
+    let mut volume = settled_with_pool(2);
+    // Node 1 loses its primary, asks for the role, and hears nothing: it was agreed.
+    volume.cut(0, 1);
+    volume.pool.as_mut().unwrap().cut_off[0] = true;
+    while volume.pool.as_ref().unwrap().asked.is_empty() {
+        volume.time(Duration::from_millis(5));
+        volume.check_answers();
+    }
+    let asked = volume.pool.as_ref().unwrap().asked.front().copied();
+    assert_eq!(
+        asked.map(|(node, ..)| node),
+        Some(0),
+        "first it asks to go on alone"
+    );
+    while !volume
+        .pool
+        .as_ref()
+        .unwrap()
+        .asked
+        .iter()
+        .any(|(node, ..)| *node == 1)
+    {
+        // What node 0 asks is decided, what node 1 asks is not yet.
+        while volume
+            .pool
+            .as_ref()
+            .unwrap()
+            .asked
+            .front()
+            .is_some_and(|(node, ..)| *node == 0)
+        {
+            volume.pool_turn(true, true);
+        }
+        volume.time(Duration::from_millis(5));
+        volume.check_answers();
+    }
+    volume.pool_turn(true, false);
+    volume.connect(0, 1);
+    for _ in 0..100 {
+        volume.time(Duration::from_millis(5));
+        while volume.deliver(0, 1) || volume.deliver(1, 0) {}
+        volume.check_answers();
+        let old = volume.nodes[0].machine.as_ref().unwrap();
+        assert!(
+            !old.may_answer(volume.clock(0)),
+            "answers although another may begin"
+        );
+    }
+    volume.settle();
+    volume.check_whole();
+    assert_eq!(volume.primary(), Some(1));
+}
+
+#[test]
+fn a_planned_promotion_by_the_pool_moves_the_role_and_keeps_everyone() {
+    let mut volume = settled_with_pool(3);
+    volume.write(0, 1);
+    volume.nodes[0]
+        .machine
+        .as_mut()
+        .unwrap()
+        .hand_over(2)
+        .expect("it is in sync");
+    volume.carry_out(0);
+    volume.settle();
+    assert_eq!((volume.primary(), volume.handed_over), (Some(2), 1));
+    assert_eq!(volume.nodes[2].live.state.role_reason, RoleReason::Promoted);
+    volume.check_whole();
+    check_confirmed(&volume);
+}
