@@ -344,11 +344,30 @@ pub(crate) struct CreateArgs {
     pub(crate) words: Vec<String>,
 }
 
+/// `cairn volume add-brick` and its like.
+#[derive(Debug, Args)]
+pub(crate) struct BricksArgs {
+    /// Name
+    pub(crate) name: String,
+    /// replica N HOST:/path… [force]; for replace-brick HOST:/old HOST:/new [commit force]
+    #[arg(required = true, value_name = "replica N HOST:/path")]
+    pub(crate) words: Vec<String>,
+    /// Return when the data is in place
+    #[arg(long)]
+    pub(crate) wait: bool,
+}
+
 /// `cairn volume`.
 #[derive(Debug, Subcommand)]
 pub(crate) enum VolumeCommand {
     /// Make a volume
     Create(CreateArgs),
+    /// Add bricks; what they lack is filled in while the volume is used
+    AddBrick(BricksArgs),
+    /// Remove bricks; their data stays in their directories
+    RemoveBrick(BricksArgs),
+    /// Put a new brick in the place of an old one
+    ReplaceBrick(BricksArgs),
     /// Serve
     Start {
         /// Name

@@ -7,6 +7,7 @@ mod commands;
 mod connection;
 mod failure;
 mod output;
+mod usage;
 
 use std::ffi::{OsStr, OsString};
 use std::path::Path;
@@ -31,6 +32,8 @@ fn arguments() -> Vec<OsString> {
     words
 }
 
+/// mount(8)'s exit status of wrong words.
+const MOUNT_MISUSED: u8 = 1;
 /// mount(8)'s exit status of a failed mount.
 const MOUNT_FAILED: u8 = 32;
 
@@ -50,9 +53,9 @@ fn main() -> ExitCode {
     } else {
         words
     };
-    let cli = match Cli::try_parse_from(words) {
+    let cli = match Cli::try_parse_from(&words) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, &words, helper),
     };
     let output = output::Output::new(&cli.global);
     match commands::run(cli, &output) {
@@ -69,11 +72,17 @@ fn main() -> ExitCode {
 }
 
 /// Help and version are answers; everything else is wrong usage, with the nearest right word.
-fn usage(error: &clap::Error) -> ExitCode {
-    // Standard output may be closed already, and there is nobody left to tell.
-    let _ = error.print();
-    match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::from(exit::DONE),
-        _ => ExitCode::from(exit::USAGE),
+fn usage(error: &clap::Error, words: &[OsString], helper: bool) -> ExitCode {
+    if let ErrorKind::DisplayHelp | ErrorKind::DisplayVersion = error.kind() {
+        // Standard output may be closed already, and there is nobody left to tell.
+        let _ = error.print();
+        return ExitCode::from(exit::DONE);
     }
+    let failure = usage::failure(error, words);
+    output::Output::unparsed(words).failure(&failure);
+    ExitCode::from(if helper {
+        MOUNT_MISUSED
+    } else {
+        failure.exit_code
+    })
 }

@@ -1,6 +1,7 @@
 //! What is printed. Standard output may be a pipe that closes early: then the program ends
 //! quietly, as other tools do.
 
+use std::ffi::OsString;
 use std::io::{self, IsTerminal as _, Write as _};
 use std::process;
 
@@ -34,6 +35,18 @@ impl Output {
             quiet: global.quiet,
             color_stdout: color(io::stdout().is_terminal()),
             color_stderr: color(io::stderr().is_terminal()),
+        }
+    }
+
+    /// For words that could not be understood: with `--json` anywhere among them, JSON is
+    /// expected.
+    pub(crate) fn unparsed(words: &[OsString]) -> Self {
+        let colored = io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+        Self {
+            json: words.iter().any(|word| word == "--json"),
+            quiet: false,
+            color_stdout: false,
+            color_stderr: colored,
         }
     }
 

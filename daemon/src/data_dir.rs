@@ -13,6 +13,10 @@ use rustix::fs::FlockOperation;
 
 /// Name of the group whose members may use the sockets.
 pub const GROUP: &str = "cairn";
+/// Locked while a daemon works in the directory.
+pub(crate) const LOCK: &str = "daemon.lock";
+/// The node's key.
+pub(crate) const IDENTITY: &str = "identity.pem";
 
 /// Why the directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +63,7 @@ impl DataDir {
         fs::create_dir_all(path).map_err(failed)?;
         fs::set_permissions(path, Permissions::from_mode(0o711)).map_err(failed)?;
         let path = path.canonicalize().map_err(failed)?;
-        let lock_path = path.join("daemon.lock");
+        let lock_path = path.join(LOCK);
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)
@@ -113,7 +117,7 @@ impl DataDir {
     /// Reads the identity, or makes one, durably: an identity that was shown to anybody is never
     /// lost by a crash.
     pub fn identity(&self) -> Result<Identity, DataDirError> {
-        let path = self.path.join("identity.pem");
+        let path = self.path.join(IDENTITY);
         let bad = |source| DataDirError::Identity {
             path: path.clone(),
             source,
@@ -122,7 +126,7 @@ impl DataDir {
             Ok(pem) => Identity::from_pem(&pem).map_err(bad),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let identity = Identity::generate().map_err(bad)?;
-                self.write_durably("identity.pem", identity.to_pem().as_bytes())?;
+                self.write_durably(IDENTITY, identity.to_pem().as_bytes())?;
                 Ok(identity)
             }
             Err(source) => Err(DataDirError::Io { path, source }),

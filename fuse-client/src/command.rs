@@ -14,6 +14,7 @@ use crate::connection::SystemConnector;
 use crate::identity::NodeIdentity;
 use crate::kernel::{self, MountError};
 use crate::options::{MountRequest, OptionError};
+use crate::point;
 use crate::serve::FileSystem;
 use crate::session::{DialError, Session, SessionConfig, StartError};
 use crate::transport::Device;
@@ -96,6 +97,7 @@ impl From<StartError> for MountFailure {
 pub fn mount(args: &MountArgs) -> Result<(), MountFailure> {
     let root = rustix::process::geteuid().is_root();
     let request = MountRequest::parse(&args.source, &args.options, root)?;
+    check_point(args, &request)?;
     if args.foreground {
         let mut ready = ready_pipe();
         let result = serve(args, &request, &mut ready);
@@ -229,12 +231,16 @@ fn connect(args: &MountArgs, request: &MountRequest) -> Result<Arc<Session>, Mou
     let identity = NodeIdentity::read(&args.data_dir);
     let socket = args.data_dir.join("data.sock");
     let local_socket = socket.exists().then_some(socket);
-    if let (Err(error), None) = (&identity, &local_socket) {
-        let dir = args.data_dir.display();
-        return Err(failure(
-            format!("this machine has no identity for a pool: {dir}: {error}"),
-            "Mount on a node of the pool, as root, with its --data-dir.",
-        ));
+    match (&identity, &local_socket) {
+        (Err(error), None) => {
+            let dir = args.data_dir.display();
+            return Err(failure(
+                format!("this machine has no identity for a pool: {dir}: {error}"),
+                "Mount on a node of the pool, as root, with its --data-dir.",
+            ));
+        }
+        (Err(_), Some(socket)) => check_right(socket)?,
+        (Ok(_), _) => {}
     }
     let tls = identity.ok().map(|identity| Box::new(identity) as Box<_>);
     let config = SessionConfig {
@@ -247,6 +253,44 @@ fn connect(args: &MountArgs, request: &MountRequest) -> Result<Arc<Session>, Mou
         mount_timeout: request.mount_timeout,
     };
     Ok(Session::start(config, Arc::new(SystemConnector::new(tls)))?)
+}
+
+/// Without an identity the local daemon is the only way in, and its socket's mode says who may
+/// take it. A daemon that is down is waited for; a right that is missing is not.
+fn check_right(socket: &Path) -> Result<(), MountFailure> {
+    match std::os::unix::net::UnixStream::connect(socket) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Err(failure(
+            format!(
+                "this user may not use the local daemon: {} is for root and the group `cairn`",
+                socket.display()
+            ),
+            "Mount as root, or have an administrator make the group where it is missing (then \
+             restart the daemon) and add this user to it: `usermod -aG cairn USER`.",
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// The same volume twice at one place would only hide itself.
+fn check_point(args: &MountArgs, request: &MountRequest) -> Result<(), MountFailure> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    let Some(source) = point::real_path(&args.point).and_then(|at| point::cairn_at(&table, &at))
+    else {
+        return Ok(());
+    };
+    let same = MountRequest::parse(&source, &[], false)
+        .is_ok_and(|other| (&other.volume, &other.subdir) == (&request.volume, &request.subdir));
+    if !same {
+        return Ok(());
+    }
+    Err(failure(
+        format!(
+            "volume `{}` is mounted at {} already",
+            request.volume,
+            args.point.display()
+        ),
+        "Unmount it first (`umount DIR`), or name another directory.",
+    ))
 }
 
 fn host_name() -> String {

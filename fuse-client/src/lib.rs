@@ -13,6 +13,7 @@ pub mod connection;
 mod identity;
 mod kernel;
 mod options;
+mod point;
 pub mod serve;
 pub mod session;
 pub mod transport;

@@ -11,7 +11,7 @@ mod listing;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use parking_lot::Mutex;
 use protocol::fs::{Operation, Outcome};
@@ -173,14 +173,9 @@ impl FileSystem {
                 }
                 Ok(())
             }
-            opcode::OPENDIR => {
-                let handle = self.next_handle.fetch_add(1, Ordering::Relaxed);
-                let mut body = Body::with_capacity(16);
-                self.reply(header.unique, 0, &[&body.open(handle, 0).0]);
-                Ok(())
-            }
             opcode::RELEASEDIR => {
                 self.listings.forget(fields.u64()?);
+                self.session.close(self.object(header.node));
                 self.refuse(header, 0);
                 Ok(())
             }

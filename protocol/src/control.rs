@@ -58,6 +58,23 @@ pub struct CreateVolume {
     pub force: bool,
 }
 
+/// `volume add-brick`, `remove-brick`, `replace-brick`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ChangeBricks {
+    /// Name of the volume.
+    pub name: String,
+    /// Replicas afterwards; absent where the words do not say.
+    pub replica: Option<usize>,
+    /// Bricks that come.
+    pub add: Vec<BrickPlace>,
+    /// Bricks that go.
+    pub remove: Vec<BrickPlace>,
+    /// Directories that are not empty; fewer good copies. Never the last good copy.
+    pub force: bool,
+    /// Answer when the data is in place.
+    pub wait: bool,
+}
+
 /// What a command asks of the local daemon.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -98,6 +115,8 @@ pub enum ControlRequest {
     PeerStatus {},
     /// Make a volume.
     VolumeCreate(CreateVolume),
+    /// Other bricks, while the volume is used.
+    VolumeBricks(ChangeBricks),
     /// Serve.
     VolumeStart {
         /// Name.

@@ -95,6 +95,9 @@ pub enum VolumeCommand {
         /// Compare and send everything.
         full: bool,
     },
+    /// Whether the bricks on their way out may be removed: they are in no set any more. A primary
+    /// that is one of them hands its role over first. Sent to the primary's node.
+    LetGo {},
     /// Let no resync go on until resumed. Sent to the primary's node.
     PauseResync,
     /// Let resync go on. Sent to the primary's node.

@@ -319,9 +319,9 @@ pub struct VolumeStatus {
     pub generation: Option<GenerationId>,
     /// Size of a block volume.
     pub size_bytes: Option<u64>,
-    /// Bytes in use, at the primary.
+    /// Bytes in use, at the replica with the least room.
     pub used_bytes: Option<u64>,
-    /// Bytes free, at the primary.
+    /// Bytes free, at the replica with the least room: the volume takes no more.
     pub free_bytes: Option<u64>,
     /// Replicas in their order.
     pub replicas: Vec<ReplicaStatus>,

@@ -96,6 +96,24 @@ pub struct ReplicaSpec {
     pub brick: BrickId,
 }
 
+/// Which places of [`VolumeSpec::replicas`] are in use. A place keeps its meaning for as long as
+/// its brick is in it; one whose brick was removed stays in the list, so that no other moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Layout {
+    /// Rises with every change of the replicas; 0 as the volume was made.
+    pub version: u64,
+    /// Bricks on their way out, one bit a place: out of the in-sync set, or soon.
+    pub leaving: u8,
+    /// Places whose brick was removed.
+    pub removed: u8,
+}
+
+impl Layout {
+    fn is_first(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// A volume's configuration. The place of a replica in `replicas` is its index, 0 to 7, in every
 /// mask of replicas.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,8 +130,12 @@ pub struct VolumeSpec {
     pub protocol: Protocol,
     /// Who decides.
     pub quorum: Quorum,
-    /// Replicas; the first is the first primary.
+    /// Replicas; the first is the first primary. With those that were removed: see
+    /// [`VolumeSpec::members`].
     pub replicas: Vec<ReplicaSpec>,
+    /// Which of them count.
+    #[serde(default, skip_serializing_if = "Layout::is_first")]
+    pub layout: Layout,
     /// Whether it serves.
     pub state: VolumeState,
     /// Options that were set, by key.
@@ -121,6 +143,32 @@ pub struct VolumeSpec {
     pub options: BTreeMap<String, String>,
     /// Rises with every change of this.
     pub version: u64,
+}
+
+impl VolumeSpec {
+    /// The replicas of the volume with their places, those on their way out included.
+    pub fn members(&self) -> impl Iterator<Item = (usize, &ReplicaSpec)> {
+        let replicas = self.replicas.iter().enumerate();
+        replicas.filter(|(place, _)| self.layout.removed & 1 << place == 0)
+    }
+
+    /// Whether there is a replica at this place.
+    #[must_use]
+    pub fn is_member(&self, place: usize) -> bool {
+        self.members().any(|(member, _)| member == place)
+    }
+
+    /// Whether the replica at this place is on its way out.
+    #[must_use]
+    pub fn is_leaving(&self, place: usize) -> bool {
+        place < REPLICAS_MAX && self.layout.leaving & 1 << place != 0
+    }
+
+    /// The members as a mask.
+    #[must_use]
+    pub fn member_mask(&self) -> u8 {
+        self.members().fold(0, |mask, (place, _)| mask | 1 << place)
+    }
 }
 
 /// Most replicas of a volume: a mask of them is one byte.

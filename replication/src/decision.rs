@@ -231,6 +231,7 @@ mod tests {
             journal_from: Sequence(1),
             handed_to: None,
             suspects: 0,
+            layout: 0,
             revision: 0,
             policy: InForce::default(),
         }

@@ -29,6 +29,7 @@ mod flushes;
 mod follow;
 mod meet;
 mod output;
+mod places;
 pub mod policy;
 mod queue;
 mod quorum;
@@ -40,6 +41,7 @@ use std::time::Duration;
 
 use protocol::ids::GenerationId;
 use protocol::units::{Sequence, Term};
+use protocol::volume::REPLICAS_MAX;
 
 use crate::line::Relation;
 use crate::state::{Disk, DurableState, Mask, Membership, Report, Role, RoleReason};
@@ -145,9 +147,13 @@ impl Machine {
     /// A machine for a brick that recovered to `last`. Call [`Machine::start`] next.
     #[must_use]
     pub fn new(config: Config, durable: DurableState, last: Sequence, suspects: u64) -> Self {
-        assert!(config.me < config.count, "a replica is one of its volume's");
+        let count = config.count;
+        assert!(
+            config.me < count && count <= REPLICAS_MAX,
+            "one of its volume's"
+        );
         Self {
-            links: (0..config.count).map(|_| None).collect(),
+            links: (0..REPLICAS_MAX).map(|_| None).collect(),
             state: durable.clone(),
             durable,
             phase: Phase::Following,
@@ -162,7 +168,7 @@ impl Machine {
             next_flush: 1,
             own_flushes: Vec::new(),
             queue: Queue::default(),
-            missing: vec![None; config.count],
+            missing: vec![None; REPLICAS_MAX],
             tightens: None,
             settling: false,
             forced: false,
@@ -207,8 +213,8 @@ impl Machine {
     /// have to take the role. It may learn that it is a member after it has started, or lose a
     /// primary before that one took it on.
     pub(super) fn wait_for_members(&mut self, now: Duration) {
-        let follows = (0..self.config.count)
-            .any(|replica| self.standing(replica) == Some(Standing::MyPrimary));
+        let follows =
+            (0..REPLICAS_MAX).any(|replica| self.standing(replica) == Some(Standing::MyPrimary));
         let idle = self.phase == Phase::Following && !self.joined && !follows;
         if idle && self.may_claim() && !self.role_went_on() {
             self.phase = Phase::Waiting {
@@ -272,7 +278,8 @@ impl Machine {
     /// the journal or be marked.
     pub fn owed(&self) -> impl Iterator<Item = (usize, Sequence)> {
         let feeds = matches!(self.phase, Phase::Serving | Phase::HandingOver { .. });
-        let others = (0..self.config.count).filter(|replica| *replica != self.config.me);
+        let others = self.belonging().without(self.config.me);
+        let others = (0..REPLICAS_MAX).filter(move |replica| others.has(*replica));
         others.filter_map(move |replica| {
             let position = if feeds {
                 let link = self.links[replica].as_ref().filter(|l| l.gets_records());
@@ -295,10 +302,10 @@ impl Machine {
             Phase::Serving | Phase::HandingOver { .. } | Phase::Activating
         ) {
             // A secondary keeps the maps of those outside the set, in case it becomes primary.
-            return Mask(Mask::first(self.config.count).0 & !self.state.in_sync.0)
-                .without(self.config.me);
+            return Mask(self.staying().0 & !self.state.in_sync.0).without(self.config.me);
         }
-        (0..self.config.count)
+        self.staying()
+            .iter()
             .filter(|r| *r != self.config.me)
             .fold(Mask::default(), |mask, r| {
                 let fed = self.links[r].as_ref().is_some_and(Link::gets_records);
@@ -341,6 +348,7 @@ impl Machine {
             journal_from: self.journal_from,
             handed_to: self.state.handed_to,
             suspects: self.suspects,
+            layout: self.state.places.version,
             revision: self.revision,
             policy: self.state.policy,
         }
@@ -390,7 +398,7 @@ impl Machine {
 
     /// Notes for each member that is waited for since when it owes evidence.
     fn note_waiting(&mut self, now: Duration) {
-        for replica in 0..self.config.count {
+        for replica in 0..REPLICAS_MAX {
             let owes = self.evidence(replica) < self.last;
             let Some(link) = &mut self.links[replica] else {
                 continue;
@@ -512,7 +520,7 @@ impl Machine {
                 term: self.state.term,
                 reason: self.state.role_reason,
             });
-            for replica in 0..self.config.count {
+            for replica in 0..REPLICAS_MAX {
                 self.assess(replica);
             }
         }
@@ -545,7 +553,7 @@ impl Machine {
         let members = self.set();
         self.flush_without(members);
         let membership = self.membership();
-        for replica in 0..self.config.count {
+        for replica in 0..REPLICAS_MAX {
             let agreed = self.is_agreed_member(replica);
             let Some(link) = &mut self.links[replica] else {
                 continue;
@@ -576,6 +584,7 @@ impl Machine {
         Membership {
             term: self.state.term,
             line: self.state.line.clone(),
+            layout: self.state.places.version,
             in_sync: self.state.in_sync,
             since: self.state.since,
             policy: self.state.policy,
@@ -613,6 +622,8 @@ impl Machine {
         if let Some(agreed) = self.agreed().filter(|_| needs_all) {
             others = Mask(others.0 | agreed.in_sync.0).without(self.config.me);
         }
+        // Bricks that were removed have nothing to say, and were let go of before.
+        let others = Mask(others.0 & self.belonging().0);
         let met = |r: usize| self.links[r].is_some();
         if self.role_went_on() || (self.quorum.is_some() && !self.may_claim()) {
             self.phase = Phase::Following;
@@ -651,6 +662,7 @@ impl Machine {
             return false;
         };
         agreed.in_sync.has(agreed.primary)
+            && self.belonging().has(agreed.primary)
             && self.links[agreed.primary]
                 .as_ref()
                 .is_some_and(|link| link.report.disk == Disk::UpToDate)
@@ -704,7 +716,7 @@ impl Machine {
         let even = self.heir_of.take();
         if self.quorum.is_some() && reason != RoleReason::Resumed {
             // What the others told when they met is old.
-            for replica in (0..self.config.count).filter(|r| even != Some(*r)) {
+            for replica in (0..REPLICAS_MAX).filter(|r| even != Some(*r)) {
                 if self.links[replica].is_some() {
                     self.drop_link(replica, DropReason::RoleMoved);
                 }
@@ -715,7 +727,7 @@ impl Machine {
         self.state.handed_to = None;
         let generation = self.fresh_generation();
         self.state.line.begin(generation, term, self.last);
-        for replica in 0..self.config.count {
+        for replica in self.staying().iter() {
             if replica == self.config.me {
                 continue;
             }
@@ -769,7 +781,7 @@ impl Machine {
         self.note_waiting(now);
         let deadline = self.config.replica_deadline;
         let overdue = self.overdue(now);
-        for replica in 0..self.config.count {
+        for replica in 0..REPLICAS_MAX {
             let Some(link) = &self.links[replica] else {
                 continue;
             };
@@ -791,7 +803,7 @@ impl Machine {
         assert!(self.stable <= self.last);
         assert!(self.confirmed <= self.last || !self.serves());
         assert!(self.state.in_sync.has(self.config.me) || self.state.role == Role::Secondary);
-        for replica in 0..self.config.count {
+        for replica in 0..REPLICAS_MAX {
             if let Some(link) = &self.links[replica] {
                 assert!(link.stable <= link.applied, "stable but not applied");
                 assert!(link.applied <= link.received, "applied but not received");

@@ -1,7 +1,8 @@
 //! What a replica must not forget, and what it tells a replica that it meets.
 
+use protocol::ids::BrickId;
 use protocol::units::{Sequence, Term};
-use protocol::volume::{Protocol, REPLICAS_MAX};
+use protocol::volume::{Protocol, REPLICAS_MAX, VolumeSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::line::Line;
@@ -44,6 +45,42 @@ impl Mask {
     #[must_use]
     pub fn count(self) -> u32 {
         self.0.count_ones()
+    }
+}
+
+/// Which brick is meant by each place in masks and maps, as a replica knows it. A place whose brick
+/// changes is forgotten first: see [`crate::machine::Machine::replace_places`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Places {
+    /// Rises with each change.
+    pub version: u64,
+    /// The brick at each place; `None`: there is none.
+    pub bricks: [Option<BrickId>; REPLICAS_MAX],
+    /// On their way out: not taken on, and made primary by nobody.
+    pub leaving: Mask,
+}
+
+impl Places {
+    /// Of a volume's configuration.
+    #[must_use]
+    pub fn of(spec: &VolumeSpec) -> Self {
+        let mut bricks = [None; REPLICAS_MAX];
+        for (place, replica) in spec.members().take(REPLICAS_MAX) {
+            bricks[place] = Some(replica.brick);
+        }
+        Self {
+            version: spec.layout.version,
+            bricks,
+            leaving: Mask(spec.layout.leaving),
+        }
+    }
+
+    /// The places that have a brick.
+    #[must_use]
+    pub fn members(&self) -> Mask {
+        (0..REPLICAS_MAX)
+            .filter(|place| self.bricks[*place].is_some())
+            .fold(Mask::default(), Mask::with)
     }
 }
 
@@ -110,6 +147,9 @@ pub struct DurableState {
     /// put here by a resync.
     #[serde(default)]
     pub knows_after: Sequence,
+    /// What the places mean in all of this.
+    #[serde(default)]
+    pub places: Places,
     /// Replicas that this one, as primary, is resyncing from its dirty map, or was when it stopped.
     pub resyncing: Mask,
     /// Of these, the ones of which everything is compared: no map says what is left.
@@ -165,12 +205,25 @@ impl DurableState {
             in_sync: Mask::first(count),
             since: [Sequence::ZERO; REPLICAS_MAX],
             knows_after: Sequence::ZERO,
+            places: Places::default(),
             resyncing: Mask::default(),
             full: Mask::default(),
             handed_to: None,
             role_reason: RoleReason::Created,
             policy: InForce::default(),
             point: None,
+        }
+    }
+
+    /// The state of a brick that is added to a volume with data: it has nothing, and is in nobody's
+    /// set until it was brought up to date.
+    #[must_use]
+    pub fn added(line: Line) -> Self {
+        Self {
+            role: Role::Secondary,
+            disk: Disk::Empty,
+            in_sync: Mask::default(),
+            ..Self::created(1, 0, line)
         }
     }
 }
@@ -200,6 +253,9 @@ pub struct Report {
     pub handed_to: Option<usize>,
     /// Extents of its own that a crash left in doubt: they are taken from the primary.
     pub suspects: u64,
+    /// [`Places::version`]: of two with different ones, a mask means different bricks.
+    #[serde(default)]
+    pub layout: u64,
     /// Rises when somebody takes the replica on, and by that changes what it would tell. What is
     /// decided on this report is void once the replica has another revision.
     pub revision: u64,
@@ -224,6 +280,9 @@ pub struct Welcome {
     pub basis: Sequence,
     /// [`Report::revision`] that was decided on.
     pub revision: u64,
+    /// [`Places::version`] that the set below is told in.
+    #[serde(default)]
+    pub layout: u64,
     /// The rule that chose it.
     pub rule: crate::decision::Rule,
     /// The in-sync set.
@@ -256,6 +315,9 @@ pub struct Membership {
     pub term: Term,
     /// The primary's past.
     pub line: Line,
+    /// [`Places::version`] that the set is told in.
+    #[serde(default)]
+    pub layout: u64,
     /// The set.
     pub in_sync: Mask,
     /// See [`DurableState::since`].

@@ -49,7 +49,9 @@ pub use dirty::{DIRTY_BYTES_MAX, DirtyItem, DirtySummary, PROGRESS_BYTES_MAX};
 pub use error::{BrickError, CreateError, IoFault, NoSpace, OpenError, PointError, ReadError};
 pub use journal::JournalSizes;
 pub use medium::{DirMedium, EngineChoice, Medium, Room};
-pub use place::{DirBrick, create_brick, open_brick, open_brick_read_only, open_medium};
+pub use place::{
+    DirBrick, brick_around, create_brick, open_brick, open_brick_read_only, open_medium,
+};
 pub use points::{NOTE_BYTES_MAX, POINTS_MAX, Point, PointId, PointKind};
 pub use ranges::RangeSet;
 pub use sum::block_sum;

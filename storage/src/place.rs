@@ -88,6 +88,14 @@ pub fn open_medium(path: &Path, engine: EngineChoice) -> Result<DirMedium, OpenE
     })
 }
 
+/// The brick that a real path (without links) lies in, or is.
+#[must_use]
+pub fn brick_around(real: &Path) -> Option<std::path::PathBuf> {
+    real.ancestors()
+        .find(|at| at.join(DIRECTORY).join(SUPERBLOCK).exists())
+        .map(Path::to_owned)
+}
+
 /// Whether a brick may be made there; the directory's real path.
 fn check_place(path: &Path, force: bool) -> Result<std::path::PathBuf, CreateError> {
     let fault = |error| IoFault::new("look at the directory", &error);
@@ -99,13 +107,11 @@ fn check_place(path: &Path, force: bool) -> Result<std::path::PathBuf, CreateErr
         return Err(CreateError::NotADirectory { path: name(path) });
     }
     let real = path.canonicalize().map_err(fault)?;
-    for parent in real.ancestors().skip(1) {
-        if parent.join(DIRECTORY).join(SUPERBLOCK).exists() {
-            return Err(CreateError::InsideBrick {
-                path: name(path),
-                brick: name(parent),
-            });
-        }
+    if let Some(brick) = real.parent().and_then(brick_around) {
+        return Err(CreateError::InsideBrick {
+            path: name(path),
+            brick: name(&brick),
+        });
     }
     if real.components().any(|part| part.as_os_str() == DIRECTORY) {
         return Err(CreateError::InsideBrick {

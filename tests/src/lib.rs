@@ -59,6 +59,15 @@ impl Mounted {
     /// `nodes` nodes in a pool, the volume `name` with bricks on the first two, mounted by the
     /// last. `None`, said loudly, where nothing can be mounted.
     pub fn new(name: &str, nodes: usize) -> anyhow::Result<Option<Self>> {
+        Self::with_replicas(name, nodes, 2)
+    }
+
+    /// The same with as many replicas, on the first nodes.
+    pub fn with_replicas(
+        name: &str,
+        nodes: usize,
+        replicas: usize,
+    ) -> anyhow::Result<Option<Self>> {
         if !Path::new("/dev/fuse").exists() {
             skip("there is no /dev/fuse");
             return Ok(None);
@@ -66,7 +75,7 @@ impl Mounted {
         let dir = tempfile::tempdir()?;
         let mut lab = Lab::new(&binary(), dir.path(), nodes)?;
         lab.form_pool()?;
-        lab.make_volume(name, 2)?;
+        lab.make_volume(name, replicas)?;
         let mount = dir.path().join("mnt");
         // Two nodes: by the first, whose primary is near.
         let by = if nodes > 2 { nodes - 1 } else { 0 };

@@ -4,6 +4,7 @@ use std::io::{IsTerminal as _, Write as _};
 use std::path::Path;
 use std::time::{Duration, UNIX_EPOCH};
 
+use daemon::volume::Keys;
 use protocol::control::exit;
 use protocol::units::BLOCK_BYTES;
 use protocol::volume::{VolumeKind, VolumeSpec};
@@ -281,7 +282,7 @@ fn check(output: &Output, dir: &Path) -> Result<u8, Failure> {
 }
 
 fn check_tree(brick: &DirBrick, checked: &mut Checked) {
-    let keys = brick_export::Keys(brick);
+    let keys = Keys(brick);
     if let Err(error) = namespace::walk(&keys, &mut |_, _, _| true) {
         checked.fault(error.to_string());
     }

@@ -8,6 +8,7 @@ use std::os::unix::fs::{FileExt as _, lchown, symlink};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
+use daemon::volume::Keys;
 use namespace::{Context, Detail, ExecuteError, Executed, Inode, execute};
 use protocol::control::exit;
 use protocol::fs::{Caller, Operation, Outcome, Request, SLOT_NONE};
@@ -25,26 +26,6 @@ use crate::output::{Output, bytes_text};
 
 /// The name of a block volume's disk.
 const DISK: &str = "disk.img";
-
-/// A brick's keys, for the namespace.
-pub(super) struct Keys<'b>(pub(super) &'b DirBrick);
-
-impl namespace::Store for Keys<'_> {
-    type Error = ReadError;
-
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        self.0.get(key)
-    }
-
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        f: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<(), ReadError> {
-        self.0.scan(from, to, f)
-    }
-}
 
 fn write_failure(path: &Path, error: &io::Error) -> Failure {
     Failure::refused(
@@ -97,6 +78,21 @@ pub(super) fn run(
 /// The destination is new or empty: nothing there is overwritten.
 fn prepare(dest: &Path) -> Result<(), Failure> {
     let failed = |error: io::Error| write_failure(dest, &error);
+    let absolute = std::path::absolute(dest).map_err(failed)?;
+    let around = absolute.parent().unwrap_or(&absolute);
+    // The destination itself may be a link into one.
+    let real = absolute.canonicalize().or_else(|_| around.canonicalize());
+    if let Some(brick) = storage::brick_around(&real.map_err(failed)?) {
+        return Err(Failure::refused(
+            "inside_brick",
+            format!(
+                "{} lies inside the brick at {}",
+                dest.display(),
+                brick.display()
+            ),
+            "Name a directory outside of any brick.",
+        ));
+    }
     match fs::create_dir(dest) {
         Ok(()) => return Ok(()),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}

@@ -1,10 +1,10 @@
 //! `cairn volume create`: Gluster's grammar.
 
-use protocol::control::{BrickPlace, ControlRequest, CreateVolume};
+use protocol::control::{BrickPlace, ChangeBricks, ControlRequest, CreateVolume};
 use protocol::options::{nearest, parse_size};
 use protocol::volume::{Protocol, Quorum, VolumeKind};
 
-use crate::args::{CreateArgs, KindArg, ProtocolArg, QuorumArg};
+use crate::args::{BricksArgs, CreateArgs, KindArg, ProtocolArg, QuorumArg};
 use crate::failure::Failure;
 
 const EXAMPLE: &str =
@@ -49,6 +49,63 @@ pub(super) fn request(args: CreateArgs) -> Result<ControlRequest, Failure> {
         replica: words.replica,
         bricks: words.bricks,
         force: words.force,
+    }))
+}
+
+/// What is done to a volume's bricks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Change {
+    /// They come.
+    Add,
+    /// They go.
+    Remove,
+    /// The second takes the place of the first.
+    Replace,
+}
+
+/// The request that the words of `add-brick`, `remove-brick` and `replace-brick` mean.
+pub(super) fn bricks(args: BricksArgs, change: Change) -> Result<ControlRequest, Failure> {
+    let example = match change {
+        Change::Add => "For example: cairn volume add-brick v1 replica 3 node3:/bricks/v1",
+        Change::Remove => "For example: cairn volume remove-brick v1 replica 2 node3:/bricks/v1",
+        Change::Replace => {
+            "For example: cairn volume replace-brick v1 node2:/bricks/old node2:/bricks/new"
+        }
+    };
+    let mut given = args.words;
+    if change == Change::Replace {
+        // Gluster's word for the only way there is.
+        given.retain(|word| word != "commit");
+    }
+    let said = given.iter().any(|word| word == "replica");
+    let words = parse(&given)?;
+    let mut bricks = words.bricks;
+    if said == (change == Change::Replace) {
+        let what = if said {
+            "is not said here"
+        } else {
+            "is missing"
+        };
+        return Err(Failure::usage(format!("`replica N` {what}"), example));
+    }
+    let (add, remove) = match change {
+        Change::Add => (bricks, Vec::new()),
+        Change::Remove => (Vec::new(), bricks),
+        Change::Replace if bricks.len() == 2 => {
+            let new = bricks.split_off(1);
+            (new, bricks)
+        }
+        Change::Replace => {
+            return Err(Failure::usage("an old and a new brick are needed", example));
+        }
+    };
+    Ok(ControlRequest::VolumeBricks(ChangeBricks {
+        name: args.name,
+        replica: said.then_some(words.replica),
+        add,
+        remove,
+        force: words.force,
+        wait: args.wait,
     }))
 }
 
@@ -156,6 +213,47 @@ mod tests {
                 (failure.exit_code, failure.hint.as_str()),
                 (2, hint),
                 "{text}"
+            );
+        }
+    }
+
+    fn changed(text: &str, change: Change) -> Result<ChangeBricks, Failure> {
+        let args = BricksArgs {
+            name: "v1".to_owned(),
+            words: text.split_whitespace().map(str::to_owned).collect(),
+            wait: false,
+        };
+        match bricks(args, change)? {
+            ControlRequest::VolumeBricks(change) => Ok(change),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn bricks_are_changed_in_glusters_words() {
+        let added = changed("replica 3 node3:/b force", Change::Add).expect("valid");
+        assert_eq!(
+            (added.replica, added.add.len(), added.force),
+            (Some(3), 1, true)
+        );
+        let gone = changed("replica 1 node3:/b node2:/b", Change::Remove).expect("valid");
+        assert_eq!((gone.replica, gone.remove.len()), (Some(1), 2));
+        let other = changed("n:/old n:/new commit force", Change::Replace).expect("valid");
+        assert_eq!(other.replica, None);
+        assert_eq!(
+            (&*other.remove[0].path, &*other.add[0].path),
+            ("/old", "/new")
+        );
+        for (text, change, why) in [
+            ("node3:/b", Change::Add, "`replica N` is missing"),
+            ("replica 2 a:/b c:/d", Change::Replace, "is not said here"),
+            ("a:/b", Change::Replace, "an old and a new brick"),
+            ("replica 2", Change::Remove, "no brick was given"),
+        ] {
+            let failure = changed(text, change).expect_err(text);
+            assert!(
+                failure.message.contains(why) && failure.exit_code == 2,
+                "{failure:?}"
             );
         }
     }

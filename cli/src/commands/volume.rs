@@ -7,6 +7,7 @@ use protocol::options;
 use protocol::report::{PointReport, VolumesStatus};
 use serde_json::Value;
 
+use super::create::Change;
 use super::{act, ask, create, status, typed};
 use crate::args::{Global, HealArg, SplitBrainAction, VolumeCommand};
 use crate::failure::Failure;
@@ -43,6 +44,9 @@ pub(super) fn run(global: &Global, output: &Output, command: VolumeCommand) -> R
             Some(SplitBrainAction::List) | None => return split_brain(global, output, name),
         },
         VolumeCommand::Create(args) => create::request(args)?,
+        VolumeCommand::AddBrick(args) => create::bricks(args, Change::Add)?,
+        VolumeCommand::RemoveBrick(args) => create::bricks(args, Change::Remove)?,
+        VolumeCommand::ReplaceBrick(args) => create::bricks(args, Change::Replace)?,
         other => simple(other),
     };
     act(global, output, &request)
@@ -83,6 +87,9 @@ fn simple(command: VolumeCommand) -> ControlRequest {
         VolumeCommand::ResumeResync { name } => ControlRequest::VolumeResumeResync { name },
         // The commands that print facts were taken out before.
         VolumeCommand::Create(_)
+        | VolumeCommand::AddBrick(_)
+        | VolumeCommand::RemoveBrick(_)
+        | VolumeCommand::ReplaceBrick(_)
         | VolumeCommand::SplitBrain { .. }
         | VolumeCommand::List
         | VolumeCommand::Info { .. }
@@ -294,6 +301,12 @@ fn verify(global: &Global, output: &Output, name: String, repair: bool) -> Resul
             "{replicas} replicas {says}; {} compared",
             bytes_text(compared)
         ));
+        for node in array(&answer.data["not_compared"]) {
+            output.line(&format!(
+                "{} was not compared: it is not connected, or not in sync",
+                node.as_str().unwrap_or("a node")
+            ));
+        }
         for difference in array(&answer.data["differences"]) {
             output.line(&format!(
                 "{} differs: {} at {}, {} bytes",

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::RwLockWriteGuard;
 
 use bytes::Bytes;
+use daemon::volume::Keys;
 use namespace::{Context, Executed, execute, mkfs};
 use protocol::fs::{Caller, Operation, Outcome, Request};
 use protocol::ids::{BrickId, GenerationId, NodeId, PoolId, SessionId, VolumeId};
@@ -18,25 +19,6 @@ use storage::{BrickIdentity, DirBrick, EngineChoice, create_brick, open_brick};
 use crate::support::{Node, STARTING, cairn, directory};
 
 const BIG: usize = 300_000;
-
-struct Keys<'b>(&'b DirBrick);
-
-impl namespace::Store for Keys<'_> {
-    type Error = storage::ReadError;
-
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, Self::Error> {
-        self.0.get(key)
-    }
-
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        f: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<(), Self::Error> {
-        self.0.scan(from, to, f)
-    }
-}
 
 /// A brick that is filled as a primary would fill it.
 struct Filled {
@@ -64,6 +46,7 @@ impl Filled {
                 brick: BrickId([3; 16]),
             }],
             state: VolumeState::Started,
+            layout: protocol::volume::Layout::default(),
             options: std::collections::BTreeMap::new(),
             version: 1,
         };
@@ -225,6 +208,14 @@ fn a_bricks_files_are_copied_out_as_they_are() {
     let len =
         rustix::fs::lgetxattr(out.join("linked"), "user.color", &mut color[..]).expect("kept");
     assert_eq!(&color[..len], b"red");
+    // Nothing of it lands in a brick.
+    let inside = brick.join("out");
+    cairn(&["brick", "export", text(&brick), text(&inside)]).refused(
+        1,
+        "lies inside the brick",
+        "outside of any brick",
+    );
+    assert!(!inside.exists());
     // What is there is not overwritten.
     cairn(&["brick", "export", text(&brick), text(&out)]).refused(
         1,

@@ -3,7 +3,7 @@
 use std::io::Read as _;
 use std::process::{Command, Stdio};
 
-use crate::support::{CAIRN, Node, cairn, directory, output, signal, spawn};
+use crate::support::{CAIRN, Node, Run, cairn, directory, output, signal, spawn};
 
 #[test]
 fn without_a_daemon_every_command_ends_with_3_and_a_hint() {
@@ -27,19 +27,32 @@ fn without_a_daemon_every_command_ends_with_3_and_a_hint() {
 
 #[test]
 fn wrong_words_end_with_2_and_the_nearest_right_one() {
-    for (words, near) in [
-        (&["pear", "status"][..], "peer"),
-        (&["volume", "strat", "v1"], "start"),
-        (&["status", "--jsno"], "--json"),
+    for (words, hint) in [
+        (&["pear", "status"][..], "Did you mean `peer`?"),
+        (&["volume", "strat", "v1"], "Did you mean `start`?"),
+        (&["status", "--jsno"], "Did you mean `--json`?"),
         (
             &["volume", "create", "v1", "--protcol", "C", "n:/b"],
-            "--protocol",
+            "Did you mean `--protocol`?",
         ),
+        (
+            &["volume", "create", "v1", "--type", "blok", "n:/b"],
+            "Did you mean `block`?",
+        ),
+        (&["volume", "promote", "v1"], "cairn volume promote --help"),
+        (&["volume"], "cairn volume --help"),
     ] {
-        let run = cairn(words);
-        assert_eq!(run.code, 2, "{run:?}");
-        assert!(run.stderr.contains(near), "{run:?}");
+        let run = cairn(words).refused(2, "", hint);
+        assert_eq!(run.stderr.lines().count(), 2, "{run:?}");
         assert_eq!(run.stdout, "");
+        let run = cairn(&[words, &["--json"]].concat());
+        assert_eq!((run.code, run.stderr.lines().count()), (2, 2), "{run:?}");
+        let error = &run.json()["error"];
+        assert_eq!(
+            (&error["kind"], &error["exit_code"]),
+            (&"usage".into(), &2.into())
+        );
+        assert!(run.stderr.contains(error["hint"].as_str().expect("a hint")));
     }
 }
 
@@ -160,4 +173,30 @@ fn sighup_reads_the_settings_again_and_says_what_waits_for_a_restart() {
             })
         })
     });
+}
+
+/// An ordinary user who may not use the local daemon is told so at once, and not after waiting for
+/// a node.
+#[test]
+fn a_mount_by_a_user_without_the_right_says_which_right_is_missing() {
+    let root = directory();
+    let node = Node::start(root.path(), "node1");
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    std::fs::set_permissions(root.path(), open).expect("opened");
+    let program = root.path().join("cairn");
+    std::fs::copy(CAIRN, &program).expect("a copy that everybody may run");
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]);
+    command.arg(&program).arg("--data-dir").arg(&node.dir);
+    command.args(["mount", "127.0.0.1:/v1", "/mnt", "--foreground"]);
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("SKIPPED: becoming another user needs root");
+        return;
+    }
+    let run = Run::of(&output(&mut command).expect("setpriv runs"));
+    run.refused(
+        1,
+        "this user may not use the local daemon",
+        "usermod -aG cairn",
+    );
 }

@@ -169,6 +169,26 @@ fn options_are_checked_kept_and_reset() {
 /// BAD-3: a brick that cannot be opened makes its replica fail, not the daemon; `volume start`
 /// tries again.
 #[test]
+fn no_brick_is_made_in_or_around_a_data_directory() {
+    let root = directory();
+    let pool = pool(root.path(), 2);
+    let data = pool[0].dir.display();
+    let around = root.path().display();
+    let other = pool[1].dir.display();
+    for path in [
+        format!("{data}"),
+        format!("{data}/brick"),
+        format!("{around}"),
+        format!("{other}/brick"),
+    ] {
+        pool[0]
+            .say(&format!("volume create v1 node1:{path} force"))
+            .refused(1, "lie in each other", "beside it");
+    }
+    assert!(!pool[0].dir.join("brick").exists() && !root.path().join(".cairn").exists());
+}
+
+#[test]
 fn a_vanished_brick_fails_its_replica_and_leaves_the_daemon_up() {
     let root = directory();
     let mut pool = pool(root.path(), 2);
@@ -183,11 +203,43 @@ fn a_vanished_brick_fails_its_replica_and_leaves_the_daemon_up() {
     assert_eq!(replica["disk"], "failed");
     assert!(replica["reason"].is_string());
     fs::rename(&aside, &brick).expect("moved back");
-    pool[1].say("volume start v1").done();
+    let again = pool[1].say("volume start v1").done();
+    assert!(again.stdout.contains("opened again on node2"), "{again:?}");
     pool[1].wait("volume status v1", |status| {
         status["volumes"][0]["replicas"][1]["disk"] != "failed"
     });
+    let idle = pool[1].say("volume start v1").done();
+    assert!(!idle.stdout.contains("again"), "nothing failed: {idle:?}");
     assert_eq!(pool[1].terminate(), 0);
+}
+
+#[test]
+fn a_node_that_dies_is_named_by_an_event_and_by_verify() {
+    let root = directory();
+    let mut pool = pool(root.path(), 2);
+    create(root.path(), &pool, "v1").done();
+    pool[0].say("volume start v1").done();
+    pool[0].wait("volume status v1", |status| {
+        status["volumes"][0]["health"] == "healthy"
+    });
+    pool[1].kill();
+    let told = |events: &serde_json::Value| {
+        let events = events["events"].as_array().cloned().unwrap_or_default();
+        events.iter().any(|event| {
+            event["kind"] == "replica_lost"
+                && event["severity"] == "warning"
+                && event["message"]
+                    .as_str()
+                    .is_some_and(|text| text.starts_with("node2 left the in-sync set: "))
+        })
+    };
+    pool[0].wait("events", told);
+    let verify = pool[0].say("volume verify v1");
+    assert_eq!(verify.code, 1, "{verify:?}");
+    assert!(
+        verify.stdout.contains("node2 was not compared"),
+        "{verify:?}"
+    );
 }
 
 #[test]

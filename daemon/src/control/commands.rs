@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use protocol::control::{ControlReply, ControlRequest};
 use protocol::node_rpc::{Refusal, VolumeCommand};
-use protocol::report::{DiskState, Health, NodeState, VolumesStatus};
+use protocol::report::{DiskState, Health, NodeState, ReplicaStatus, VolumesStatus};
 use protocol::volume::{VolumeSpec, VolumeState};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -91,6 +91,13 @@ async fn dispatch_volume(
 ) -> Result<Done, Refusal> {
     match request {
         ControlRequest::VolumeCreate(create) => node.create_volume(create).await.map(said),
+        ControlRequest::VolumeBricks(change) => {
+            let changed = node.change_bricks(&change).await?;
+            if change.wait {
+                wait_for_bricks(node, &change.name, &changed.filling, replies).await?;
+            }
+            Ok(said(changed.text))
+        }
         ControlRequest::VolumeStart { name } => node.start_volume(&name).await.map(said),
         ControlRequest::VolumeStop { name } => node.stop_volume(&name).await.map(said),
         ControlRequest::VolumeDelete { name } => node.delete_volume(&name).await.map(said),
@@ -270,9 +277,8 @@ fn list(node: &Arc<Node>) -> Result<Done, Refusal> {
 
 fn info_of(spec: &VolumeSpec) -> Value {
     let replicas: Vec<Value> = spec
-        .replicas
-        .iter()
-        .map(|replica| {
+        .members()
+        .map(|(_, replica)| {
             json!({
                 "node": replica.node_name, "node_id": replica.node,
                 "brick": replica.path, "brick_id": replica.brick,
@@ -325,6 +331,54 @@ async fn resync(
     })
 }
 
+/// Waits until the new bricks are in sync and the old ones gone, however long that takes.
+async fn wait_for_bricks(
+    node: &Arc<Node>,
+    name: &str,
+    filling: &[String],
+    replies: &Replies,
+) -> Result<(), Refusal> {
+    let mut last = String::new();
+    loop {
+        let spec = volume_of(&node.pool.state(), name)?;
+        let status = node.volumes_status(Some(name)).await;
+        let replicas = status.first().map_or(&[][..], |volume| &volume.replicas);
+        let open = replicas
+            .iter()
+            .filter(|replica| filling.contains(&replica.node) && replica.in_sync != Some(true));
+        let mut busy: Vec<String> = open.map(progress_of).collect();
+        if spec.layout.leaving != 0 {
+            busy.push("a brick is on its way out".to_owned());
+        }
+        if busy.is_empty() && !replicas.is_empty() {
+            return Ok(());
+        }
+        if !show_progress(busy.join("; "), &mut last, replies).await {
+            return Ok(());
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn progress_of(replica: &ReplicaStatus) -> String {
+    match &replica.resync {
+        Some(resync) => format!(
+            "{}: {} of {} bytes",
+            replica.node, resync.done_bytes, resync.total_bytes
+        ),
+        None => format!("{}: waiting", replica.node),
+    }
+}
+
+/// Tells how far it is, where that changed. False: nobody waits any more.
+async fn show_progress(text: String, last: &mut String, replies: &Replies) -> bool {
+    if text == *last {
+        return true;
+    }
+    last.clone_from(&text);
+    replies.send(ControlReply::Progress { text }).await.is_ok()
+}
+
 async fn wait_for_resync(node: &Arc<Node>, name: &str, replies: &Replies) -> Result<(), Refusal> {
     let mut last = String::new();
     loop {
@@ -343,25 +397,13 @@ async fn wait_for_resync(node: &Arc<Node>, name: &str, replies: &Replies) -> Res
                         DiskState::UpToDate | DiskState::Unknown | DiskState::Failed
                     )
             })
-            .map(|replica| match &replica.resync {
-                Some(resync) => format!(
-                    "{}: {} of {} bytes",
-                    replica.node, resync.done_bytes, resync.total_bytes
-                ),
-                None => format!("{}: waiting", replica.node),
-            })
+            .map(progress_of)
             .collect();
         if busy.is_empty() {
             return Ok(());
         }
-        let text = busy.join("; ");
-        if text != last {
-            let line = ControlReply::Progress { text: text.clone() };
-            if replies.send(line).await.is_err() {
-                // Nobody waits any more.
-                return Ok(());
-            }
-            last = text;
+        if !show_progress(busy.join("; "), &mut last, replies).await {
+            return Ok(());
         }
         tokio::time::sleep(LOOK_EVERY).await;
     }

@@ -357,10 +357,9 @@ pub(crate) fn check_leaving(state: &PoolState, node: NodeId, force: bool) -> Res
     let mut only = Vec::new();
     for spec in state.volumes.values() {
         let elsewhere = spec
-            .replicas
-            .iter()
-            .any(|replica| replica.node != node && state.members.contains_key(&replica.node));
-        for replica in spec.replicas.iter().filter(|replica| replica.node == node) {
+            .members()
+            .any(|(_, replica)| replica.node != node && state.members.contains_key(&replica.node));
+        for (_, replica) in spec.members().filter(|(_, replica)| replica.node == node) {
             let brick = format!("{} of volume `{}`", replica.path, spec.name);
             if !elsewhere {
                 only.push(brick.clone());

@@ -35,7 +35,7 @@ fn check_name(name: &str) -> Result<(), Refusal> {
     ))
 }
 
-fn check_path(path: &str) -> Result<(), Refusal> {
+pub(super) fn check_path(path: &str) -> Result<(), Refusal> {
     let parsed = Path::new(path);
     let plain = parsed
         .components()
@@ -135,10 +135,12 @@ impl Node {
             quorum,
             replicas,
             state: VolumeState::Created,
+            layout: protocol::volume::Layout::default(),
             options: BTreeMap::new(),
             version: 1,
         };
-        self.prepare_all(&spec, request.force).await?;
+        let places: Vec<usize> = (0..spec.replicas.len()).collect();
+        self.prepare_places(&spec, &places, request.force).await?;
         self.commit_create(&spec).await?;
         Ok(format!("volume `{}` is made{note}", spec.name))
     }
@@ -148,7 +150,8 @@ impl Node {
         match self.pool.propose_widely(command).await {
             Ok(PoolOutcome::Applied { .. }) => Ok(()),
             Ok(PoolOutcome::Refused(reason)) => {
-                self.abort_all(spec).await;
+                let places: Vec<usize> = (0..spec.replicas.len()).collect();
+                self.abort_places(spec, &places).await;
                 Err(refuse(
                     "volume_create",
                     reason,
@@ -173,7 +176,7 @@ impl Node {
     }
 
     /// The node that HOST means: by its name, by its address, or by what HOST resolves to.
-    async fn resolve(
+    pub(super) async fn resolve(
         &self,
         state: &PoolState,
         brick: &BrickPlace,
@@ -215,9 +218,15 @@ impl Node {
         ))
     }
 
-    async fn prepare_all(self: &Arc<Self>, spec: &VolumeSpec, force: bool) -> Result<(), Refusal> {
+    /// Makes the bricks of these places: all or none.
+    pub(super) async fn prepare_places(
+        self: &Arc<Self>,
+        spec: &VolumeSpec,
+        places: &[usize],
+        force: bool,
+    ) -> Result<(), Refusal> {
         let mut asked = tokio::task::JoinSet::new();
-        for replica in 0..spec.replicas.len() {
+        for replica in places.iter().copied() {
             let (node, spec) = (Arc::clone(self), spec.clone());
             asked.spawn(async move {
                 let request = NodeRequest::PrepareBrick {
@@ -248,14 +257,15 @@ impl Node {
         match failed {
             None => Ok(()),
             Some(refusal) => {
-                self.abort_all(spec).await;
+                self.abort_places(spec, places).await;
                 Err(refusal)
             }
         }
     }
 
-    async fn abort_all(self: &Arc<Self>, spec: &VolumeSpec) {
-        for replica in 0..spec.replicas.len() {
+    /// Undoes what was prepared and did not become part of a volume.
+    pub(super) async fn abort_places(self: &Arc<Self>, spec: &VolumeSpec, places: &[usize]) {
+        for replica in places.iter().copied() {
             let request = NodeRequest::AbortBrick {
                 spec: spec.clone(),
                 replica,
@@ -299,7 +309,7 @@ async fn addresses_of(host: &str) -> BTreeSet<IpAddr> {
     }
 }
 
-fn check_distinct(replicas: &[ReplicaSpec]) -> Result<(), Refusal> {
+pub(super) fn check_distinct(replicas: &[ReplicaSpec]) -> Result<(), Refusal> {
     let mut seen = BTreeSet::new();
     for replica in replicas {
         if !seen.insert(replica.node) {

@@ -305,17 +305,27 @@ impl Node {
                 "Run the same version of cairn on both nodes.",
             ));
         }
+        let text = format!("this node is being admitted to pool {}", pool.short());
+        self.enter(pool, epoch, members, Severity::Info, "entering_pool", &text)
+            .await
+    }
+
+    /// Takes the group's place from `members`, durably, and records why.
+    pub(super) async fn enter(
+        &self,
+        pool: PoolId,
+        epoch: u64,
+        members: BTreeMap<NodeId, Member>,
+        severity: Severity,
+        kind: &str,
+        text: &str,
+    ) -> Result<(), Refusal> {
         self.pool
             .group()
             .enter(pool, epoch, members)
             .await
             .map_err(|error| group_failed(&error))?;
-        self.events.record(
-            Severity::Info,
-            "entering_pool",
-            None,
-            &format!("this node is being admitted to pool {}", pool.short()),
-        );
+        self.events.record(severity, kind, None, text);
         Ok(())
     }
 

@@ -1,25 +1,32 @@
 //! Starts and stops this node's replicas as the pool's configuration says.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
-use protocol::ids::{NodeId, PoolId, VolumeId};
+use protocol::ids::{BrickId, NodeId, PoolId, VolumeId};
+use protocol::node_rpc::VolumeCommand;
 use protocol::report::{DiskState, ReplicaReport, ReplicaRole};
 use protocol::volume::{VolumeSpec, VolumeState};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::events::Severity;
-use crate::raft::PoolState;
+use crate::raft::{PoolCommand, PoolOutcome, PoolState};
 use crate::volume::{self, VolumeContext, VolumeHandle};
 
+/// How often a brick on its way out is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// How long the primary may take to say whether it let go of a brick.
+const LET_GO_WITHIN: Duration = Duration::from_secs(2);
 /// Requests that may wait for the manager.
 const REQUESTS_MAX: usize = 64;
 
 enum Slot {
     Running {
         handle: VolumeHandle,
+        replica: usize,
         version: u64,
     },
     Failed {
@@ -31,7 +38,7 @@ enum Slot {
 
 enum ManagerRequest {
     /// Open what failed again, then say whether the volume runs here.
-    Retry(VolumeId, oneshot::Sender<Result<(), String>>),
+    Retry(VolumeId, oneshot::Sender<Result<bool, String>>),
     /// Answer when everything decided up to now has happened here.
     Settle(oneshot::Sender<()>),
     Stop(oneshot::Sender<()>),
@@ -44,11 +51,12 @@ pub struct VolumeManager {
     node: NodeId,
 }
 
-/// This node's index in the volume, if it holds a replica.
+/// This node's place in the volume, if it holds a replica. Where one brick takes another's place
+/// on the same node, it is the old one's until that was let go of.
 pub(crate) fn replica_on(spec: &VolumeSpec, node: NodeId) -> Option<usize> {
-    spec.replicas
-        .iter()
-        .position(|replica| replica.node == node)
+    let mine = spec.members().filter(|(_, replica)| replica.node == node);
+    mine.map(|(place, _)| place)
+        .min_by_key(|place| !spec.is_leaving(*place))
 }
 
 impl VolumeManager {
@@ -63,6 +71,8 @@ impl VolumeManager {
             context,
             known: BTreeMap::new(),
             pool: PoolId::NONE,
+            marked: BTreeSet::new(),
+            finishing: Arc::default(),
         };
         tokio::spawn(work.run(inbox));
         Self {
@@ -104,8 +114,8 @@ impl VolumeManager {
         reports
     }
 
-    /// Opens a replica that failed again. `Err` is why it still does not run.
-    pub async fn retry(&self, volume: VolumeId) -> Result<(), String> {
+    /// Opens a replica that failed again; whether there was one. `Err` is why it still does not run.
+    pub async fn retry(&self, volume: VolumeId) -> Result<bool, String> {
         let (answer, done) = oneshot::channel();
         let gone = || "the daemon is ending".to_owned();
         self.requests
@@ -172,12 +182,59 @@ fn failed_report(spec: &VolumeSpec, replica: usize, node: NodeId, reason: &str) 
     }
 }
 
+/// The last step of a removal.
+struct Finish {
+    handle: VolumeHandle,
+    context: VolumeContext,
+    spec: VolumeSpec,
+}
+
+impl Finish {
+    async fn run(self) {
+        let asked = self.handle.command(VolumeCommand::LetGo {});
+        // It refuses where it is not the primary: then that one's node does it.
+        let Ok(Ok(answer)) = tokio::time::timeout(LET_GO_WITHIN, asked).await else {
+            return;
+        };
+        let mut spec = self.spec;
+        if answer["let_go"] != true || answer["version"] != spec.version {
+            return;
+        }
+        let gone: Vec<String> = spec
+            .members()
+            .filter(|(place, _)| spec.is_leaving(*place))
+            .map(|(_, replica)| format!("{}:{}", replica.node_name, replica.path))
+            .collect();
+        spec.layout.removed |= std::mem::take(&mut spec.layout.leaving);
+        spec.layout.version += 1;
+        let name = spec.name.clone();
+        let command = PoolCommand::UpdateVolume {
+            expected_version: spec.version,
+            spec,
+        };
+        match self.context.pool.propose_widely(command).await {
+            Ok(PoolOutcome::Applied { .. }) => {
+                let text = format!("{} is no brick of the volume any more", gone.join(", "));
+                let events = &self.context.events;
+                events.record(Severity::Info, "brick_removed", Some(&name), &text);
+            }
+            // Somebody was faster, or nobody can decide: it is looked at again.
+            Ok(PoolOutcome::Refused(refusal)) => tracing::debug!(%refusal, "not removed yet"),
+            Err(refusal) => tracing::debug!(%refusal, "not removed yet"),
+        }
+    }
+}
+
 struct Work {
     slots: Arc<Mutex<BTreeMap<VolumeId, Slot>>>,
     context: VolumeContext,
     /// Volumes with a replica here, as last seen: to tell a deletion from a change of pools.
     known: BTreeMap<VolumeId, VolumeSpec>,
     pool: PoolId,
+    /// Removed bricks of this node that need no more looking at.
+    marked: BTreeSet<BrickId>,
+    /// Volumes of which the end of a removal is being seen to.
+    finishing: Arc<Mutex<BTreeSet<VolumeId>>>,
 }
 
 impl Work {
@@ -185,8 +242,10 @@ impl Work {
         let mut state = self.context.pool.subscribe();
         loop {
             let now = Arc::clone(&state.borrow_and_update());
-            self.reconcile(&now).await;
+            let told = self.reconcile(&now).await;
+            let again = self.finish_leaving(&now) || !told;
             tokio::select! {
+                () = tokio::time::sleep(LOOK_AGAIN), if again => {}
                 changed = state.changed() => {
                     if changed.is_err() {
                         return;
@@ -238,21 +297,31 @@ impl Work {
         }
     }
 
-    async fn retry(&mut self, state: &PoolState, volume: VolumeId) -> Result<(), String> {
-        {
-            let mut slots = self.slots.lock();
-            if matches!(slots.get(&volume), Some(Slot::Failed { .. })) {
-                slots.remove(&volume);
+    async fn retry(&mut self, state: &PoolState, volume: VolumeId) -> Result<bool, String> {
+        let running = match self.slots.lock().get(&volume) {
+            Some(Slot::Running { handle, .. }) => Some(handle.clone()),
+            Some(Slot::Failed { .. }) | None => None,
+        };
+        let failed = match &running {
+            Some(handle) => handle.status().await.disk == DiskState::Failed,
+            None => self.slots.lock().contains_key(&volume),
+        };
+        if failed {
+            if let Some(handle) = running {
+                // It stepped aside; its brick must be let go of before it is opened again.
+                handle.stop().await;
             }
+            self.slots.lock().remove(&volume);
         }
         self.reconcile(state).await;
         match self.slots.lock().get(&volume) {
             Some(Slot::Failed { reason, .. }) => Err(reason.clone()),
-            _ => Ok(()),
+            _ => Ok(failed),
         }
     }
 
-    async fn reconcile(&mut self, state: &PoolState) {
+    /// False: it must be done again soon.
+    async fn reconcile(&mut self, state: &PoolState) -> bool {
         let me = self.context.node;
         let wanted: BTreeMap<VolumeId, (VolumeSpec, usize)> = state
             .volumes
@@ -263,18 +332,25 @@ impl Work {
         self.stop_unwanted(&wanted).await;
         self.note_members(state);
         self.mark_deleted(state).await;
+        self.mark_removed(state).await;
+        let mut told = true;
         for (id, (spec, replica)) in wanted {
-            self.start_or_update(id, spec, replica).await;
+            told &= self.start_or_update(id, spec, replica).await;
         }
+        told
     }
 
     async fn stop_unwanted(&self, wanted: &BTreeMap<VolumeId, (VolumeSpec, usize)>) {
         let ended: Vec<Slot> = {
             let mut slots = self.slots.lock();
+            let at = |slot: &Slot| match slot {
+                Slot::Running { replica, .. } | Slot::Failed { replica, .. } => *replica,
+            };
+            // Also where another brick takes the place of the one that ran here.
             let gone: Vec<VolumeId> = slots
-                .keys()
-                .filter(|id| !wanted.contains_key(id))
-                .copied()
+                .iter()
+                .filter(|(id, slot)| wanted.get(id).is_none_or(|(_, place)| *place != at(slot)))
+                .map(|(id, _)| *id)
                 .collect();
             gone.iter().filter_map(|id| slots.remove(id)).collect()
         };
@@ -325,19 +401,81 @@ impl Work {
         }
     }
 
-    async fn start_or_update(&self, id: VolumeId, spec: VolumeSpec, replica: usize) {
+    /// Bricks of this node that were removed from volumes that go on are marked, also where that
+    /// happened while this node was away.
+    async fn mark_removed(&mut self, state: &PoolState) {
+        let me = self.context.node;
+        for spec in state.volumes.values() {
+            for (place, replica) in spec.replicas.iter().enumerate() {
+                let taken = spec
+                    .members()
+                    .any(|(_, other)| (other.node, &other.path) == (me, &replica.path));
+                if replica.node != me || spec.is_member(place) || taken {
+                    continue;
+                }
+                if !self.marked.insert(replica.brick) {
+                    continue;
+                }
+                let (own, pool) = (spec.clone(), state.pool);
+                let marked = tokio::task::spawn_blocking(move || {
+                    let path = own.replicas[place].path.clone();
+                    volume::mark_brick_deleted(&own, place, pool, Path::new(&path))
+                })
+                .await;
+                if let Ok(Err(error)) = marked {
+                    let text = format!("the removed brick could not be marked: {error}");
+                    let (name, events) = (Some(spec.name.as_str()), &self.context.events);
+                    events.record(Severity::Warning, "brick_not_marked", name, &text);
+                }
+            }
+        }
+    }
+
+    /// Where bricks are on their way out, the primary's node removes them once it has let go of
+    /// them. Whether any are, of volumes that run here.
+    fn finish_leaving(&self, state: &PoolState) -> bool {
+        let mut leaving = false;
+        let slots = self.slots.lock();
+        for spec in state.volumes.values().filter(|s| s.layout.leaving != 0) {
+            let Some(Slot::Running { handle, .. }) = slots.get(&spec.id) else {
+                continue;
+            };
+            leaving = true;
+            if !self.finishing.lock().insert(spec.id) {
+                continue;
+            }
+            let finish = Finish {
+                handle: handle.clone(),
+                context: self.context.clone(),
+                spec: spec.clone(),
+            };
+            let finishing = Arc::clone(&self.finishing);
+            tokio::spawn(async move {
+                let id = finish.spec.id;
+                finish.run().await;
+                finishing.lock().remove(&id);
+            });
+        }
+        leaving
+    }
+
+    /// False: the running replica could not be told yet.
+    async fn start_or_update(&self, id: VolumeId, spec: VolumeSpec, replica: usize) -> bool {
         {
             let mut slots = self.slots.lock();
             match slots.get_mut(&id) {
-                Some(Slot::Running { handle, version }) => {
-                    if *version != spec.version {
-                        *version = spec.version;
-                        handle.update_spec(spec);
+                Some(Slot::Running {
+                    handle, version, ..
+                }) => {
+                    let newer = spec.version;
+                    if *version != newer && handle.update_spec(spec) {
+                        *version = newer;
                     }
-                    return;
+                    // Not taken: it is looked at again soon.
+                    return *version == newer;
                 }
                 // It is tried again by `volume start`, not at every change of something else.
-                Some(Slot::Failed { .. }) => return,
+                Some(Slot::Failed { .. }) => return true,
                 None => {}
             }
         }
@@ -347,11 +485,16 @@ impl Work {
         let started =
             tokio::task::spawn_blocking(move || VolumeHandle::start(own, replica, context)).await;
         let slot = match started {
-            Ok(Ok(handle)) => Slot::Running { handle, version },
+            Ok(Ok(handle)) => Slot::Running {
+                handle,
+                replica,
+                version,
+            },
             Ok(Err(error)) => self.failed(spec, replica, error.to_string()),
             Err(_) => self.failed(spec, replica, "its start was abandoned".to_owned()),
         };
         self.slots.lock().insert(id, slot);
+        true
     }
 
     fn failed(&self, spec: VolumeSpec, replica: usize, reason: String) -> Slot {

@@ -204,17 +204,9 @@ impl Node {
             ));
         }
         let _one = self.moving.lock().await;
-        self.pool
-            .group()
-            .enter(pool, epoch, members)
-            .await
-            .map_err(|error| group_failed(&error))?;
-        self.events.record(
-            Severity::Warning,
-            "new_epoch",
-            None,
-            &format!("the pool goes on under epoch {epoch}"),
-        );
+        let text = format!("the pool goes on under epoch {epoch}");
+        self.enter(pool, epoch, members, Severity::Warning, "new_epoch", &text)
+            .await?;
         Ok(NodeReply::Done { index: 0 })
     }
 

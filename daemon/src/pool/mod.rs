@@ -1,5 +1,6 @@
 //! A node in its pool: membership, volumes, status.
 
+mod bricks;
 mod client;
 mod code;
 mod create;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use protocol::node_rpc::Refusal;
 use protocol::options::{self, Effect, OptionError, Options, parse_size};
 use protocol::report::{ConnectionState, DiskState, ReplicaRole};
-use protocol::volume::{Protocol, Quorum, REPLICAS_MAX, VolumeSpec, VolumeState};
+use protocol::volume::{Protocol, Quorum, VolumeSpec, VolumeState};
 
 use super::Node;
 use super::refusal::{refuse, refuse_usage};
@@ -81,7 +81,9 @@ impl Node {
         let primary = status
             .replicas
             .iter()
-            .position(|replica| replica.role == Some(ReplicaRole::Primary));
+            .zip(spec.members())
+            .find(|(replica, _)| replica.role == Some(ReplicaRole::Primary))
+            .map(|(_, (place, _))| place);
         let (true, Some(primary), Some(term)) = (settled, primary, status.term) else {
             return Err(refuse(
                 "not_settled",
@@ -97,7 +99,7 @@ impl Node {
                 .map_or(0, |set| set.version),
             term,
             primary: u8::try_from(primary).unwrap_or(u8::MAX),
-            in_sync: u8::MAX >> (REPLICAS_MAX - spec.replicas.len().clamp(1, REPLICAS_MAX)),
+            in_sync: spec.member_mask(),
         })
         .await
     }
@@ -192,19 +194,15 @@ fn check_option(spec: &VolumeSpec, key: &str, value: &str) -> Result<(), Refusal
     if key == "min-in-sync"
         && value
             .parse::<usize>()
-            .is_ok_and(|min| min > spec.replicas.len())
+            .is_ok_and(|min| min > spec.members().count())
     {
         return Err(refuse(
             "option_value",
-            format!("the volume has {} replicas only", spec.replicas.len()),
+            format!("the volume has {} replicas only", spec.members().count()),
             "Take a smaller number: below it, writes wait.",
         ));
     }
-    let known = |name: &str| {
-        spec.replicas
-            .iter()
-            .any(|replica| replica.node_name == name)
-    };
+    let known = |name: &str| spec.members().any(|(_, replica)| replica.node_name == name);
     if key == "preferred-primary" && !value.is_empty() && !known(value) {
         return Err(refuse(
             "option_value",

@@ -160,9 +160,7 @@ impl Node {
         // A path on this machine is of use to this machine only.
         let near = caller == Caller::Local || caller == Caller::Key(self.id);
         let nodes = spec
-            .replicas
-            .iter()
-            .enumerate()
+            .members()
             .filter_map(|(index, replica)| {
                 let member = state.members.get(&replica.node)?;
                 let socket = near && replica.node == self.id;
@@ -198,8 +196,9 @@ impl Node {
         let path = self.brick_path(&spec, replica)?;
         let told = path.clone();
         let pool = self.pool.state().pool;
+        let own_dir = self.data_dir.clone();
         let prepared = tokio::task::spawn_blocking(move || {
-            volume::prepare_brick(&spec, replica, pool, &path, force)
+            volume::prepare_brick(&spec, replica, pool, &path, &own_dir, force)
         })
         .await;
         match prepared {
@@ -219,7 +218,13 @@ impl Node {
         replica: usize,
     ) -> Result<NodeReply, Refusal> {
         // What became a volume after all is not undone.
-        if self.pool.state().volumes.contains_key(&spec.id) {
+        let brick = spec.replicas.get(replica).map(|place| place.brick);
+        let state = self.pool.state();
+        let became = state
+            .volumes
+            .get(&spec.id)
+            .is_some_and(|known| known.members().any(|(_, place)| Some(place.brick) == brick));
+        if became {
             return Err(refuse(
                 "volume_exists",
                 "the volume exists: its brick is not undone",
@@ -266,7 +271,9 @@ impl Node {
             ));
         }
         match self.volumes.retry(volume).await {
-            Ok(()) => Ok(NodeReply::Done { index: 0 }),
+            Ok(retried) => Ok(NodeReply::Outcome {
+                value: serde_json::json!({ "retried": retried }),
+            }),
             Err(reason) => Err(refuse(
                 "brick_failed",
                 reason,

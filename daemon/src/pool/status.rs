@@ -161,9 +161,7 @@ fn volume_list(state: &PoolState, answers: &Answers, only: Option<&str>) -> Vec<
 /// One volume from its replicas' own words. A pure function of the answers.
 fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> VolumeStatus {
     let reports: Vec<Option<&ReplicaReport>> = spec
-        .replicas
-        .iter()
-        .enumerate()
+        .members()
         .map(|(index, replica)| {
             let said = answers.get(&replica.node)?.as_ref()?;
             said.iter()
@@ -178,12 +176,18 @@ fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> Vol
         .copied();
     // Connections are told from one end, so that every node tells the same.
     let witness = primary.or_else(|| reports.iter().flatten().next().copied());
-    let replicas: Vec<ReplicaStatus> = spec
-        .replicas
+    // What the volume can take is what the fullest brick can take.
+    let smallest = reports
         .iter()
+        .flatten()
+        .filter(|report| report.disk == DiskState::UpToDate && report.free_bytes.is_some())
+        .min_by_key(|report| report.free_bytes)
+        .copied()
+        .or(witness);
+    let replicas: Vec<ReplicaStatus> = spec
+        .members()
         .zip(&reports)
-        .enumerate()
-        .map(|(index, (place, report))| {
+        .map(|((index, place), report)| {
             let name = state
                 .members
                 .get(&place.node)
@@ -193,7 +197,8 @@ fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> Vol
         .collect();
     let (health, reason) = judge(spec, primary, &replicas);
     let primary_name = primary
-        .and_then(|report| replicas.get(report.replica))
+        .and_then(|report| spec.members().position(|(at, _)| at == report.replica))
+        .and_then(|at| replicas.get(at))
         .map(|replica| replica.node.clone());
     let split_brain = reports
         .iter()
@@ -213,8 +218,8 @@ fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> Vol
         term: primary.map(|report| report.term),
         generation: primary.and_then(|report| report.generation),
         size_bytes: spec.size_bytes,
-        used_bytes: witness.and_then(|report| report.used_bytes),
-        free_bytes: witness.and_then(|report| report.free_bytes),
+        used_bytes: smallest.and_then(|report| report.used_bytes),
+        free_bytes: smallest.and_then(|report| report.free_bytes),
         replicas,
         clients: primary.map_or_else(Vec::new, |report| report.clients.clone()),
         split_brain,
@@ -364,7 +369,7 @@ fn notes(state: &PoolState, spec: &VolumeSpec, primary: Option<&ReplicaReport>) 
             "{lost} confirmed operations were lost when this primary took over"
         ));
     }
-    if spec.quorum == Quorum::Off && spec.replicas.len() > 1 {
+    if spec.quorum == Quorum::Off && spec.members().count() > 1 {
         notes.push(if state.voters() >= MAJORITY_VOTERS_MIN {
             format!(
                 "quorum is off, although the pool has {} voters: `cairn volume set {} quorum \
@@ -378,8 +383,14 @@ fn notes(state: &PoolState, spec: &VolumeSpec, primary: Option<&ReplicaReport>) 
                 .to_owned()
         });
     }
+    for (_, replica) in spec.members().filter(|(place, _)| spec.is_leaving(*place)) {
+        notes.push(format!(
+            "{}:{} is on its way out: it is removed once another replica has the role and the data",
+            replica.node_name, replica.path
+        ));
+    }
     let min = Options::new(&spec.options).count("min-in-sync");
-    if min > spec.replicas.len() as u64 {
+    if min > spec.members().count() as u64 {
         notes.push(format!(
             "min-in-sync is {min}, more than there are replicas: writes wait"
         ));

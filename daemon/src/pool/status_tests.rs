@@ -24,6 +24,7 @@ fn spec() -> VolumeSpec {
         quorum: Quorum::Off,
         replicas: vec![replica(1), replica(2)],
         state: VolumeState::Started,
+        layout: protocol::volume::Layout::default(),
         options: BTreeMap::new(),
         version: 1,
     }
@@ -107,6 +108,19 @@ fn two_equal_connected_replicas_are_healthy() {
     assert_eq!(status.replicas[0].connection, ConnectionState::Own);
     assert_eq!(status.replicas[1].connection, ConnectionState::Connected);
     assert_eq!(status.term, Some(3));
+}
+
+#[test]
+fn the_room_is_that_of_the_smallest_replica_that_is_up_to_date() {
+    let mut small = report(1, ReplicaRole::Secondary);
+    (small.used_bytes, small.free_bytes) = (Some(11), Some(5));
+    let primary = || Some(report(0, ReplicaRole::Primary));
+    let status = judged([primary(), Some(small.clone())]);
+    assert_eq!((status.used_bytes, status.free_bytes), (Some(11), Some(5)));
+    // In the middle of a resync its brick says nothing about the volume.
+    small.disk = DiskState::Inconsistent;
+    let status = judged([primary(), Some(small)]);
+    assert_eq!((status.used_bytes, status.free_bytes), (Some(10), Some(20)));
 }
 
 #[test]

@@ -9,6 +9,7 @@ use protocol::options::nearest;
 use protocol::volume::{VolumeSpec, VolumeState};
 
 use super::Node;
+use super::bricks::told_of;
 use super::refusal::{refuse, refuse_loss};
 use super::serve::{no_volume, not_started};
 use crate::raft::{PoolCommand, PoolOutcome, PoolState};
@@ -124,12 +125,17 @@ impl Node {
         }
         let request = NodeRequest::RetryVolume { volume: spec.id };
         let mut failed = Vec::new();
-        for replica in &spec.replicas {
-            if let Err(refusal) = self.ask_node(replica.node, &request, CALL_WITHIN).await {
-                failed.push(refusal);
+        let mut retried: Vec<&str> = Vec::new();
+        for (_, replica) in spec.members() {
+            match self.ask_node(replica.node, &request, CALL_WITHIN).await {
+                Ok(NodeReply::Outcome { value }) if value["retried"] == true => {
+                    retried.push(&replica.node_name);
+                }
+                Ok(_) => {}
+                Err(refusal) => failed.push(refusal),
             }
         }
-        if failed.len() == spec.replicas.len() {
+        if failed.len() == spec.members().count() {
             let mut refusal = failed.swap_remove(0);
             refusal.message = format!(
                 "volume `{name}` is started, but none of its replicas runs: {}",
@@ -142,6 +148,12 @@ impl Node {
         } else {
             format!("volume `{name}` is started")
         };
+        if !retried.is_empty() {
+            text = format!(
+                "{text}; its failed replica was opened again on {}",
+                retried.join(", ")
+            );
+        }
         for refusal in failed {
             text = format!("{text}; not running: {}", refusal.message);
         }
@@ -165,13 +177,13 @@ impl Node {
     }
 
     /// Waits until the nodes that answer have done what was decided, and names the others.
-    async fn settle_everywhere(
+    pub(super) async fn settle_everywhere(
         self: &Arc<Self>,
         spec: &VolumeSpec,
         version: Option<u64>,
     ) -> String {
         let mut asked = tokio::task::JoinSet::new();
-        for replica in &spec.replicas {
+        for (_, replica) in spec.members() {
             let node = Arc::clone(self);
             let (to, name) = (replica.node, replica.node_name.clone());
             let request = NodeRequest::SettleVolume {
@@ -211,9 +223,8 @@ impl Node {
         .await?;
         let late = self.settle_everywhere(&spec, None).await;
         let bricks: Vec<String> = spec
-            .replicas
-            .iter()
-            .map(|replica| format!("{}:{}", replica.node_name, replica.path))
+            .members()
+            .map(|(_, replica)| format!("{}:{}", replica.node_name, replica.path))
             .collect();
         Ok(format!(
             "volume `{name}` is deleted; its data stays on {} until `cairn brick wipe`{late}",
@@ -297,10 +308,11 @@ impl Node {
         replica: usize,
         force: bool,
     ) -> Result<(), Refusal> {
+        let spec = volume_of(&self.pool.state(), name)?;
         let status = self.volumes_status(Some(name)).await;
         let replica = status
             .first()
-            .and_then(|status| status.replicas.get(replica));
+            .and_then(|status| told_of(&spec, status, replica));
         let Some(replica) = replica.filter(|replica| !replica.kept.is_empty()) else {
             return Err(refuse(
                 "nothing_kept",
@@ -331,11 +343,12 @@ impl Node {
         name: &str,
         only: Option<&str>,
     ) -> Result<(), Refusal> {
-        let count = volume_of(&self.pool.state(), name)?.replicas.len();
+        let spec = volume_of(&self.pool.state(), name)?;
         let only = only
             .map(|node| self.replica_named(name, node))
             .transpose()?;
-        for replica in (0..count).filter(|index| only.is_none_or(|only| only == *index)) {
+        let members = spec.members().map(|(index, _)| index);
+        for replica in members.filter(|index| only.is_none_or(|only| only == *index)) {
             let command = VolumeCommand::ResyncWithoutPoint {};
             let allowed = self.command_replica(name, replica, command).await;
             if only.is_some() {
@@ -375,12 +388,10 @@ impl Node {
         status
             .first()
             .and_then(|status| {
-                status
-                    .replicas
-                    .iter()
-                    .position(|replica| Some(&replica.node) == status.primary.as_ref())
+                let mut told = status.replicas.iter().zip(spec.members());
+                told.find(|(replica, _)| Some(&replica.node) == status.primary.as_ref())
             })
-            .map(|index| spec.replicas[index].node)
+            .map(|(_, (_, replica))| replica.node)
             .ok_or_else(|| {
                 refuse(
                     "no_primary",
@@ -395,14 +406,13 @@ impl Node {
         let state = self.pool.state();
         let spec = volume_of(&state, volume)?;
         let by_member = state.member_named(node).map(|(id, _)| id);
-        spec.replicas
-            .iter()
-            .position(|replica| Some(replica.node) == by_member || replica.node_name == node)
+        spec.members()
+            .find(|(_, replica)| Some(replica.node) == by_member || replica.node_name == node)
+            .map(|(place, _)| place)
             .ok_or_else(|| {
                 let holders: Vec<_> = spec
-                    .replicas
-                    .iter()
-                    .map(|replica| replica.node_name.as_str())
+                    .members()
+                    .map(|(_, replica)| replica.node_name.as_str())
                     .collect();
                 refuse(
                     "no_replica",

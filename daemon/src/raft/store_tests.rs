@@ -37,6 +37,7 @@ fn volume_entry(index: u64, name: &str) -> Entry<PoolRaft> {
         quorum: Quorum::Off,
         replicas: Vec::new(),
         state: VolumeState::Created,
+        layout: protocol::volume::Layout::default(),
         options: BTreeMap::new(),
         version: 1,
     };

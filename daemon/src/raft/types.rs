@@ -6,7 +6,7 @@ use std::io::Cursor;
 use openraft::TokioRuntime;
 use protocol::ids::{NodeId, PoolId, VolumeId};
 use protocol::node_rpc::Member;
-use protocol::volume::{Quorum, REPLICAS_MAX, VolumeSpec};
+use protocol::volume::{Quorum, REPLICAS_MAX, ReplicaSpec, VolumeSpec};
 use serde::{Deserialize, Serialize};
 
 openraft::declare_raft_types!(
@@ -124,6 +124,12 @@ pub enum PoolRefusal {
     TooManyVolumes {
         /// The limit.
         limit: usize,
+    },
+    /// A brick that shall go may still become primary.
+    #[error("the replica on {node} is still in the in-sync set")]
+    InSync {
+        /// The node's name.
+        node: String,
     },
     /// A replica set that cannot be.
     #[error("the replica set is not valid: term {term}, primary {primary}, in sync {in_sync:#b}")]
@@ -263,7 +269,7 @@ impl PoolState {
 
     fn brick_free(&self, node: NodeId, path: &str) -> Result<(), PoolRefusal> {
         for other in self.volumes.values() {
-            for taken in &other.replicas {
+            for (_, taken) in other.members() {
                 if taken.node == node && taken.path == path {
                     return Err(PoolRefusal::BrickTaken {
                         node: taken.node_name.clone(),
@@ -288,7 +294,8 @@ impl PoolState {
     }
 
     fn update(&mut self, mut spec: VolumeSpec, expected: u64) -> Result<u64, PoolRefusal> {
-        self.checked(spec.id, expected)?;
+        let before = self.checked(spec.id, expected)?.clone();
+        self.check_replicas(&before, &spec)?;
         if spec.quorum == Quorum::Off {
             self.replica_sets.remove(&spec.id);
         }
@@ -296,6 +303,38 @@ impl PoolState {
         let version = spec.version;
         self.volumes.insert(spec.id, spec);
         Ok(version)
+    }
+
+    /// A brick that comes is free and on a member; one that goes can be made primary by nobody any
+    /// more. What is decided here and who is in sync change in one order, so nothing slips between.
+    fn check_replicas(&self, before: &VolumeSpec, spec: &VolumeSpec) -> Result<(), PoolRefusal> {
+        let known =
+            |replica: &&ReplicaSpec| before.members().any(|(_, old)| old.brick == replica.brick);
+        let added = spec.members().map(|(_, replica)| replica);
+        for replica in added.filter(|replica| !known(replica)) {
+            if !self.members.contains_key(&replica.node) {
+                return Err(PoolRefusal::NotMember {
+                    node: replica.node_name.clone(),
+                });
+            }
+            self.brick_free(replica.node, &replica.path)?;
+        }
+        let Some(set) = self.replica_sets.get(&spec.id) else {
+            return Ok(());
+        };
+        for (place, old) in before.members() {
+            let stays = spec
+                .replicas
+                .get(place)
+                .is_some_and(|new| new.brick == old.brick)
+                && spec.is_member(place);
+            if !stays && set.in_sync & 1 << place != 0 {
+                return Err(PoolRefusal::InSync {
+                    node: old.node_name.clone(),
+                });
+            }
+        }
+        Ok(())
     }
 
     fn delete(&mut self, volume: VolumeId, expected: u64) -> Result<u64, PoolRefusal> {
@@ -319,9 +358,9 @@ impl PoolState {
                 current: current_version,
             });
         }
-        let mask = u8::MAX >> (REPLICAS_MAX - spec.replicas.len().clamp(1, REPLICAS_MAX));
-        let primary_in = usize::from(next.primary) < spec.replicas.len()
-            && next.in_sync & (1 << next.primary) != 0;
+        let mask = spec.member_mask();
+        let primary_in =
+            usize::from(next.primary) < REPLICAS_MAX && next.in_sync & (1 << next.primary) != 0;
         let in_range = next.in_sync & !mask == 0;
         // A new primary is taken from the last in-sync set, under a higher term: whoever proposes
         // anything else is wrong, whatever it believes.
@@ -349,7 +388,7 @@ fn first_replica_set(spec: &VolumeSpec) -> ReplicaSetState {
     ReplicaSetState {
         term: 1,
         primary: 0,
-        in_sync: u8::MAX >> (REPLICAS_MAX - spec.replicas.len().clamp(1, REPLICAS_MAX)),
+        in_sync: spec.member_mask(),
         version: 1,
     }
 }

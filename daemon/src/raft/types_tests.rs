@@ -23,6 +23,7 @@ fn spec(id: u8, name: &str, quorum: Quorum) -> VolumeSpec {
         quorum,
         replicas: vec![replica(1), replica(2)],
         state: VolumeState::Created,
+        layout: protocol::volume::Layout::default(),
         options: BTreeMap::new(),
         version: 0,
     }
@@ -130,4 +131,59 @@ fn a_volume_without_majority_has_no_replica_set_in_the_pool() {
         expected_version: 1,
     });
     assert!(!state.replica_sets.contains_key(&id));
+}
+
+/// BAD-5: whatever the one who asks believes, a brick that may become primary is not removed, and
+/// one that was removed becomes primary no more.
+#[test]
+fn a_brick_goes_only_when_it_is_in_no_set_and_then_its_place_counts_no_more() {
+    let mut state = pool();
+    let made = spec(1, "v1", Quorum::Majority);
+    let version = |outcome: PoolOutcome| match outcome {
+        PoolOutcome::Applied { version } => version,
+        PoolOutcome::Refused(refusal) => panic!("{refusal}"),
+    };
+    version(state.apply(PoolCommand::CreateVolume { spec: made.clone() }));
+    let mut without = state.volumes[&made.id].clone();
+    without.layout.removed = 0b10;
+    let remove = PoolCommand::UpdateVolume {
+        spec: without,
+        expected_version: 1,
+    };
+    let refused = state.apply(remove.clone());
+    assert!(
+        matches!(
+            refused,
+            PoolOutcome::Refused(PoolRefusal::InSync { ref node }) if node == "node2"
+        ),
+        "{refused:?}"
+    );
+    let set = |in_sync, primary, term, expected_version| PoolCommand::SetReplicaSet {
+        volume: made.id,
+        expected_version,
+        term,
+        primary,
+        in_sync,
+    };
+    version(state.apply(set(0b01, 0, 1, 1)));
+    version(state.apply(remove));
+    for bad in [set(0b11, 0, 1, 2), set(0b11, 1, 2, 2)] {
+        let refused = state.apply(bad);
+        assert!(
+            matches!(
+                refused,
+                PoolOutcome::Refused(PoolRefusal::InvalidReplicaSet { .. })
+            ),
+            "{refused:?}"
+        );
+    }
+    // The directory is free for another volume's brick now.
+    version(state.apply(PoolCommand::CreateVolume {
+        spec: {
+            let mut other = spec(2, "v2", Quorum::Off);
+            other.replicas[0].path = "/elsewhere".to_owned();
+            other.replicas[1].path.clone_from(&made.replicas[1].path);
+            other
+        },
+    }));
 }

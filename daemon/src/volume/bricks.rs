@@ -4,13 +4,15 @@ use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use protocol::ids::{GenerationId, PoolId};
-use protocol::volume::VolumeSpec;
+use protocol::volume::{Layout, VolumeSpec};
 use replication::line::Line;
-use replication::state::DurableState;
+use replication::state::{DurableState, Places};
 use storage::{
     Brick, BrickIdentity, CreateError, DirBrick, EngineChoice, Expected, Medium, OpenError,
     RecoveryReport, create_brick, open_brick, open_medium, read_superblock,
 };
+
+use crate::data_dir;
 
 /// Why a directory cannot become a brick, or cannot be marked. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +26,14 @@ pub enum PrepareError {
     /// The brick could not be written.
     #[error(transparent)]
     Brick(#[from] storage::BrickError),
+    /// A daemon keeps its own state there.
+    #[error("{} and the data directory {} lie in each other", path.display(), data_dir.display())]
+    DataDir {
+        /// The directory.
+        path: PathBuf,
+        /// The daemon's.
+        data_dir: PathBuf,
+    },
     /// The directory cannot be reached.
     #[error("{}: {source}", path.display())]
     Io {
@@ -45,6 +55,9 @@ impl PrepareError {
             Self::Create(CreateError::AlreadyBrick { .. }) => {
                 "Name another directory; `cairn brick info DIR` tells what is there."
             }
+            Self::DataDir { .. } => {
+                "Name a directory beside it: what a daemon keeps there is not a volume's data."
+            }
             Self::Create(CreateError::InsideBrick { .. }) => {
                 "Name a directory outside of any brick."
             }
@@ -65,15 +78,46 @@ pub fn identity(spec: &VolumeSpec, index: usize, pool: PoolId) -> BrickIdentity 
     }
 }
 
+/// Refuses the data directory `own_dir`, any other daemon's, and what lies in or around one.
+/// `path` need not exist, its parent must.
+fn check_apart(path: &Path, own_dir: &Path) -> Result<(), PrepareError> {
+    let io = |source| PrepareError::Io {
+        path: path.to_owned(),
+        source,
+    };
+    let real = match (path.canonicalize(), path.parent(), path.file_name()) {
+        (Ok(real), _, _) => real,
+        (Err(_), Some(parent), Some(name)) => parent.canonicalize().map_err(io)?.join(name),
+        (Err(source), _, _) => return Err(io(source)),
+    };
+    let own = own_dir.canonicalize().map_err(io)?;
+    let keeps =
+        |at: &&Path| at.join(data_dir::LOCK).exists() && at.join(data_dir::IDENTITY).exists();
+    let found = if own.starts_with(&real) {
+        Some(own)
+    } else {
+        real.ancestors().find(keeps).map(Path::to_owned)
+    };
+    match found {
+        None => Ok(()),
+        Some(data_dir) => Err(PrepareError::DataDir {
+            path: path.to_owned(),
+            data_dir,
+        }),
+    }
+}
+
 /// Makes the directory the brick of replica `index`; it is durable on return. A missing
-/// directory is made where its parent exists.
+/// directory is made where its parent exists. `own_dir` is the daemon's own.
 pub fn prepare_brick(
     spec: &VolumeSpec,
     index: usize,
     pool: PoolId,
     path: &Path,
+    own_dir: &Path,
     force: bool,
 ) -> Result<(), PrepareError> {
+    check_apart(path, own_dir)?;
     let made = match std::fs::create_dir(path) {
         Ok(()) => true,
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => false,
@@ -102,7 +146,15 @@ pub fn prepare_brick(
 #[must_use]
 pub fn first_state(spec: &VolumeSpec, index: usize) -> Bytes {
     let line = Line::new(GenerationId(spec.id.0));
-    super::links::to_json(&DurableState::created(index, spec.replicas.len(), line))
+    let state = if spec.layout == Layout::default() {
+        DurableState::created(index, spec.replicas.len(), line)
+    } else {
+        DurableState {
+            places: Places::of(spec),
+            ..DurableState::added(line)
+        }
+    };
+    super::links::to_json(&state)
 }
 
 /// Undoes [`prepare_brick`]. No error where nothing was prepared for this volume.

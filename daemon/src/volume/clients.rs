@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use namespace::{Admission, Context, Executed, Store};
+use namespace::{Admission, Context, Executed};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
     Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Reply, Request, SLOT_NONE,
@@ -15,11 +15,12 @@ use protocol::mistakes::{Mistake, made};
 use protocol::record::Change;
 use protocol::units::{EXTENT_BYTES, ObjectId, Sequence};
 use protocol::volume::VolumeKind;
-use storage::{Brick, Medium, ReadError, ReadOutcome, SeekFor};
+use storage::{Medium, ReadError, ReadOutcome, SeekFor};
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
 use super::driver::{Driver, FlushWaiter, Held, OrderError, PendingReply, Shared, Token, Waiting};
+use super::keys::Keys;
 use super::outbox::Outbox;
 use super::sessions::Session;
 use super::stream::{ReadHalf, Stream};
@@ -40,26 +41,6 @@ const EINVAL: i32 = 22;
 const ENFILE: i32 = 23;
 const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
-
-/// The brick as the namespace sees it.
-pub(super) struct Keys<'a, M: Medium>(pub(super) &'a Brick<M>);
-
-impl<M: Medium> Store for Keys<'_, M> {
-    type Error = ReadError;
-
-    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, ReadError> {
-        self.0.get(key)
-    }
-
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        f: &mut dyn FnMut(&[u8], &[u8]) -> bool,
-    ) -> Result<(), ReadError> {
-        self.0.scan(from, to, f)
-    }
-}
 
 /// What became of a request.
 enum Taken {
@@ -682,8 +663,8 @@ impl<M: Medium> Driver<M> {
             }
             Err(error) => {
                 tracing::error!(volume = %self.spec.name, %error, "an operation could not be decided");
-                self.host
-                    .event("metadata_damaged", &self.spec.name, &error.to_string());
+                let text = format!("an operation was answered with an error: {error}");
+                self.host.event("metadata_damaged", &self.spec.name, &text);
                 self.reply_when_confirmed(pending(Outcome::Error(EIO)));
             }
         }
@@ -707,8 +688,8 @@ impl<M: Medium> Driver<M> {
 
     fn read_failed(&mut self, error: &ReadError) -> Outcome {
         tracing::error!(volume = %self.spec.name, %error, "a read failed");
-        self.host
-            .event("read_failed", &self.spec.name, &error.to_string());
+        let text = format!("a read was answered with an error: {error}");
+        self.host.event("read_failed", &self.spec.name, &text);
         Outcome::Error(EIO)
     }
 

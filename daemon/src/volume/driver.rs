@@ -19,11 +19,11 @@ use protocol::mistakes::{Mistake, made};
 use protocol::record::{Change, Record};
 use protocol::replica::{Message, live_record_frame};
 use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
-use protocol::volume::{Protocol, VolumeSpec};
+use protocol::volume::{Protocol, REPLICAS_MAX, VolumeSpec};
 use replication::machine::{
     Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Position, Proposed, Standing,
 };
-use replication::state::{DurableState, Mask};
+use replication::state::{DurableState, Mask, Places};
 use storage::{Brick, BrickError, BrickEvent, DirtyItem, FlushWhat, Medium, Pace, RecoveryReport};
 use tokio::sync::{Notify, oneshot};
 
@@ -31,6 +31,7 @@ use super::links::LinkIo;
 use super::outbox::Outbox;
 use super::sessions::Sessions;
 use super::settings::Settings;
+use super::words;
 use super::{CommandError, Host};
 
 /// The driver as its thread's tasks share it.
@@ -158,10 +159,10 @@ impl<M: Medium> Driver<M> {
         host: Arc<dyn Host>,
         brick: Brick<M>,
         recovery: RecoveryReport,
-        state: DurableState,
+        mut state: DurableState,
     ) -> Self {
+        name_places(&mut state, &brick.identity().spec);
         let settings = Settings::of(&spec);
-        let count = spec.replicas.len();
         let suspects = recovery.suspect.len() as u64;
         let config = config(&spec, me, &settings, &*host);
         let mut incarnation = [0; 8];
@@ -175,7 +176,7 @@ impl<M: Medium> Driver<M> {
             incarnation: u64::from_le_bytes(incarnation),
             started: host.now(),
             last_time: Timestamp(0),
-            links: (0..count).map(|_| None).collect(),
+            links: (0..REPLICAS_MAX).map(|_| None).collect(),
             sessions: Sessions::default(),
             waiting: VecDeque::new(),
             sync_objects: Vec::new(),
@@ -201,7 +202,7 @@ impl<M: Medium> Driver<M> {
             handover_waiters: Vec::new(),
             paused: false,
             full_wanted: Mask::default(),
-            resyncs: (0..count)
+            resyncs: (0..REPLICAS_MAX)
                 .map(|_| super::source::Resyncs::default())
                 .collect(),
             object_bytes_max: brick.object_bytes_max(),
@@ -456,8 +457,11 @@ impl<M: Medium> Driver<M> {
             return;
         }
         tracing::error!(volume = %self.spec.name, %error, "the brick failed, the replica steps aside");
-        self.host
-            .event("brick_failed", &self.spec.name, &error.to_string());
+        self.host.event(
+            "brick_failed",
+            &self.spec.name,
+            &format!("the brick failed, and its replica steps aside: {error}"),
+        );
         self.failed = Some(error.to_string());
         for link in self.links.iter().flatten() {
             link.outbox.close();
@@ -625,19 +629,33 @@ impl<M: Medium> Driver<M> {
             if d.stopping || d.failed.is_some() {
                 return;
             }
-            d.learn_agreement();
+            let learned = d.learn_agreement();
             let now = d.now();
+            // What was agreed cannot be told before the replicas are known that it is about: until
+            // then it may or may not have happened.
+            let outcome = if learned {
+                outcome
+            } else {
+                Proposed::Undecided
+            };
             d.machine.proposed(now, next, outcome);
             d.finish_turn();
         });
     }
 
-    /// Tells the machine what this node knows of the pool's agreement.
-    pub(super) fn learn_agreement(&mut self) {
+    /// Tells the machine what this node knows of the pool's agreement. False: not yet, as it is
+    /// about replicas that this one has not learned of.
+    pub(super) fn learn_agreement(&mut self) -> bool {
         let now = self.now();
-        if let Some(agreed) = self.host.agreed(self.spec.id) {
+        // Read first: it is no newer than the layout.
+        let agreed = self.host.agreed(self.spec.id);
+        if self.host.layout(self.spec.id) > self.spec.layout.version {
+            return false;
+        }
+        if let Some(agreed) = agreed {
             self.machine.agreement(now, agreed);
         }
+        true
     }
 
     /// As primary: has every follower promise to ask for no role for a while.
@@ -678,16 +696,14 @@ impl<M: Medium> Driver<M> {
     }
 
     fn disconnect(&mut self, replica: usize, reason: DropReason) {
-        let node = self.spec.replicas[replica].node_name.clone();
-        tracing::warn!(volume = %self.spec.name, %node, ?reason, "closing the link to a replica");
+        let node = &self.spec.replicas[replica].node_name;
+        tracing::debug!(volume = %self.spec.name, %node, ?reason, "closing the link to a replica");
+        let left = self.machine.standing(replica) == Some(Standing::InSync);
+        let deadline = self.settings.replica_deadline;
         if reason == DropReason::Ahead {
             self.left_behind(replica);
-        } else {
-            self.host.event(
-                "replica_dropped",
-                &self.spec.name,
-                &format!("{node}: {reason:?}"),
-            );
+        } else if let Some(text) = words::dropped(node, left, reason, deadline) {
+            self.host.event("replica_dropped", &self.spec.name, &text);
         }
         if let Some(link) = &self.links[replica] {
             link.outbox.close();
@@ -700,11 +716,14 @@ impl<M: Medium> Driver<M> {
         term: protocol::units::Term,
         reason: replication::state::RoleReason,
     ) {
-        tracing::info!(volume = %self.spec.name, %term, ?reason, "serving as primary");
+        let node = &self.spec.replicas[self.me].node_name;
         self.host.event(
             "primary",
             &self.spec.name,
-            &format!("term {term}: {reason:?}"),
+            &format!(
+                "{node} is primary in term {term}: {}",
+                words::role_reason(reason)
+            ),
         );
         self.ahead_of = Mask::default();
         self.lost_operations = 0;
@@ -713,9 +732,9 @@ impl<M: Medium> Driver<M> {
     }
 
     fn stopped_serving(&mut self, reason: replication::state::RoleReason) {
-        tracing::info!(volume = %self.spec.name, ?reason, "serving no more");
-        self.host
-            .event("secondary", &self.spec.name, &format!("{reason:?}"));
+        let node = &self.spec.replicas[self.me].node_name;
+        let text = format!("{node} is primary no more: {}", words::role_reason(reason));
+        self.host.event("secondary", &self.spec.name, &text);
         let elsewhere = Elsewhere {
             primary: self.primary_node(),
             retry_ms: 20,
@@ -755,8 +774,7 @@ impl<M: Medium> Driver<M> {
                     self.changed.notify_waiters();
                 }
                 BrickEvent::Corrupt { object, block } => {
-                    let what = format!("block {block} of object {object}");
-                    tracing::error!(volume = %self.spec.name, %what, "a block is damaged");
+                    let what = format!("block {block} of object {object} is damaged");
                     self.host.event("block_damaged", &self.spec.name, &what);
                 }
                 BrickEvent::Unthrottled => {
@@ -766,9 +784,8 @@ impl<M: Medium> Driver<M> {
                 BrickEvent::Checkpointed(_) => {}
                 BrickEvent::PointLost(id) => {
                     let node = &self.spec.replicas[self.me].node_name;
-                    let what =
-                        format!("{node}: no room to keep the state before the resync ({id})");
-                    self.host.event("point_lost", &self.spec.name, &what);
+                    let text = words::point_lost(node, id.0);
+                    self.host.event("point_lost", &self.spec.name, &text);
                 }
                 BrickEvent::Failed(error) => self.fail(&error),
             }
@@ -877,6 +894,14 @@ impl<M: Medium> Driver<M> {
     /// Whether an operation must wait for the end of a hand-over.
     pub(super) fn is_handing_over(&self) -> bool {
         matches!(self.machine.phase(), Phase::HandingOver { .. })
+    }
+}
+
+/// A state that never met a change of the replicas means those of the brick's own copy of the
+/// configuration.
+pub(super) fn name_places(state: &mut DurableState, own: &VolumeSpec) {
+    if state.places.members() == Mask::default() {
+        state.places = Places::of(own);
     }
 }
 

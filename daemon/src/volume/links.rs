@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 use super::driver::{BrickFlush, Driver, Shared};
 use super::outbox::Outbox;
 use super::stream::Stream;
+use super::words;
 
 /// How long a connection may take to greet.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -124,6 +125,14 @@ pub(super) enum LinkError {
         /// Ours.
         ours: u16,
     },
+    /// One of the two has not learned yet how the replicas changed.
+    #[error("the other end knows version {theirs} of the volume's replicas, this one {ours}")]
+    Layout {
+        /// Theirs.
+        theirs: u64,
+        /// Ours.
+        ours: u64,
+    },
     /// The other end closed.
     #[error("the other end closed the connection")]
     Closed,
@@ -151,16 +160,25 @@ fn from_json<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, LinkError> {
 /// Dials a replica for as long as the volume runs.
 pub(super) async fn keep_dialling<M: Medium>(driver: Shared<M>, replica: usize) {
     let mut pause = REDIAL_PAUSE;
+    let brick = driver.borrow().spec.replicas[replica].brick;
     loop {
-        let (node, volume, host, name) = {
+        let (node, volume, host, name, waits) = {
             let d = driver.borrow();
             if d.stopping || d.failed.is_some() {
                 return;
             }
             let spec = &d.spec.replicas[replica];
-            (spec.node, d.spec.id, d.host.clone(), d.spec.name.clone())
+            if spec.brick != brick || !d.spec.is_member(replica) {
+                return; // it was removed
+            }
+            // Its node runs the brick whose place it takes, until that is gone.
+            let waits = d.spec.members().any(|(place, other)| {
+                place != replica && other.node == spec.node && d.spec.is_leaving(place)
+            });
+            let name = d.spec.name.clone();
+            (spec.node, d.spec.id, d.host.clone(), name, waits)
         };
-        if driver.borrow().links[replica].is_none() {
+        if !waits && driver.borrow().links[replica].is_none() {
             let dialled =
                 tokio::time::timeout(GREETING_TIMEOUT, host.dial(node, Purpose::Replica(volume)))
                     .await;
@@ -358,7 +376,7 @@ fn check_hello<M: Medium>(
         .spec
         .replicas
         .get(replica)
-        .filter(|_| replica != driver.me)
+        .filter(|_| replica != driver.me && driver.spec.is_member(replica))
     else {
         return Err(LinkError::Foreign);
     };
@@ -372,7 +390,15 @@ fn check_hello<M: Medium>(
             found,
         });
     }
-    Ok((replica, from_json(&report)?))
+    let report: Report = from_json(&report)?;
+    let ours = driver.machine.report().layout;
+    if report.layout != ours {
+        return Err(LinkError::Layout {
+            theirs: report.layout,
+            ours,
+        });
+    }
+    Ok((replica, report))
 }
 
 impl<M: Medium> Driver<M> {
@@ -425,6 +451,11 @@ impl<M: Medium> Driver<M> {
         if self.failed.is_some() {
             return;
         }
+        if epoch.is_some() && self.machine.serves() {
+            let left = self.machine.standing(replica) == Some(Standing::InSync);
+            let text = words::lost(&self.spec.replicas[replica].node_name, left);
+            self.host.event("replica_lost", &self.spec.name, &text);
+        }
         let was_primary = self.machine.standing(replica) == Some(Standing::MyPrimary);
         self.left_over.extend(kept);
         self.apply_left_over();
@@ -434,7 +465,8 @@ impl<M: Medium> Driver<M> {
         self.forget_acknowledged();
         if was_primary {
             let node = self.spec.replicas[replica].node_name.clone();
-            self.host.event("primary_lost", &self.spec.name, &node);
+            let text = format!("the connection to {node}, the primary, is gone");
+            self.host.event("primary_lost", &self.spec.name, &text);
         }
         self.finish_turn();
     }
@@ -630,13 +662,8 @@ impl<M: Medium> Driver<M> {
     }
 
     pub(super) fn refused(&mut self, replica: usize, rule: Rule) {
-        let node = self.spec.replicas[replica].node_name.clone();
-        tracing::warn!(volume = %self.spec.name, %node, rule = rule.name(), "a replica is refused");
-        self.host.event(
-            "replica_refused",
-            &self.spec.name,
-            &format!("{node}: {}", rule.name()),
-        );
+        let text = words::refused(&self.spec.replicas[replica].node_name, rule);
+        self.host.event("replica_refused", &self.spec.name, &text);
     }
 }
 

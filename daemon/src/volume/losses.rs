@@ -6,6 +6,7 @@ use replication::decision::Decision;
 use storage::Medium;
 
 use super::driver::Driver;
+use super::words;
 
 impl<M: Medium> Driver<M> {
     /// What a take-over left behind on the other side is given up by rule: that is said (ONE-3).
@@ -21,12 +22,9 @@ impl<M: Medium> Driver<M> {
         } else {
             "they may have been confirmed"
         };
-        let what = format!(
-            "{}: {count} operations after record {after}, which this history does not have; {worth}",
-            self.spec.replicas[replica].node_name,
-        );
-        tracing::warn!(volume = %self.spec.name, %what, "a tail is given up");
-        self.host.event("tail_given_up", &self.spec.name, &what);
+        let node = &self.spec.replicas[replica].node_name;
+        let text = words::tail_given_up(node, count, after, worth);
+        self.host.event("tail_given_up", &self.spec.name, &text);
     }
 
     /// Under A the replica's queue is beyond the bound: this primary goes on without it.
@@ -36,12 +34,10 @@ impl<M: Medium> Driver<M> {
         }
         self.ahead_of = self.ahead_of.with(replica);
         let bytes = self.machine.lag(replica).map_or(0, |lag| lag.bytes);
-        let what = format!(
-            "{}: {bytes} bytes wait for it, async-queue-max is {}; it is left behind and catches up",
-            self.spec.replicas[replica].node_name, self.settings.queue_bytes_max
-        );
+        let node = &self.spec.replicas[replica].node_name;
+        let text = words::left_behind(node, bytes, self.settings.queue_bytes_max);
         self.host
-            .event("replica_left_behind", &self.spec.name, &what);
+            .event("replica_left_behind", &self.spec.name, &text);
     }
 
     /// A client shows the highest record that an answer to it rested on (DUR-2).
@@ -51,11 +47,7 @@ impl<M: Medium> Driver<M> {
             return; // nothing, or another client showed as much already
         }
         self.lost_operations = lost;
-        let what = format!(
-            "{lost} operations that the primary of term {term} had confirmed were lost in the \
-             take-over: {client} had seen record {sequence}"
-        );
-        tracing::error!(volume = %self.spec.name, %what, "confirmed operations are lost");
-        self.host.event("operations_lost", &self.spec.name, &what);
+        let text = words::operations_lost(lost, term, client, sequence);
+        self.host.event("operations_lost", &self.spec.name, &text);
     }
 }

@@ -4,18 +4,21 @@
 //! | --- | --- |
 //! | [`driver`] | the owner: machine, namespace and brick joined, one event at a time |
 //! | [`clients`], [`sessions`] | mounts: connections, requests, what they hold open |
+//! | [`keys`] | the brick as the namespace sees it |
 //! | [`links`] | connections between replicas |
 //! | [`losses`] | what is said about replicas left behind and operations lost |
 //! | [`received`] | what a primary sent and is not applied yet |
 //! | [`points`] | what a target keeps of the time before a resync |
 //! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
 //! | [`verify`] | replicas compared, single blocks repaired |
+//! | [`words`] | sentences for operators |
 //! | [`bricks`] | making, refusing and marking brick directories |
 //! | [`thread`] | the thread, its tasks, its end |
 
 mod bricks;
 mod clients;
 mod driver;
+mod keys;
 mod links;
 mod losses;
 mod outbox;
@@ -29,6 +32,7 @@ mod stream;
 mod target;
 mod thread;
 mod verify;
+mod words;
 
 use std::io;
 use std::path::PathBuf;
@@ -53,6 +57,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::events::{EventLog, Severity};
 use crate::pool::{ChangeError, PoolClient};
 
+pub use keys::Keys;
 pub use stream::Stream;
 
 pub use bricks::{
@@ -101,6 +106,8 @@ pub trait Host: Send + Sync {
     fn may_use(&self, identity: NodeId, volume: &str) -> bool;
     /// What the pool agreed about the volume's roles; `None`: its bricks decide.
     fn agreed(&self, volume: VolumeId) -> Option<Agreed>;
+    /// Version of the volume's replicas ([`protocol::volume::Layout`]) that this node knows of.
+    fn layout(&self, volume: VolumeId) -> u64;
     /// Wakes at each change of what the pool agreed about anything.
     fn changes(&self) -> watch::Receiver<()>;
     /// Has the pool agree on this if it is still at the version before. Answers within a second.
@@ -175,6 +182,14 @@ impl Host for RealHost {
         })
     }
 
+    fn layout(&self, volume: VolumeId) -> u64 {
+        let state = self.context.pool.state();
+        state
+            .volumes
+            .get(&volume)
+            .map_or(0, |spec| spec.layout.version)
+    }
+
     fn changes(&self) -> watch::Receiver<()> {
         let (tell, told) = watch::channel(());
         let mut changes = self.context.pool.subscribe();
@@ -216,9 +231,10 @@ impl Host for RealHost {
 
     fn event(&self, kind: &str, volume: &str, message: &str) {
         let severity = match kind {
-            "brick_failed" | "metadata_damaged" | "read_failed" | "resync_stopped"
-            | "operations_lost" => Severity::Error,
+            "block_damaged" | "brick_failed" | "metadata_damaged" | "read_failed"
+            | "resync_stopped" | "operations_lost" => Severity::Error,
             "replica_dropped"
+            | "replica_lost"
             | "replica_left_behind"
             | "tail_given_up"
             | "replica_refused"
@@ -391,21 +407,26 @@ impl VolumeHandle {
         (handle, messages)
     }
 
-    /// The volume's configuration changed.
-    pub fn update_spec(&self, spec: VolumeSpec) {
+    /// The volume's configuration changed. False: the thread takes no message for now, and must be
+    /// told again.
+    #[must_use]
+    pub fn update_spec(&self, spec: VolumeSpec) -> bool {
         *self.inner.spec.lock() = spec.clone();
-        self.say(Said::Spec(Box::new(spec)));
+        self.say(Said::Spec(Box::new(spec)))
     }
 
     /// A connection for this volume. Closed where the thread is overwhelmed.
     pub fn accept(&self, stream: AcceptedStream, purpose: Purpose) {
-        self.say(Said::Accept(stream, purpose));
+        // What is not taken is closed.
+        let _ = self.say(Said::Accept(stream, purpose));
     }
 
-    fn say(&self, said: Said) {
-        if self.inner.inbox.try_send(said).is_err() {
+    fn say(&self, said: Said) -> bool {
+        let taken = self.inner.inbox.try_send(said).is_ok();
+        if !taken {
             tracing::warn!("a volume's thread takes no more messages for now");
         }
+        taken
     }
 
     /// This replica's view. A thread that does not answer in time is reported as such.
@@ -420,7 +441,8 @@ impl VolumeHandle {
 
     fn unknown(&self) -> ReplicaReport {
         let spec = self.inner.spec.lock();
-        let peers = (0..spec.replicas.len()).filter(|replica| *replica != self.inner.me);
+        let members = spec.members().map(|(replica, _)| replica);
+        let peers = members.filter(|replica| *replica != self.inner.me);
         ReplicaReport {
             volume: spec.id,
             node: self.inner.node,

@@ -11,13 +11,14 @@ use protocol::units::{Sequence, Timestamp};
 use protocol::volume::Protocol;
 use replication::line::Relation;
 use replication::machine::Refusal;
-use replication::state::{Disk, DurableState, How, Mask, Role, RoleReason, Welcome};
+use replication::state::{Disk, DurableState, How, Mask, Places, Role, RoleReason, Welcome};
 use storage::{BrickError, Medium, Point, PointError, PointId, PointKind};
 use time::OffsetDateTime;
 
 use super::CommandError;
-use super::driver::Driver;
+use super::driver::{Driver, name_places};
 use super::links::{LinkError, to_json};
+use super::words;
 use crate::events::time_text;
 
 /// Records looked at for the time of the last change.
@@ -117,13 +118,8 @@ impl<M: Medium> Driver<M> {
         if let Some(common) = tail {
             let last = self.machine.last();
             let node = &self.spec.replicas[self.me].node_name;
-            let message = format!(
-                "{node}: operations {} to {last}, which the volume gave up, are kept; see \
-                 `cairn volume split-brain {} list`",
-                common.next(),
-                self.spec.name
-            );
-            self.host.event("given_up_kept", &self.spec.name, &message);
+            let text = words::given_up_kept(node, common.next(), last, &self.spec.name);
+            self.host.event("given_up_kept", &self.spec.name, &text);
         }
         Ok(())
     }
@@ -162,9 +158,9 @@ impl<M: Medium> Driver<M> {
     fn no_room(&mut self, why: String, kind: PointKind) -> Result<(), LinkError> {
         if self.without_point {
             let node = &self.spec.replicas[self.me].node_name;
-            let message = format!("{node}: by an operator's word ({why})");
+            let text = words::without_point(node, &why);
             self.host
-                .event("resync_without_point", &self.spec.name, &message);
+                .event("resync_without_point", &self.spec.name, &text);
             self.needs_room = None;
             return Ok(());
         }
@@ -175,11 +171,8 @@ impl<M: Medium> Driver<M> {
         let reason = format!("a resync waits: {what} cannot be kept, {why}");
         if self.needs_room.as_ref() != Some(&reason) {
             let node = &self.spec.replicas[self.me].node_name;
-            self.host.event(
-                "resync_needs_room",
-                &self.spec.name,
-                &format!("{node}: {reason}"),
-            );
+            let text = words::needs_room(node, what, &why);
+            self.host.event("resync_needs_room", &self.spec.name, &text);
         }
         self.needs_room = Some(reason.clone());
         Err(LinkError::NoRoom { reason })
@@ -213,13 +206,14 @@ impl<M: Medium> Driver<M> {
         let Some(point) = self.point_of_resync() else {
             return Ok(None);
         };
-        let note: DurableState = serde_json::from_slice(&point.note).map_err(|error| {
+        let mut note: DurableState = serde_json::from_slice(&point.note).map_err(|error| {
             CommandError::refused(
                 "point_unreadable",
                 format!("what the replica remembers of the time before the resync cannot be read: {error}"),
                 "the brick's point can still be copied out: `cairn brick export DIR DEST --point`",
             )
         })?;
+        name_places(&mut note, &self.brick.identity().spec);
         let now = self.machine.durable();
         let lost = now.knows_after.max(self.machine.last());
         let state = DurableState {
@@ -250,6 +244,8 @@ impl<M: Medium> Driver<M> {
         // As after a start, with the brick as it is now.
         self.machine = self.fresh_machine(state);
         let now = self.now();
+        // What was noted then means the replicas of then.
+        self.machine.replace_places(now, Places::of(&self.spec));
         self.machine.start(now);
         self.forget_acknowledged();
         self.finish_turn();
@@ -258,8 +254,8 @@ impl<M: Medium> Driver<M> {
             operations_lost_min: lost.0.saturating_sub(point.position.sequence.0),
         };
         let node = &self.spec.replicas[self.me].node_name;
-        let message = format!("{node}: {}", went.text());
-        self.host.event("went_back", &self.spec.name, &message);
+        let text = words::went_back(node, &went.as_of, went.operations_lost_min);
+        self.host.event("went_back", &self.spec.name, &text);
         Ok(Some(went))
     }
 
@@ -290,7 +286,8 @@ impl<M: Medium> Driver<M> {
         }
         if !ids.is_empty() {
             let node = &self.spec.replicas[self.me].node_name;
-            self.host.event("given_up_dropped", &self.spec.name, node);
+            let text = words::given_up_dropped(node, ids.len());
+            self.host.event("given_up_dropped", &self.spec.name, &text);
         }
         self.finish_turn();
         Ok(serde_json::json!({ "dropped": ids.len() }))
@@ -305,11 +302,7 @@ pub(super) struct WentBack {
 
 impl WentBack {
     pub(super) fn text(&self) -> String {
-        format!(
-            "it serves its state as of {}; {} later operations that the resync was to bring, and \
-             whatever its source took besides, are not there",
-            self.as_of, self.operations_lost_min
-        )
+        words::went_back("it", &self.as_of, self.operations_lost_min)
     }
 }
 

@@ -10,12 +10,13 @@ use protocol::report::{
 };
 use replication::decision::Rule;
 use replication::machine::{Phase, Standing};
-use replication::state::{Disk, Role, RoleReason};
+use replication::state::{Disk, Role};
 use storage::Medium;
 use time::OffsetDateTime;
 
 use super::driver::Driver;
 use super::source::{Last, Running};
+use super::words;
 use crate::events::time_text;
 
 fn text(at: SystemTime) -> String {
@@ -37,16 +38,18 @@ impl<M: Medium> Driver<M> {
                 Role::Primary => ReplicaRole::Primary,
                 Role::Secondary => ReplicaRole::Secondary,
             },
-            role_reason: Some(reason_text(state.role_reason).to_owned()),
+            role_reason: Some(words::role_reason(state.role_reason).to_owned()),
             disk: self.disk_state(),
             reason: self.failed.clone().or_else(|| self.waiting_reason()),
             serving: serving && self.failed.is_none(),
             term: state.term.0,
             generation: Some(state.line.current()),
             in_sync: state.in_sync.has(self.me),
-            peers: (0..self.links.len())
-                .filter(|r| *r != self.me)
-                .map(|r| self.peer_report(r))
+            peers: self
+                .spec
+                .members()
+                .filter(|(r, _)| *r != self.me)
+                .map(|(r, _)| self.peer_report(r))
                 .collect(),
             resync: self.resyncs[self.me]
                 .running
@@ -217,19 +220,6 @@ impl<M: Medium> Driver<M> {
             .collect();
         clients.sort_by(|a, b| a.mounted_at.cmp(&b.mounted_at));
         clients
-    }
-}
-
-fn reason_text(reason: RoleReason) -> &'static str {
-    match reason {
-        RoleReason::Created => "the volume was made so",
-        RoleReason::Resumed => "it was the last primary and came back",
-        RoleReason::Promoted => "promoted by an operator or by the last primary's shutdown",
-        RoleReason::HandedOver => "handed its role over",
-        RoleReason::Followed => "met a primary of a later term",
-        RoleReason::TookOver => "took over when the last primary was gone",
-        RoleReason::Forced => "made primary by an operator, by force",
-        RoleReason::Deposed => "the pool made another replica primary",
     }
 }
 

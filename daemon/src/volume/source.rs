@@ -23,6 +23,7 @@ use tokio::sync::{Notify, oneshot};
 use super::clients::read_again;
 use super::driver::{Driver, Shared, index};
 use super::links::{borrow_link, to_json};
+use super::words;
 
 /// Bytes of resync data that may be under way to the target: enough to keep a fast link busy,
 /// little enough that live records do not wait long behind them.
@@ -313,8 +314,8 @@ impl<M: Medium> Driver<M> {
         let name = self.spec.replicas[replica].node_name.clone();
         if self.ahead_of.has(replica) {
             self.ahead_of = self.ahead_of.without(replica);
-            let what = format!("{name}: its queue was worked off, it is in sync");
-            self.host.event("replica_caught_up", &self.spec.name, &what);
+            let text = words::caught_up(&name);
+            self.host.event("replica_caught_up", &self.spec.name, &text);
         }
         if let Some(running) = self.resyncs[replica].running.take() {
             let progress = running.progress.as_ref();
@@ -335,7 +336,7 @@ impl<M: Medium> Driver<M> {
                 "resync_finished",
                 &self.spec.name,
                 &format!(
-                    "{name}: {} bytes sent by rule {}",
+                    "{name} is up to date: {} bytes sent (rule {})",
                     last.sent_bytes,
                     last.rule.name()
                 ),
@@ -610,9 +611,9 @@ impl<M: Medium> Run<M> {
 
     fn unreadable(&self, error: &storage::ReadError) -> Stopped {
         let _ = self.with(|d| {
-            tracing::error!(volume = %d.spec.name, %error, "a resync stops: its source is damaged");
-            d.host
-                .event("resync_stopped", &d.spec.name, &error.to_string());
+            let node = &d.spec.replicas[self.replica].node_name;
+            let text = format!("the resync of {node} stopped, its source is damaged: {error}");
+            d.host.event("resync_stopped", &d.spec.name, &text);
         });
         Stopped
     }
@@ -969,3 +970,7 @@ fn pieces(item: DirtyItem) -> Vec<DirtyItem> {
         })
         .collect()
 }
+
+#[cfg(test)]
+#[path = "source_tests.rs"]
+mod tests;

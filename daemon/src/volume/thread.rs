@@ -13,7 +13,7 @@ use protocol::node_rpc::VolumeCommand;
 use protocol::preamble::Purpose;
 use protocol::volume::VolumeSpec;
 use replication::machine::{Refusal, Standing};
-use replication::state::{DurableState, Mask, RoleReason};
+use replication::state::{DurableState, Mask, Places, RoleReason};
 use storage::{Brick, DirMedium, Medium, RecoveryReport};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -107,7 +107,11 @@ pub(super) async fn run<M: Medium>(
     (brick, recovery, state): Opened<M>,
     mut messages: mpsc::Receiver<Said>,
 ) -> Option<oneshot::Sender<()>> {
-    let count = spec.replicas.len();
+    let dialled: Vec<usize> = spec
+        .members()
+        .map(|(replica, _)| replica)
+        .filter(|replica| *replica > me)
+        .collect();
     let wake = brick.wake_fd().and_then(|fd| fd.try_clone_to_owned().ok());
     let driver = Driver::new(spec, me, host, brick, recovery, state);
     let shared: Shared<M> = Rc::new(RefCell::new(driver));
@@ -118,7 +122,7 @@ pub(super) async fn run<M: Medium>(
     };
     tokio::task::spawn_local(ticker(shared.clone()));
     tokio::task::spawn_local(watch_agreement(shared.clone()));
-    for replica in me + 1..count {
+    for replica in dialled {
         tokio::task::spawn_local(keep_dialling(shared.clone(), replica));
     }
     {
@@ -127,8 +131,15 @@ pub(super) async fn run<M: Medium>(
             d.fail(&error);
         }
         let now = d.now();
+        let places = Places::of(&d.spec);
+        d.machine.replace_places(now, places);
         d.machine.start(now);
         d.finish_turn();
+        // While it was away the configuration may have changed.
+        let spec = d.spec.clone();
+        if d.failed.is_none() && d.brick.identity().spec.version != spec.version {
+            d.keep_spec(&spec);
+        }
     }
     while let Some(said) = messages.recv().await {
         match said {
@@ -320,6 +331,7 @@ async fn execute<M: Medium>(
             shared.borrow_mut().resync(replica, full);
             Ok(serde_json::json!({ "started": true }))
         }
+        VolumeCommand::LetGo {} => Ok(shared.borrow_mut().let_go()),
         VolumeCommand::PauseResync => {
             shared.borrow_mut().pause(true);
             Ok(serde_json::json!({ "paused": true }))
@@ -402,11 +414,11 @@ async fn promote<M: Medium>(
     shared: &Shared<M>,
     to: usize,
 ) -> Result<serde_json::Value, CommandError> {
-    let (me, count) = {
+    let (me, is_member) = {
         let d = shared.borrow();
-        (d.me, d.links.len())
+        (d.me, d.spec.is_member(to))
     };
-    if to >= count {
+    if !is_member {
         return Err(CommandError::refused(
             "no_such_replica",
             "the volume has no such replica",
@@ -436,14 +448,62 @@ impl<M: Medium> Driver<M> {
         self.machine
             .set_policy(self.settings.protocol, self.settings.queue_bytes_max);
         let (now, agreed) = (self.now(), self.host.agreed(spec.id));
-        self.machine.set_agreement(now, agreed);
-        if let Err(error) = self.brick.set_spec(spec.clone()) {
-            self.fail(&error);
+        let before = std::mem::replace(&mut self.spec, spec.clone());
+        // What was said of the brick that had a place before does not mean the next one.
+        for place in (0..self.links.len()).filter(|place| !same_brick(&before, &spec, *place)) {
+            self.ahead_of = self.ahead_of.without(place);
+            self.full_wanted = self.full_wanted.without(place);
         }
-        self.spec = spec;
+        // What the replicas mean is durable before the configuration that says so.
+        self.machine.replace_places(now, Places::of(&spec));
+        self.finish_turn_if_up();
+        self.dial_new(&before);
+        self.machine.set_agreement(now, agreed);
+        self.learn_agreement();
+        self.keep_spec(&spec);
+        self.finish_turn_if_up();
+    }
+
+    fn finish_turn_if_up(&mut self) {
         if self.failed.is_none() && !self.stopping {
             self.finish_turn();
         }
+    }
+
+    /// Keeps a copy of the configuration in the brick, for whoever finds it without a pool.
+    fn keep_spec(&mut self, spec: &VolumeSpec) {
+        if self.failed.is_some() {
+            return;
+        }
+        if let Err(error) = self.brick.set_spec(spec.clone()) {
+            self.fail(&error);
+        }
+    }
+
+    /// Dials bricks that were added, where that is this replica's part.
+    fn dial_new(&self, before: &VolumeSpec) {
+        let Some(shared) = self.shared() else { return };
+        for (replica, _) in self.spec.members().filter(|(r, _)| *r > self.me) {
+            if !same_brick(before, &self.spec, replica) {
+                tokio::task::spawn_local(keep_dialling(shared.clone(), replica));
+            }
+        }
+    }
+
+    /// Whether the bricks on their way out may be removed. A primary that itself is on its way
+    /// out begins to hand its role over.
+    fn let_go(&mut self) -> serde_json::Value {
+        if self.spec.is_leaving(self.me)
+            && !self.is_handing_over()
+            && let Some(heir) = self.machine.heir()
+            && let Err(error) = self.promote(heir)
+        {
+            tracing::info!(volume = %self.spec.name, %error, "the role stays here for now");
+        }
+        serde_json::json!({
+            "let_go": self.machine.has_let_go(),
+            "version": self.spec.version,
+        })
     }
 
     /// Brings replicas up to date again: their links are closed, and the next meeting decides.
@@ -474,12 +534,23 @@ impl<M: Medium> Driver<M> {
     }
 }
 
+/// Whether a brick has the place in both, and it is the same one.
+fn same_brick(before: &VolumeSpec, after: &VolumeSpec, place: usize) -> bool {
+    let brick = |spec: &VolumeSpec| {
+        let replica = spec.replicas.get(place).filter(|_| spec.is_member(place));
+        replica.map(|replica| replica.brick)
+    };
+    brick(before).is_some() && brick(before) == brick(after)
+}
+
 /// Ends the volume's work on this node: hands the role to a replica that can take it, then
 /// checkpoints and closes the brick.
 async fn stop<M: Medium>(shared: &Shared<M>) {
     let heir = {
         let d = shared.borrow();
-        (0..d.links.len()).find(|r| d.machine.standing(*r) == Some(Standing::InSync))
+        // A brick that failed can confirm nothing, and so give nothing away.
+        (0..d.links.len())
+            .find(|r| d.failed.is_none() && d.machine.standing(*r) == Some(Standing::InSync))
     };
     if let Some(heir) = heir
         && shared.borrow().machine.serves()

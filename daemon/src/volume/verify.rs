@@ -14,8 +14,9 @@ use serde::Serialize;
 use storage::{DirtyItem, Medium};
 use tokio::sync::oneshot;
 
-use super::clients::{Keys, read_again};
+use super::clients::read_again;
 use super::driver::{Driver, Shared};
+use super::keys::Keys;
 use super::source::{Pairs, after_key, hash_blocks, range_of_keys};
 
 /// How often a difference is asked again before it is believed.
@@ -233,11 +234,12 @@ pub(super) async fn verify<M: Medium>(shared: &Shared<M>, repair: bool) -> Verdi
         replicas_compared: 1,
         ..Verdict::default()
     };
-    let (count, me) = {
+    let (members, me) = {
         let d = shared.borrow();
-        (d.links.len(), d.me)
+        let staying = d.spec.members().filter(|(r, _)| !d.spec.is_leaving(*r));
+        (staying.map(|(r, _)| r).collect::<Vec<_>>(), d.me)
     };
-    for replica in (0..count).filter(|r| *r != me) {
+    for replica in members.into_iter().filter(|r| *r != me) {
         let (name, in_sync) = {
             let d = shared.borrow();
             let in_sync = d.machine.standing(replica) == Some(Standing::InSync);
@@ -629,8 +631,7 @@ pub(super) async fn repair_block<M: Medium>(
         };
         match d.apply_apart(vec![change], data) {
             Ok(()) => {
-                let what = format!("block {block} of object {object}");
-                tracing::warn!(volume = %d.spec.name, %what, "a damaged block was repaired");
+                let what = format!("damaged block {block} of object {object} was put right");
                 d.host.event("block_repaired", &d.spec.name, &what);
                 return true;
             }

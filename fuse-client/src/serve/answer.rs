@@ -21,6 +21,9 @@ pub(crate) enum Shape {
     Create,
     Attributes,
     Open,
+    OpenDirectory {
+        handle: u64,
+    },
     Empty,
     Bytes,
     Xattr {
@@ -71,6 +74,10 @@ impl Replies for FileSystem {
             (Shape::Open, Outcome::Attributes(_) | Outcome::Done) => {
                 let mut body = Body::with_capacity(16);
                 self.reply(unique, 0, &[&body.open(0, OPEN_FLAGS).0]);
+            }
+            (Shape::OpenDirectory { handle }, Outcome::Attributes(_) | Outcome::Done) => {
+                let mut body = Body::with_capacity(16);
+                self.reply(unique, 0, &[&body.open(handle, 0).0]);
             }
             (Shape::Attributes, Outcome::Attributes(a)) => {
                 let mut body = Body::with_capacity(104);

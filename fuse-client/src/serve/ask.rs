@@ -1,5 +1,7 @@
 //! From the kernel's requests to operations.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use protocol::fs::{Caller, IO_BYTES_MAX, NAME_BYTES_MAX, Operation, SetAttributes, SetTime};
 
@@ -87,10 +89,18 @@ impl FileSystem {
         mut fields: Fields<'_>,
     ) -> Result<(), ShortRequest> {
         let object = self.object(header.node);
-        if header.opcode == opcode::OPEN {
+        let opens = match header.opcode {
+            opcode::OPEN => Some(Shape::Open),
+            // Told to the primary as well: a directory that is removed stays while it is open.
+            opcode::OPENDIR => Some(Shape::OpenDirectory {
+                handle: self.next_handle.fetch_add(1, Ordering::Relaxed),
+            }),
+            _ => None,
+        };
+        if let Some(shape) = opens {
             let waiting = Waiting {
                 unique: header.unique,
-                shape: Shape::Open,
+                shape,
             };
             self.session.open(waiting, caller(header), object);
             return Ok(());

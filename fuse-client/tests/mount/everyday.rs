@@ -101,6 +101,26 @@ fn names_and_directories(d: &mut Diary, dir: &Path) {
     d.names("list", dir);
     d.names("list a", &at("a"));
     d.names("list a file", &at("a/f"));
+    d.note("mkdir to hold", fs::create_dir(at("held")));
+    let held = fs::File::open(at("held")).expect("a directory opens");
+    d.note("rmdir while open", fs::remove_dir(at("held")));
+    d.note(
+        "stat removed directory",
+        held.metadata().map(|meta| (meta.nlink(), meta.mode())),
+    );
+    let listing = rustix::fs::Dir::read_from(&held).expect("a listing");
+    let left: rustix::io::Result<Vec<_>> = listing
+        .map(|entry| entry.map(|entry| entry.file_name().to_owned()))
+        .collect();
+    d.note("list removed directory", errno(left));
+    let inside = rustix::fs::openat(
+        &held,
+        "inside",
+        rustix::fs::OFlags::CREATE | rustix::fs::OFlags::WRONLY,
+        0o600.into(),
+    );
+    d.note("create in a removed directory", errno(inside.map(drop)));
+    drop(held);
     let long = "n".repeat(255);
     d.note("long name", fs::write(at(&long), b"x"));
     d.note("too long name", fs::write(at(&format!("{long}n")), b"x"));

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 
 use super::Bench;
+use cairn_fuse_client::command::{MountArgs, mount};
 
 fn two() -> Option<(Bench, std::path::PathBuf, std::path::PathBuf)> {
     let mut bench = Bench::new()?;
@@ -32,6 +33,31 @@ fn coh_1_what_one_mount_did_the_other_sees_at_once() {
         fs::rename(one.join(&name), one.join("moved")).expect("renamed");
         assert!(!two.join(&name).exists() && two.join("moved").exists());
     }
+}
+
+#[test]
+fn the_same_volume_is_not_mounted_twice_at_one_place() {
+    let Some((mut bench, first, _)) = two() else {
+        return;
+    };
+    let again = |source: &str| {
+        let args = MountArgs {
+            source: source.to_owned(),
+            point: first.clone(),
+            options: Vec::new(),
+            foreground: true,
+            data_dir: first.parent().expect("a parent").to_owned(),
+            verbose: false,
+        };
+        mount(&args).expect_err("refused")
+    };
+    let hellos = bench.server.hellos();
+    let refused = again("node2:/v1");
+    assert!(refused.sentence.contains("is mounted at"), "{refused:?}");
+    assert!(refused.hint.contains("umount"), "{refused:?}");
+    assert_eq!(bench.server.hellos(), hellos, "nobody was asked");
+    assert!(std::fs::read_dir(&first).is_ok(), "the first one goes on");
+    bench.mount("node1:/v1", "");
 }
 
 #[test]

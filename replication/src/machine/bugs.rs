@@ -21,6 +21,8 @@ pub enum Bug {
     MistakesHistories,
     /// A replica that was filled by a resync believes to cover others from before it.
     CoversTooMuch,
+    /// A brick on its way out is taken on again.
+    TakesOnTheLeaving,
     /// A resync whose first word was lost counts as begun.
     BeginsTooEarly,
     /// A replica joins before it has what was confirmed meanwhile.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
+use protocol::volume::REPLICAS_MAX;
 
 use super::bugs::Bug;
 use super::flushes::Own;
@@ -19,7 +20,8 @@ impl Machine {
     /// As [`Machine::welcomed`].
     pub fn may_be_welcomed(&self, from: usize, welcome: &Welcome) -> Result<(), Refusal> {
         let earlier = welcome.term < self.state.term && !self.errs(Bug::FollowsEarlierTerms);
-        if earlier || self.links[from].is_none() {
+        let layout = welcome.layout != self.state.places.version;
+        if earlier || layout || self.links[from].is_none() {
             return Err(Refusal::OutOfPlace);
         }
         if self.phase == Phase::Serving && welcome.term == self.state.term {
@@ -161,14 +163,14 @@ impl Machine {
         membership: &Membership,
         joined: bool,
     ) -> Result<(), Refusal> {
-        if self.standing(from) != Some(Standing::MyPrimary) || membership.term != self.state.term {
+        let layout = membership.layout != self.state.places.version;
+        let other = self.standing(from) != Some(Standing::MyPrimary);
+        if other || layout || membership.term != self.state.term {
             return Err(Refusal::OutOfPlace);
         }
         let left = Mask(self.state.in_sync.0 & !membership.in_sync.0);
-        for replica in left
-            .iter()
-            .filter(|r| *r != self.config.me && *r < self.config.count)
-        {
+        let left = Mask(left.0 & self.staying().0).without(self.config.me);
+        for replica in left.iter() {
             let since = membership.since[replica];
             self.outputs
                 .push_back(Output::MarkDirtySince { replica, since });
@@ -256,10 +258,10 @@ impl Machine {
         let highest = terms.max().unwrap_or_default().max(self.state.term);
         self.stop_serving(RoleReason::Forced);
         self.state.disk = Disk::UpToDate;
-        self.giving_up = Mask::first(self.config.count).without(self.config.me);
+        self.giving_up = self.staying().without(self.config.me);
         self.activate_in(Term(highest.0 + 1), RoleReason::Forced);
         // They meet again, and the others learn of the later term.
-        for replica in 0..self.config.count {
+        for replica in 0..REPLICAS_MAX {
             if self.links[replica].is_some() {
                 self.drop_link(replica, DropReason::RoleMoved);
             }
@@ -289,10 +291,10 @@ impl Machine {
             Phase::HandingOver { .. } => return Err(Refusal::HandingOver),
             _ => return Err(Refusal::NotServing),
         }
-        if to >= self.config.count || self.links[to].is_none() {
+        if to >= REPLICAS_MAX || self.links[to].is_none() {
             return Err(Refusal::NotConnected);
         }
-        if self.standing(to) != Some(Standing::InSync) {
+        if self.standing(to) != Some(Standing::InSync) || !self.staying().has(to) {
             return Err(Refusal::NotInSync);
         }
         self.phase = Phase::HandingOver { to };

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
-use protocol::volume::Protocol;
+use protocol::volume::{Protocol, REPLICAS_MAX};
 
 use super::bugs::Bug;
 use super::{DropReason, Link, Machine, Output, Phase, Refusal, Standing};
@@ -17,7 +17,7 @@ impl Machine {
     /// A replica is connected and told about itself.
     pub fn met(&mut self, now: Duration, replica: usize, report: Report) {
         assert!(
-            replica != self.config.me && replica < self.config.count,
+            replica != self.config.me && replica < REPLICAS_MAX,
             "a peer is another"
         );
         let handed_to_me =
@@ -81,7 +81,8 @@ impl Machine {
     }
 
     pub(super) fn assess(&mut self, replica: usize) {
-        if self.standing(replica) == Some(Standing::Met) && !self.may_still_claim(replica) {
+        let met = self.standing(replica) == Some(Standing::Met);
+        if met && self.staying().has(replica) && !self.may_still_claim(replica) {
             let common = self.common_with(replica);
             self.outputs.push_back(Output::Assess { replica, common });
         }
@@ -214,6 +215,7 @@ impl Machine {
             how,
             basis,
             revision,
+            layout: self.state.places.version,
             rule,
             in_sync: self.state.in_sync,
             since: self.state.since,

@@ -206,6 +206,8 @@ pub enum DropReason {
     StaleTerm,
     /// The role moved: they tell each other anew where they stand.
     RoleMoved,
+    /// The volume's replicas changed: it leaves, or another brick takes its place.
+    Leaving,
     /// Under A its queue is beyond the bound: it is left behind and catches up later.
     Ahead,
 }

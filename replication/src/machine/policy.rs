@@ -18,7 +18,7 @@
 use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
-use protocol::volume::Protocol;
+use protocol::volume::{Protocol, REPLICAS_MAX};
 
 use super::bugs::Bug;
 use super::flushes::Own;
@@ -110,7 +110,7 @@ impl Machine {
         if self.config.protocol != Protocol::A {
             return;
         }
-        for replica in 0..self.config.count {
+        for replica in 0..REPLICAS_MAX {
             let Some(link) = self.links[replica].as_ref() else {
                 continue;
             };

@@ -19,6 +19,7 @@
 use std::time::Duration;
 
 use protocol::units::Term;
+use protocol::volume::REPLICAS_MAX;
 use serde::{Deserialize, Serialize};
 
 use super::bugs::Bug;
@@ -332,7 +333,7 @@ impl Machine {
         }
         if self.serves() && self.decisions_open == 0 {
             self.after_membership_decision(now);
-            for replica in 0..self.config.count {
+            for replica in 0..REPLICAS_MAX {
                 self.assess(replica);
             }
         }

@@ -18,6 +18,7 @@ use crate::state::Welcome;
 
 mod hunt;
 mod messages;
+mod places;
 mod policies;
 mod pool;
 mod scenarios;
@@ -331,6 +332,10 @@ impl Volume {
         };
         if a == b || self.wires.contains_key(&(a, b)) || !up(a) || !up(b) {
             return;
+        }
+        let layout = |node: usize| self.nodes[node].machine.as_ref().map(|m| m.report().layout);
+        if layout(a) != layout(b) {
+            return; // a hello in another layout is refused
         }
         for (node, other) in [(a, b), (b, a)] {
             // A new connection takes the place of the old one.

@@ -29,6 +29,7 @@ pub(crate) fn identity() -> BrickIdentity {
                 brick: BrickId([3; 16]),
             }],
             state: VolumeState::Started,
+            layout: protocol::volume::Layout::default(),
             options: BTreeMap::new(),
             version: 1,
         },

@@ -129,6 +129,7 @@ fn identity() -> BrickIdentity {
             quorum: Quorum::Off,
             replicas: Vec::new(),
             state: VolumeState::Started,
+            layout: protocol::volume::Layout::default(),
             options: BTreeMap::new(),
             version: 1,
         },

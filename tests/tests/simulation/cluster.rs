@@ -176,6 +176,10 @@ impl Host for SimHost {
         self.pool.known(self.me)
     }
 
+    fn layout(&self, _: VolumeId) -> u64 {
+        0 // the replicas stay what they are
+    }
+
     fn changes(&self) -> watch::Receiver<()> {
         self.pool.changes(self.me)
     }

@@ -96,6 +96,7 @@ impl Shape {
             quorum: self.quorum,
             replicas: replicas.collect(),
             state: VolumeState::Started,
+            layout: protocol::volume::Layout::default(),
             options: self
                 .resync_rate
                 .map(|rate| ("resync-max-rate".to_owned(), rate.to_owned()))

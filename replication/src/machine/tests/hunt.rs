@@ -18,16 +18,20 @@ struct Setting {
     protocol: Option<Protocol>,
 }
 
-/// The schedule of `seed`, in one of eight settings.
-fn draw(seed: u64) -> (Setting, Vec<Step>) {
+/// Draws the same for the same seed.
+pub(super) fn runner_of(seed: u64) -> proptest::test_runner::TestRunner {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());
     let rng = proptest::test_runner::TestRng::from_seed(
         proptest::test_runner::RngAlgorithm::ChaCha,
         &bytes,
     );
-    let mut runner =
-        proptest::test_runner::TestRunner::new_with_rng(ProptestConfig::default(), rng);
+    proptest::test_runner::TestRunner::new_with_rng(ProptestConfig::default(), rng)
+}
+
+/// The schedule of `seed`, in one of eight settings.
+fn draw(seed: u64) -> (Setting, Vec<Step>) {
+    let mut runner = runner_of(seed);
     let (count, pool, power) = match seed % 4 {
         0 => (2, false, false),
         1 => (3, false, true),

@@ -1,0 +1,168 @@
+//! What is told to operators about roles and replicas, in plain sentences.
+
+use std::time::Duration;
+
+use protocol::units::{Sequence, Term};
+use replication::decision::Rule;
+use replication::machine::DropReason;
+use replication::state::RoleReason;
+
+/// Why a replica has its role, to be read after "it is primary" or "it is secondary".
+pub(super) fn role_reason(reason: RoleReason) -> &'static str {
+    match reason {
+        RoleReason::Created => "the volume was made so",
+        RoleReason::Resumed => "it was the last primary and came back",
+        RoleReason::Promoted => "promoted by an operator or by the last primary's shutdown",
+        RoleReason::HandedOver => "handed its role over",
+        RoleReason::Followed => "met a primary of a later term",
+        RoleReason::TookOver => "took over when the last primary was gone",
+        RoleReason::Forced => "made primary by an operator, by force",
+        RoleReason::Deposed => "the pool made another replica primary",
+    }
+}
+
+/// A link was closed by this side. `left`: by that the replica leaves the in-sync set. `None`:
+/// nothing is wrong, and the two meet again at once.
+pub(super) fn dropped(
+    node: &str,
+    left: bool,
+    reason: DropReason,
+    deadline: Duration,
+) -> Option<String> {
+    let ms = deadline.as_millis();
+    let why = match reason {
+        DropReason::Slow => format!("no acknowledgement for {ms} ms"),
+        DropReason::Silent => format!("nothing was heard for {ms} ms"),
+        DropReason::StaleTerm => "it acknowledged what this primary never ordered".to_owned(),
+        // Told with what waits for it: [`left_behind`].
+        DropReason::Ahead => return None,
+        DropReason::RoleMoved | DropReason::Leaving => return None,
+    };
+    Some(gone(node, left, &why))
+}
+
+/// The connection to a replica broke.
+pub(super) fn lost(node: &str, left: bool) -> String {
+    gone(node, left, "its node is down or cannot be reached")
+}
+
+fn gone(node: &str, left: bool, why: &str) -> String {
+    if left {
+        format!("{node} left the in-sync set: {why}")
+    } else {
+        format!("the connection to {node} was closed: {why}")
+    }
+}
+
+/// A replica is not taken on.
+pub(super) fn refused(node: &str, rule: Rule) -> String {
+    let why = match rule {
+        Rule::BothWentOn => "it and this replica both went on as primary, a split brain",
+        Rule::LaterTerm => "it knows a primary of a later term",
+        Rule::Unrelated => "its data has no record in common with this replica's",
+        _ => "nothing can be done with what it holds",
+    };
+    format!("{node} is not taken on: {why} (rule {})", rule.name())
+}
+
+/// Under A more waits for a replica than its queue may hold.
+pub(super) fn left_behind(node: &str, bytes: u64, bytes_max: u64) -> String {
+    format!(
+        "{node} is left behind and catches up later: {bytes} bytes wait for it, and \
+         async-queue-max is {bytes_max}"
+    )
+}
+
+/// A replica that was left behind is in sync.
+pub(super) fn caught_up(node: &str) -> String {
+    format!("{node} was left behind, has caught up and is in sync again")
+}
+
+/// What a replica has after `after` is given up by rule; `worth` says what that may have been.
+pub(super) fn tail_given_up(node: &str, count: u64, after: Sequence, worth: &str) -> String {
+    format!(
+        "{node} gives up {count} operations after record {after}, which this history does not \
+         have; {worth}"
+    )
+}
+
+/// A take-over lost what a client knows to be confirmed.
+pub(super) fn operations_lost(lost: u64, term: Term, client: &str, seen: Sequence) -> String {
+    format!(
+        "{lost} operations that the primary of term {term} had confirmed were lost in the \
+         take-over: {client} had seen record {seen}"
+    )
+}
+
+/// What a replica held alone is kept as a point.
+pub(super) fn given_up_kept(node: &str, first: Sequence, last: Sequence, volume: &str) -> String {
+    format!(
+        "{node} keeps operations {first} to {last}, which the volume gave up; see \
+         `cairn volume split-brain {volume} list`"
+    )
+}
+
+/// An operator had what a replica kept of given-up sides dropped.
+pub(super) fn given_up_dropped(node: &str, sides: usize) -> String {
+    format!("{node} dropped what it kept of given-up sides, {sides} in number")
+}
+
+/// The state before a resync could not be kept to its end.
+pub(super) fn point_lost(node: &str, point: u64) -> String {
+    format!(
+        "{node} can no longer go back to its state before the resync: there is no room to keep it \
+         (point {point})"
+    )
+}
+
+/// A resync does not begin, as `what` cannot be kept.
+pub(super) fn needs_room(node: &str, what: &str, why: &str) -> String {
+    format!("the resync of {node} waits: {what} cannot be kept, {why}")
+}
+
+/// A resync begins although nothing can be kept.
+pub(super) fn without_point(node: &str, why: &str) -> String {
+    format!("{node} is resynced with no way back, by an operator's word: {why}")
+}
+
+/// A replica went back to its state before a resync whose source is gone.
+pub(super) fn went_back(node: &str, as_of: &str, lost_min: u64) -> String {
+    format!(
+        "{node} serves its state as of {as_of}; {lost_min} later operations that the resync was to \
+         bring, and whatever its source took besides, are not there"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_replica_that_goes_is_named_with_the_reason_and_the_time() {
+        let deadline = Duration::from_millis(800);
+        let dropped = |left, reason| dropped("node2", left, reason, deadline);
+        assert_eq!(
+            dropped(true, DropReason::Slow).as_deref(),
+            Some("node2 left the in-sync set: no acknowledgement for 800 ms")
+        );
+        assert_eq!(
+            dropped(false, DropReason::Silent).as_deref(),
+            Some("the connection to node2 was closed: nothing was heard for 800 ms")
+        );
+        assert_eq!(dropped(true, DropReason::RoleMoved), None);
+        assert_eq!(
+            lost("node2", true),
+            "node2 left the in-sync set: its node is down or cannot be reached"
+        );
+    }
+
+    #[test]
+    fn a_refusal_says_what_stands_against_it_and_names_its_rule() {
+        for rule in [Rule::BothWentOn, Rule::LaterTerm, Rule::Unrelated] {
+            let text = refused("node2", rule);
+            assert!(text.starts_with("node2 is not taken on: "), "{text}");
+            assert!(text.ends_with(&format!("(rule {})", rule.name())), "{text}");
+            assert!(!text.contains("nothing can be done"), "{text}");
+        }
+    }
+}

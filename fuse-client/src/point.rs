@@ -1,0 +1,96 @@
+//! What is mounted at a directory, by the kernel's table. Nothing here asks a file system that
+//! may be waiting for its primary.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+/// The directory's path without links, found without looking at what is mounted on it.
+pub(crate) fn real_path(point: &Path) -> Option<PathBuf> {
+    let point = std::path::absolute(point).ok()?;
+    if std::fs::read_link(&point).is_ok() {
+        return point.canonicalize().ok();
+    }
+    match (point.parent(), point.file_name()) {
+        (Some(parent), Some(name)) => Some(parent.canonicalize().ok()?.join(name)),
+        _ => Some(point),
+    }
+}
+
+/// The source of the volume that is mounted at `point` on top of everything else there, by a table
+/// as proc_pid_mountinfo(5) has it.
+pub(crate) fn cairn_at(table: &[u8], point: &Path) -> Option<String> {
+    let mut found = None;
+    for line in table.split(|byte| *byte == b'\n') {
+        let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+        let separator = fields.iter().position(|field| *field == b"-");
+        let (Some(at), Some(separator)) = (fields.get(4), separator) else {
+            continue;
+        };
+        if OsString::from_vec(plain(at)) != point.as_os_str() {
+            continue;
+        }
+        // The last one covers the others.
+        let is_cairn = fields.get(separator + 1) == Some(&&b"fuse.cairn"[..]);
+        let source = fields.get(separator + 2).filter(|_| is_cairn);
+        found = source.map(|source| String::from_utf8_lossy(&plain(source)).into_owned());
+    }
+    found
+}
+
+/// A field without the octal escapes for blanks and backslashes.
+fn plain(field: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, after)) = rest.split_first() {
+        let digits = after.first_chunk::<3>().filter(|digits| {
+            *first == b'\\' && digits.iter().all(|digit| (b'0'..b'8').contains(digit))
+        });
+        if let Some(digits) = digits {
+            let value = digits
+                .iter()
+                .fold(0_u16, |value, digit| value * 8 + u16::from(digit - b'0'));
+            out.push(u8::try_from(value & 0xff).unwrap_or(0));
+            rest = &after[3..];
+        } else {
+            out.push(*first);
+            rest = after;
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &[u8] = b"22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+90 22 0:50 / /mnt rw,nosuid shared:9 - fuse.cairn node1:/old rw,user_id=0
+91 90 0:51 / /mnt rw,nosuid - fuse.cairn node1,node2:/v1 rw,user_id=0
+92 22 0:52 / /my\\040mnt rw shared:2 master:3 - fuse.cairn [::1]:/v2/sub rw
+93 22 0:53 / /other rw - fuse.cairn node1:/v3 rw
+94 93 0:54 / /other rw - tmpfs none rw
+broken
+";
+
+    #[test]
+    fn the_topmost_mount_counts_and_only_one_of_ours() {
+        let at = |point: &str| cairn_at(TABLE, Path::new(point));
+        assert_eq!(at("/mnt").as_deref(), Some("node1,node2:/v1"));
+        assert_eq!(at("/my mnt").as_deref(), Some("[::1]:/v2/sub"));
+        assert_eq!(at("/other"), None, "something else covers it");
+        assert_eq!(at("/"), None);
+        assert_eq!(at("/mnt/below"), None);
+    }
+
+    #[test]
+    fn a_link_to_a_mount_point_is_that_mount_point() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let real = dir.path().canonicalize().expect("real").join("mnt");
+        std::fs::create_dir(&real).expect("made");
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&real, &link).expect("a link");
+        assert_eq!(real_path(&link), Some(real.clone()));
+        assert_eq!(real_path(&dir.path().join("mnt")), Some(real));
+    }
+}
