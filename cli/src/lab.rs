@@ -1,6 +1,6 @@
-//! Real nodes on loopback addresses, each a child process with a directory of its own: what the
-//! demo, the tests and the benchmarks run on. Everything is done by the commands that a user
-//! types; facts come from their JSON.
+//! Real nodes on loopback addresses, or in places that the caller made, each a child process with
+//! a directory of its own: what the demo, the tests and the benchmarks run on. Everything is done
+//! by the commands that a user types; facts come from their JSON.
 
 #![forbid(unsafe_code)]
 
@@ -74,11 +74,21 @@ fn failed(what: impl Into<String>) -> impl FnOnce(io::Error) -> LabError {
     move |source| LabError::Io { what, source }
 }
 
+/// Where a node runs.
+#[derive(Debug, Clone, Default)]
+pub struct Place {
+    /// The address that it listens at, without port.
+    pub address: String,
+    /// A program and its arguments that run what follows them in that place, as
+    /// `nsenter --net=PATH` does by replacing itself; nothing for this process's own place.
+    pub enter: Vec<String>,
+}
+
 /// One node.
 #[derive(Debug)]
 struct Node {
     dir: PathBuf,
-    address: String,
+    place: Place,
     process: Option<Child>,
 }
 
@@ -112,20 +122,46 @@ impl Lab {
         getrandom::fill(&mut random)
             .map_err(|error| failed("ask for random bytes")(io::Error::other(error)))?;
         let (a, b) = (random[0] % 200 + 20, random[1]);
-        let nodes = (1..=nodes)
-            .map(|n| Node {
-                dir: dir.join(format!("node{n}")),
-                address: format!("127.{a}.{b}.{n}"),
-                process: None,
-            })
-            .collect();
-        Ok(Self {
+        let places = (1..=nodes).map(|n| Place {
+            address: format!("127.{a}.{b}.{n}"),
+            enter: Vec::new(),
+        });
+        Ok(Self::at(binary, dir, places))
+    }
+
+    /// A lab whose nodes run in the given places, which outlive it.
+    pub fn at(binary: &Path, dir: &Path, places: impl IntoIterator<Item = Place>) -> Self {
+        let nodes = (1..).zip(places).map(|(n, place)| Node {
+            dir: dir.join(format!("node{n}")),
+            place,
+            process: None,
+        });
+        Self {
             binary: binary.to_owned(),
             dir: dir.to_owned(),
-            nodes,
+            nodes: nodes.collect(),
             mounts: Vec::new(),
             env: Vec::new(),
-        })
+        }
+    }
+
+    /// The executable in a node's place, told of that node's directory.
+    fn command(&self, node: usize) -> Command {
+        let Node { dir, place, .. } = &self.nodes[node];
+        let mut command = match place.enter.split_first() {
+            None => Command::new(&self.binary),
+            Some((program, words)) => {
+                let mut command = Command::new(program);
+                command.args(words).arg(&self.binary);
+                command
+            }
+        };
+        command
+            .arg("--data-dir")
+            .arg(dir)
+            .envs(self.env.iter().map(|(k, v)| (k, v)))
+            .stdin(Stdio::null());
+        command
     }
 
     /// Sets a variable for every process started from now on.
@@ -142,7 +178,7 @@ impl Lab {
     /// The address of a node, without port.
     #[must_use]
     pub fn address(&self, node: usize) -> &str {
-        &self.nodes[node].address
+        &self.nodes[node].place.address
     }
 
     /// The name of a node in the pool.
@@ -173,27 +209,16 @@ impl Lab {
     pub fn start(&mut self, node: usize) -> Result<(), LabError> {
         let name = self.name(node);
         let log = self.log(node);
-        let this = &mut self.nodes[node];
-        fs::create_dir_all(&this.dir).map_err(failed("make a node's directory"))?;
+        fs::create_dir_all(self.data_dir(node)).map_err(failed("make a node's directory"))?;
         let log_file = File::options()
             .create(true)
             .append(true)
             .open(&log)
             .map_err(failed("open a node's log"))?;
-        let mut process = Command::new(&self.binary)
-            .arg("--data-dir")
-            .arg(&this.dir)
-            .args([
-                "daemon",
-                "--name",
-                &name,
-                "--listen",
-                &this.address,
-                "--http",
-                "off",
-            ])
-            .envs(self.env.iter().map(|(k, v)| (k, v)))
-            .stdin(Stdio::null())
+        let mut process = self
+            .command(node)
+            .args(["daemon", "--name", &name, "--listen"])
+            .args([self.address(node), "--http", "off"])
             .stdout(Stdio::piped())
             .stderr(log_file)
             .spawn()
@@ -209,7 +234,7 @@ impl Lab {
             let _ = ready.send(line);
         });
         let line = wait.recv_timeout(READY_WITHIN).unwrap_or_default();
-        this.process = Some(process);
+        self.nodes[node].process = Some(process);
         if line.starts_with("cairnd ready") {
             return Ok(());
         }
@@ -247,12 +272,9 @@ impl Lab {
 
     /// Runs a command against a node, whatever its exit status.
     pub fn run(&self, node: usize, words: &[&str]) -> Result<Ran, LabError> {
-        let output = Command::new(&self.binary)
-            .arg("--data-dir")
-            .arg(&self.nodes[node].dir)
+        let output = self
+            .command(node)
             .args(words)
-            .envs(self.env.iter().map(|(k, v)| (k, v)))
-            .stdin(Stdio::null())
             .output()
             .map_err(failed("run a command"))?;
         Ok(Ran {
@@ -296,7 +318,7 @@ impl Lab {
                 .last()
                 .unwrap_or_default()
                 .to_owned();
-            let address = self.nodes[node].address.clone();
+            let address = self.nodes[node].place.address.clone();
             self.cairn(0, &["peer", "probe", &address, "--code", &code])?;
         }
         Ok(())
@@ -364,7 +386,7 @@ impl Lab {
         fs::create_dir_all(at).map_err(failed("make a mount point"))?;
         let hosts: Vec<_> = (0..self.nodes.len().min(2))
             .map(|n| (n + node) % self.nodes.len().min(2))
-            .map(|n| self.nodes[n].address.clone())
+            .map(|n| self.nodes[n].place.address.clone())
             .collect();
         let source = format!("{}:/{volume}", hosts.join(","));
         let log = format!("log_file={}", self.dir.join("mount.log").display());

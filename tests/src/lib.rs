@@ -1,7 +1,11 @@
-//! What the whole-system tests share: the executable, seeds, skipping loudly, and a writer that
-//! remembers what was confirmed to it.
+//! What the whole-system tests share: the executable, seeds, skipping loudly, nodes with networks
+//! of their own, and a writer that remembers what was confirmed to it.
 
 #![forbid(unsafe_code)]
+
+pub mod network;
+pub mod pulse;
+pub mod system;
 
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};

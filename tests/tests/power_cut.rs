@@ -4,12 +4,13 @@
 //! hold everything that fsync had confirmed before the cut.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use cairn_lab::{Lab, is_root};
+use cairn_tests::system::{Mounts, run, sparse};
 use cairn_tests::{Random, Writer, binary, missing, setting, skip};
 
 const VOLUME: &str = "v1";
@@ -17,60 +18,6 @@ const VOLUME: &str = "v1";
 const BRICK_BYTES: u64 = 1 << 30;
 /// Size of the file system below.
 const POOL_BYTES: u64 = 12 << 30;
-
-fn run(program: &str, words: &[&str]) -> Result<String> {
-    let output = Command::new(program)
-        .args(words)
-        .output()
-        .with_context(|| program.to_owned())?;
-    ensure!(
-        output.status.success(),
-        "{program} {}: {}",
-        words.join(" "),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-}
-
-/// Mounts that go away when dropped, last first.
-#[derive(Default)]
-struct Mounts(Vec<PathBuf>);
-
-impl Mounts {
-    fn make(&mut self, kind: &str, image: &Path, at: &Path) -> Result<()> {
-        run(
-            &format!("mkfs.{kind}"),
-            &["-q", &image.display().to_string()],
-        )?;
-        self.mount(image, at, "loop")
-    }
-
-    fn mount(&mut self, image: &Path, at: &Path, options: &str) -> Result<()> {
-        fs::create_dir_all(at)?;
-        let (image, text) = (image.display().to_string(), at.display().to_string());
-        run("mount", &["-o", options, &image, &text])?;
-        self.0.push(at.to_owned());
-        Ok(())
-    }
-
-    fn umount(&mut self, at: &Path) -> Result<()> {
-        run("umount", &[&at.display().to_string()])?;
-        self.0.retain(|mounted| mounted != at);
-        Ok(())
-    }
-}
-
-impl Drop for Mounts {
-    fn drop(&mut self) {
-        for at in self.0.iter().rev() {
-            let _ = run("umount", &["-l", &at.display().to_string()]);
-        }
-    }
-}
-
-fn sparse(path: &Path, bytes: u64) -> Result<()> {
-    Ok(fs::File::create(path)?.set_len(bytes)?)
-}
 
 #[test]
 fn each_brick_holds_after_a_power_cut_what_fsync_confirmed_before() -> Result<()> {

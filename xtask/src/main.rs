@@ -20,7 +20,7 @@ cargo xtask schedules --seeds N   N fresh schedules of the replica-set machine; 
 cargo xtask crash --seeds N    N seeds of the crashing disk under the brick
 cargo xtask power-cut --moments N   cuts the power of real bricks at N random moments
 cargo xtask kill --rounds N    kills daemons under a writer, N rounds
-cargo xtask failover --rounds N   one node after the other dies, freezes or hands over; how long a writer waits
+cargo xtask failover [--rounds N] [--only FAULT] [--out FILE]   nodes die, freeze, are cut off: how long a writer waits
 cargo xtask memory --files N   how the daemons' memory grows with files and sparse data
 cargo xtask fuzz [--seconds S] random and mutated bytes into every decoder
 cargo xtask bench [ARGS…]      benches/compare: the same workloads on local, FUSE, GlusterFS and Cairn
@@ -88,17 +88,7 @@ fn run(args: &[String]) -> Result<()> {
                 &env,
             )
         }
-        ["failover", rest @ ..] => {
-            let rounds = number(rest, "--rounds")?.unwrap_or(100);
-            cargo(&["build", "--release", "-p", "cairn"])?;
-            let binary = std::env::current_dir()?.join("target/release/cairn");
-            let env = [
-                ("CAIRN_FAILOVER_ROUNDS", rounds.to_string()),
-                ("CAIRN_BIN", binary.display().to_string()),
-            ];
-            let args = ["test", "-p", "cairn-tests", "--test", "failover", "--"];
-            cargo_env(&[&args[..], &["--nocapture"]].concat(), &env)
-        }
+        ["failover", rest @ ..] => failover(rest),
         ["power-cut", rest @ ..] => {
             let moments = number(rest, "--moments")?.unwrap_or(200);
             let env = [("CAIRN_POWER_CUTS", moments.to_string())];
@@ -246,6 +236,36 @@ fn sim(args: &[&str]) -> Result<()> {
         ("CAIRN_SIM_FROM", from.to_string()),
     ];
     simulation(name, &env)
+}
+
+/// Faults of real nodes, N rounds of each with the pool's leader there and elsewhere.
+fn failover(args: &[&str]) -> Result<()> {
+    let mut env = vec![("CAIRN_FAILOVER_MEASURE", "1".to_owned())];
+    let mut rounds = 20;
+    for pair in args.chunks(2) {
+        match pair {
+            ["--rounds", value] => {
+                rounds = value
+                    .parse()
+                    .ok()
+                    .filter(|rounds| *rounds > 0)
+                    .with_context(|| format!("--rounds needs a number from 1 on, not `{value}`"))?;
+            }
+            ["--only", fault] => env.push(("CAIRN_FAILOVER_ONLY", (*fault).to_owned())),
+            // The test runs in its own crate's directory.
+            ["--out", file] => {
+                let path = std::path::absolute(file)?.display().to_string();
+                env.push(("CAIRN_FAILOVER_OUT", path));
+            }
+            other => bail!("unknown or incomplete: {}", other.join(" ")),
+        }
+    }
+    env.push(("CAIRN_FAILOVER_ROUNDS", u64::to_string(&rounds)));
+    cargo(&["build", "--release", "-p", "cairn"])?;
+    let binary = std::env::current_dir()?.join("target/release/cairn");
+    env.push(("CAIRN_BIN", binary.display().to_string()));
+    let args = ["test", "-p", "cairn-tests", "--test", "failover", "--"];
+    cargo_env(&[&args[..], &["--nocapture"]].concat(), &env)
 }
 
 fn schedules(args: &[&str]) -> Result<()> {

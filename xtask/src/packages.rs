@@ -5,9 +5,11 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 /// A command that must exist, and the package that has it.
-const NEEDED: [(&str, &str); 9] = [
+const NEEDED: [(&str, &str); 11] = [
     ("fusermount3", "fuse3"),
     ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("nsenter", "util-linux"),
     ("mkfs.ext4", "e2fsprogs"),
     ("mkfs.xfs", "xfsprogs"),
     ("mkfs.btrfs", "btrfs-progs"),

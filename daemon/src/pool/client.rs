@@ -32,6 +32,13 @@ struct Proposed {
     index: u64,
 }
 
+/// Whether a question that has reached a leader may be put to the next one as well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Again {
+    May,
+    MustNot,
+}
+
 /// Why a change of a replica set was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeError {
@@ -144,8 +151,14 @@ impl PoolClient {
     }
 
     async fn order(&self, command: PoolCommand) -> Result<Proposed, Refusal> {
+        let again = match &command {
+            // It names the version that it follows, so it happens once.
+            PoolCommand::SetReplicaSet { .. } => Again::May,
+            _ => Again::MustNot,
+        };
         let command = serde_json::to_value(&command).map_err(|e| internal(&e))?;
-        let reply = self.ask_leader(&NodeRequest::Propose { command }).await?;
+        let request = NodeRequest::Propose { command };
+        let reply = self.ask_leader(&request, again).await?;
         let NodeReply::Outcome { value } = reply else {
             return Err(internal(&"the leader's answer is of another kind"));
         };
@@ -160,7 +173,7 @@ impl PoolClient {
     /// Asks the leader for a change of members and waits until it is applied here and, if they
     /// answer in time, at the other nodes.
     pub(crate) async fn change_members(&self, request: &NodeRequest) -> Result<(), Refusal> {
-        match self.ask_leader(request).await? {
+        match self.ask_leader(request, Again::MustNot).await? {
             NodeReply::Done { index } => {
                 self.inner.group.wait_applied(index, CALL_WITHIN).await;
                 self.wait_known_widely(index).await;
@@ -191,7 +204,7 @@ impl PoolClient {
         asked.join_all().await;
     }
 
-    async fn ask_leader(&self, request: &NodeRequest) -> Result<NodeReply, Refusal> {
+    async fn ask_leader(&self, request: &NodeRequest, again: Again) -> Result<NodeReply, Refusal> {
         let within = match request {
             // Two steps of the group: it learns, then it votes.
             NodeRequest::Admit { .. } => 2 * CALL_WITHIN,
@@ -208,7 +221,22 @@ impl PoolClient {
                 known = self.inner.group.wait_for_leader(left).await;
                 continue;
             };
-            match self.ask(leader, request, left).await {
+            let asked = self.ask(leader, request, left);
+            let replaced = async {
+                match again {
+                    Again::May => self.inner.group.wait_for_another(leader, left).await,
+                    Again::MustNot => None,
+                }
+            };
+            // A leader that is frozen or cut off takes the question and never answers.
+            let answer = tokio::select! {
+                answer = asked => answer,
+                Some(other) = replaced => {
+                    known = Some(other);
+                    continue;
+                }
+            };
+            match answer {
                 Ok(NodeReply::NotLeader { leader }) => known = leader,
                 Ok(NodeReply::Error(refusal)) => return Err(refusal),
                 Ok(reply) => return Ok(reply),

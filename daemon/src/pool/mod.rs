@@ -11,6 +11,7 @@ mod options;
 mod refusal;
 mod serve;
 mod status;
+mod succession;
 mod volumes;
 
 use std::net::SocketAddr;
@@ -76,6 +77,8 @@ pub struct Node {
     code: Mutex<Option<OneTimeCode>>,
     /// One change of pools at a time.
     moving: tokio::sync::Mutex<()>,
+    /// One look at a leader that seems to be dead at a time.
+    succession: tokio::sync::Mutex<()>,
 }
 
 impl Node {
@@ -124,6 +127,7 @@ impl Node {
             advertise: Mutex::new(advertise),
             code: Mutex::new(None),
             moving: tokio::sync::Mutex::new(()),
+            succession: tokio::sync::Mutex::new(()),
         });
         tokio::spawn(Arc::clone(&node).tell_address());
         Ok(node)

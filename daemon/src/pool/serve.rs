@@ -52,6 +52,18 @@ impl Node {
         stream: S,
         caller: Caller,
     ) -> Result<(), ServeError> {
+        let ended = self.serve_until_end(stream, caller).await;
+        if let Caller::Key(node) = caller {
+            self.connection_ended(node);
+        }
+        ended
+    }
+
+    async fn serve_until_end<S: AsyncRead + AsyncWrite + Unpin>(
+        self: &Arc<Self>,
+        stream: S,
+        caller: Caller,
+    ) -> Result<(), ServeError> {
         let mut stream = FrameStream::new(stream);
         loop {
             let Ok(frame) = tokio::time::timeout(IDLE_MAX, stream.read()).await else {

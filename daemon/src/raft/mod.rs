@@ -38,6 +38,13 @@ const HEARTBEAT_MS: u64 = 50;
 const ELECTION_MS_MIN: u64 = 150;
 /// Upper end of the same.
 const ELECTION_MS_MAX: u64 = 250;
+/// How long each vote about the successor of a dead leader may take before the next. It is kept
+/// on stable storage, by a majority.
+const REPLACED_WITHIN: [Duration; 3] = [
+    Duration::from_millis(40),
+    Duration::from_millis(80),
+    Duration::from_millis(160),
+];
 /// Entries between snapshots.
 const SNAPSHOT_ENTRIES: u64 = 500;
 /// A chunk of a snapshot: JSON writes each byte as a number, and a frame's meta has 2 MiB.
@@ -314,6 +321,25 @@ impl RaftGroup {
         }
     }
 
+    /// Stands for election at once, where `gone` is still taken for the leader: whoever calls it
+    /// knows that it is dead, and need not wait for its lease. Those that voted for it do not
+    /// vote for another before that lease has ended, unless they stand as well: then the greatest
+    /// candidate of the term wins at once. As they hear of the death one after the other, a first
+    /// vote may fail. Returns when another leads, or when that is left to the usual election.
+    pub async fn replace_leader(&self, gone: NodeId) -> Result<(), GroupError> {
+        let raft = self.raft().await?;
+        if raft.metrics().borrow().current_leader != Some(gone) {
+            return Ok(());
+        }
+        for patience in REPLACED_WITHIN {
+            raft.trigger().elect().await.map_err(|e| stopped(&e))?;
+            if self.wait_for_another(gone, patience).await.is_some() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Waits, bounded, until a leader is known.
     pub async fn wait_for_leader(&self, within: Duration) -> Option<NodeId> {
         let raft = self.raft().await.ok()?;
@@ -322,6 +348,16 @@ impl RaftGroup {
             .metrics(|m| m.current_leader.is_some(), "a leader")
             .await
             .ok()?;
+        metrics.current_leader
+    }
+
+    /// Waits, bounded, until another than `leader` is known to lead.
+    pub async fn wait_for_another(&self, leader: NodeId, within: Duration) -> Option<NodeId> {
+        let raft = self.raft().await.ok()?;
+        let is_another =
+            |m: &RaftMetrics<NodeId, Member>| m.current_leader.is_some_and(|known| known != leader);
+        let waited = raft.wait(Some(within));
+        let metrics = waited.metrics(is_another, "another leader").await.ok()?;
         metrics.current_leader
     }
 

@@ -1,6 +1,8 @@
 //! Finding the primary, at first and again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use protocol::fs::{Elsewhere, FS_VERSION, Hello, Outcome};
@@ -203,25 +205,37 @@ impl Shared {
             )
         };
         let (sender, receiver) = std::sync::mpsc::channel();
+        let over: Arc<AtomicBool> = Arc::default();
+        let mut silent = nodes.len();
         for (node, targets) in nodes {
-            let (sender, hello) = (sender.clone(), hello.clone());
+            let (sender, hello, over) = (sender.clone(), hello.clone(), Arc::clone(&over));
             let connector = Arc::clone(&self.connector);
             std::thread::spawn(move || {
-                for target in targets {
-                    let result = dial::hello(&*connector, &target, volume, &hello, mark);
-                    let welcomed = result.is_ok();
-                    // Nobody listens once another node welcomed.
-                    if sender.send((node, result)).is_err() || welcomed {
-                        return;
+                // A node that is about to be primary is asked again while another says nothing:
+                // a frozen one must not hold up the way to its successor.
+                while !over.load(Ordering::Relaxed) {
+                    for (left, target) in (0..targets.len()).rev().zip(&targets) {
+                        let result = dial::hello(&*connector, target, volume, &hello, mark);
+                        let welcomed = result.is_ok();
+                        // Nobody listens once another node welcomed.
+                        if sender.send((node, left == 0, result)).is_err() || welcomed {
+                            return;
+                        }
                     }
+                    std::thread::sleep(RETRY_SOON);
                 }
             });
         }
         drop(sender);
         let mut last = None;
-        for (node, result) in receiver {
+        let mut heard = BTreeSet::new();
+        for (node, is_all, result) in receiver {
+            if is_all && heard.insert(node) {
+                silent -= 1;
+            }
             match result {
                 Ok(welcomed) => {
+                    over.store(true, Ordering::Relaxed);
                     self.state.lock().places.set_primary(Some(node));
                     return Ok(welcomed);
                 }
@@ -236,7 +250,11 @@ impl Shared {
                     }
                 }
             }
+            if silent == 0 {
+                break;
+            }
         }
+        over.store(true, Ordering::Relaxed);
         Err(last.unwrap_or_else(|| DialError::Elsewhere {
             target: self.config.volume.clone(),
             elsewhere: Elsewhere::default(),
