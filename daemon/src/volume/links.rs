@@ -491,7 +491,7 @@ impl<M: Medium> Driver<M> {
         self.send(replica, &message);
     }
 
-    /// Handles what arrived. `Ok(true)`: the link must wait (see [`Driver::handle_stalled`]).
+    /// Handles what arrived. `Ok(true)`: the link must wait.
     // A table: one row a message.
     pub(super) fn handle(
         &mut self,
