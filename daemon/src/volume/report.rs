@@ -68,7 +68,7 @@ impl<M: Medium> Driver<M> {
         }
     }
 
-    fn split_brain(&self) -> Option<SplitBrainReport> {
+    pub(super) fn split_brain(&self) -> Option<SplitBrainReport> {
         let refused =
             |r: &usize| self.machine.standing(*r) == Some(Standing::Refused(Rule::BothWentOn));
         let others: Vec<usize> = (0..self.links.len()).filter(refused).collect();

@@ -297,11 +297,24 @@ async fn execute<M: Medium>(
              `quorum majority` another replica takes over by itself",
         ));
     }
+    let (forced, split) = {
+        let d = shared.borrow();
+        let by_force = d.machine.durable().role_reason == RoleReason::Forced;
+        (d.machine.serves() && by_force, d.split_brain().is_some())
+    };
+    let unchanged = serde_json::json!({ "promoted": true, "changed": false });
     match command {
         VolumeCommand::Promote { to, force: true } if to == shared.borrow().me => {
+            if forced {
+                return Ok(unchanged);
+            }
             return force_role(shared, points::take_by_force).await;
         }
         VolumeCommand::KeepSide {} => {
+            // Who was made primary by force before the two met still has to give up the other.
+            if forced && !split {
+                return Ok(unchanged);
+            }
             return force_role(shared, |d| {
                 d.machine.keep_this_side()?;
                 Ok(None)
@@ -354,9 +367,6 @@ async fn force_role<M: Medium>(
 ) -> Result<serde_json::Value, CommandError> {
     let (changed, went_back) = {
         let mut d = shared.borrow_mut();
-        if d.machine.serves() && d.machine.durable().role_reason == RoleReason::Forced {
-            return Ok(serde_json::json!({ "promoted": true, "changed": false }));
-        }
         let went_back = match act(&mut d) {
             Ok(went_back) => went_back,
             Err(NotForced::Command(error)) => return Err(error),
