@@ -304,6 +304,8 @@ async fn read_link<M: Medium, R: AsyncRead + Unpin>(
             Next::ReadOrWait => {
                 buffer.reserve(READ_BYTES);
                 tokio::select! {
+                    // In order: what happens must not be left to chance.
+                    biased;
                     read = reader.read_buf(buffer) => if read? == 0 {
                         return Err(LinkError::Closed);
                     },
