@@ -48,7 +48,8 @@ pub fn skip(why: &str) {
     assert!(!strict, "skipped where nothing may be: {why}");
 }
 
-/// A running volume with its mount, for a test.
+/// A running volume with its mount, for a test. Taken apart, `dir` comes first: what comes first is
+/// dropped last, and the directory must go after the mount in it.
 #[derive(Debug)]
 pub struct Mounted {
     /// The nodes.
@@ -86,6 +87,28 @@ impl Mounted {
         lab.mount(by, name, &mount)?;
         Ok(Some(Self { lab, mount, dir }))
     }
+}
+
+/// Has the replicas of `volume` compared, through `node`.
+///
+/// # Errors
+/// What differs, or who could not be compared.
+pub fn all_equal(lab: &Lab, node: usize, volume: &str) -> anyhow::Result<()> {
+    let verdict = lab.json(node, &["volume", "verify", volume])?;
+    anyhow::ensure!(verdict["equal"] == true, "verify: {verdict}");
+    Ok(())
+}
+
+/// Ends the writer: everything that was confirmed to it is below `mount`, and the replicas are
+/// equal.
+///
+/// # Errors
+/// What is missing, or differs.
+pub fn nothing_lost(lab: &Lab, volume: &str, mount: &Path, writer: Writer) -> anyhow::Result<()> {
+    let confirmed = writer.finish()?;
+    let wrong = missing(mount, &confirmed, false)?;
+    anyhow::ensure!(wrong.is_empty(), "{wrong:?}");
+    all_equal(lab, 0, volume)
 }
 
 /// A number from the environment, or `default`.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use cairn_lab::{Lab, is_in_sync};
-use cairn_tests::{Mounted, Writer, binary, missing};
+use cairn_tests::{Mounted, Writer, binary, nothing_lost};
 use serde_json::Value;
 
 const VOLUME: &str = "v1";
@@ -36,12 +36,7 @@ fn check(lab: &Lab, mount: &Path, writer: Writer) -> Result<()> {
         }
         ensure!(began.elapsed() < WITHIN, "the writer hangs: {now:?}");
     }
-    let confirmed = writer.finish()?;
-    let wrong = missing(mount, &confirmed, false)?;
-    ensure!(wrong.is_empty(), "{wrong:?}");
-    let verdict = lab.json(0, &["volume", "verify", VOLUME])?;
-    ensure!(verdict["equal"] == true, "{verdict}");
-    Ok(())
+    nothing_lost(lab, VOLUME, mount, writer)
 }
 
 /// BAD-5, DUR-2: one node grows to two, gives the role away and leaves, and comes back on another
@@ -49,9 +44,9 @@ fn check(lab: &Lab, mount: &Path, writer: Writer) -> Result<()> {
 #[test]
 fn a_single_replica_grows_moves_and_shrinks_under_a_writer() -> Result<()> {
     let Some(Mounted {
+        dir: _dir,
         lab,
         mount,
-        dir: _dir,
     }) = Mounted::with_replicas(VOLUME, 3, 1)?
     else {
         return Ok(());
@@ -162,9 +157,9 @@ fn a_single_replica_grows_moves_and_shrinks_under_a_writer() -> Result<()> {
 #[test]
 fn a_replica_that_was_away_learns_that_it_was_removed_and_the_others_fail_over() -> Result<()> {
     let Some(Mounted {
+        dir: _dir,
         mut lab,
         mount,
-        dir: _dir,
     }) = Mounted::new(VOLUME, 3)?
     else {
         return Ok(());
@@ -220,9 +215,9 @@ fn a_replica_that_was_away_learns_that_it_was_removed_and_the_others_fail_over()
 fn a_crash_in_the_middle_leaves_the_old_or_the_new_replicas() -> Result<()> {
     for victim in 0..3 {
         let Some(Mounted {
+            dir: _dir,
             mut lab,
             mount,
-            dir: _dir,
         }) = Mounted::new(VOLUME, 3)?
         else {
             return Ok(());

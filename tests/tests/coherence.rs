@@ -20,9 +20,9 @@ fn look(path: &Path) -> Option<(u64, u32)> {
 #[test]
 fn coh_1_two_mounts_see_each_other_at_once_also_what_one_kept_alone() -> Result<()> {
     let Some(Mounted {
+        dir,
         mut lab,
         mount: a,
-        dir,
     }) = Mounted::new(VOLUME, 2)?
     else {
         return Ok(());

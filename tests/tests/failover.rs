@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cairn_lab::{Lab, is_in_sync, signal};
 use cairn_tests::network::{Cabled, Network};
 use cairn_tests::pulse::Pulse;
-use cairn_tests::{Random, Writer, missing, setting};
+use cairn_tests::{Random, Writer, all_equal, missing, setting};
 use serde_json::json;
 
 const VOLUME: &str = "v1";
@@ -201,8 +201,7 @@ impl Stage<'_> {
         self.pulse.wait(20)?;
         let back = self.pulse.longest();
         self.pulse.compare()?;
-        let verdict = self.lab.json(WITNESS, &["volume", "verify", VOLUME])?;
-        ensure!(verdict["equal"] == true, "verify: {verdict}");
+        all_equal(self.lab, WITNESS, VOLUME)?;
         Ok(Times { fault, back })
     }
 }

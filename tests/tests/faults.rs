@@ -14,7 +14,7 @@ use cairn_lab::{Lab, is_in_sync, is_root};
 use cairn_tests::network::Cabled;
 use cairn_tests::pulse::{BLOCK_BYTES, Pulse};
 use cairn_tests::system::{Mounts, run, sparse};
-use cairn_tests::{Writer, binary, missing, skip};
+use cairn_tests::{Writer, all_equal, binary, missing, skip};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -86,9 +86,7 @@ impl Place {
 
 fn in_sync_and_equal(lab: &Lab) -> Result<()> {
     lab.wait_volume(WITNESS, VOLUME, "in sync", WITHIN, is_in_sync)?;
-    let verdict = lab.json(WITNESS, &["volume", "verify", VOLUME])?;
-    ensure!(verdict["equal"] == true, "verify: {verdict}");
-    Ok(())
+    all_equal(lab, WITNESS, VOLUME)
 }
 
 /// The node that is primary.

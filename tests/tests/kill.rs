@@ -4,8 +4,9 @@
 
 use std::time::{Duration, Instant};
 
+use anyhow::Context as _;
 use cairn_lab::is_in_sync;
-use cairn_tests::{Mounted, Random, Writer, missing, setting};
+use cairn_tests::{Mounted, Random, Writer, all_equal, missing, setting};
 
 const VOLUME: &str = "v1";
 const IN_SYNC_WITHIN: Duration = Duration::from_secs(60);
@@ -15,9 +16,9 @@ fn nothing_confirmed_is_missing_after_daemons_die_at_any_moment() -> anyhow::Res
     let rounds = setting("CAIRN_KILL_ROUNDS", 50);
     let mut random = Random::from_env("CAIRN_KILL_SEED");
     let Some(Mounted {
+        dir: _dir,
         mut lab,
         mount,
-        dir: _dir,
     }) = Mounted::new(VOLUME, 2)?
     else {
         return Ok(());
@@ -53,8 +54,7 @@ fn nothing_confirmed_is_missing_after_daemons_die_at_any_moment() -> anyhow::Res
             let confirmed = writer.finish()?;
             let wrong = missing(&base, &confirmed, false)?;
             assert!(wrong.is_empty(), "round {round}: {wrong:?}");
-            let verdict = lab.json(0, &["volume", "verify", VOLUME])?;
-            assert_eq!(verdict["equal"], true, "round {round}: {verdict}");
+            all_equal(&lab, 0, VOLUME).with_context(|| format!("round {round}"))?;
             generation += 1;
             writer = Writer::start(&mount.join(format!("g{generation}")), 7)?;
         } else {

@@ -5,12 +5,11 @@
 use std::fs::{self, File};
 use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use cairn_lab::{Lab, is_in_sync, signal};
-use cairn_tests::{Mounted, Writer, missing};
+use cairn_tests::{Mounted, Writer, all_equal, nothing_lost};
 use serde_json::Value;
 
 const VOLUME: &str = "v1";
@@ -67,23 +66,14 @@ fn has_event(lab: &Lab, node: usize, kind: &str) -> Result<bool> {
     Ok(events.iter().any(|event| event["kind"] == kind))
 }
 
-fn check(lab: &Lab, mount: &Path, writer: Writer) -> Result<()> {
-    let confirmed = writer.finish()?;
-    let wrong = missing(mount, &confirmed, false)?;
-    assert!(wrong.is_empty(), "{wrong:?}");
-    let verdict = lab.json(0, &["volume", "verify", VOLUME])?;
-    assert_eq!(verdict["equal"], true, "{verdict}");
-    Ok(())
-}
-
 /// Under each policy, and from each to the next, the writer goes on; planned promotions lose
 /// nothing, and neither does the death of both daemons.
 #[test]
 fn the_policy_changes_under_a_writer_that_loses_nothing() -> Result<()> {
     let Some(Mounted {
+        dir: _dir,
         mut lab,
         mount,
-        dir: _dir,
     }) = Mounted::new(VOLUME, 2)?
     else {
         return Ok(());
@@ -105,7 +95,7 @@ fn the_policy_changes_under_a_writer_that_loses_nothing() -> Result<()> {
     lab.start(1)?;
     goes_on(&writer, 50)?;
     lab.wait_volume(0, VOLUME, "in sync", WITHIN, nothing_lags)?;
-    check(&lab, &mount, writer)?;
+    nothing_lost(&lab, VOLUME, &mount, writer)?;
     lab.finish()?;
     Ok(())
 }
@@ -115,9 +105,9 @@ fn the_policy_changes_under_a_writer_that_loses_nothing() -> Result<()> {
 #[test]
 fn under_a_a_frozen_secondary_slows_nobody_and_its_lag_is_shown_and_worked_off() -> Result<()> {
     let Some(Mounted {
+        dir: _dir,
         lab,
         mount,
-        dir: _dir,
     }) = Mounted::new(VOLUME, 2)?
     else {
         return Ok(());
@@ -138,7 +128,7 @@ fn under_a_a_frozen_secondary_slows_nobody_and_its_lag_is_shown_and_worked_off()
     assert_eq!(status["replicas"][1]["in_sync"], true, "{status}");
     send(&lab, 1, "CONT")?;
     goes_on(&writer, 20)?;
-    check(&lab, &mount, writer)?;
+    nothing_lost(&lab, VOLUME, &mount, writer)?;
     lab.wait_volume(0, VOLUME, "the lag is worked off", WITHIN, nothing_lags)?;
     assert!(!has_event(&lab, 0, "replica_left_behind")?);
 
@@ -158,8 +148,7 @@ fn under_a_a_frozen_secondary_slows_nobody_and_its_lag_is_shown_and_worked_off()
     send(&lab, 1, "CONT")?;
     lab.wait_volume(0, VOLUME, "caught up", WITHIN, nothing_lags)?;
     assert!(has_event(&lab, 0, "replica_caught_up")?);
-    let verdict = lab.json(0, &["volume", "verify", VOLUME])?;
-    assert_eq!(verdict["equal"], true, "{verdict}");
+    all_equal(&lab, 0, VOLUME)?;
     lab.finish()?;
     Ok(())
 }
@@ -169,9 +158,9 @@ fn under_a_a_frozen_secondary_slows_nobody_and_its_lag_is_shown_and_worked_off()
 #[test]
 fn a_takeover_under_a_tells_how_much_was_lost() -> Result<()> {
     let Some(Mounted {
+        dir: _dir,
         mut lab,
         mount,
-        dir: _dir,
     }) = Mounted::new(VOLUME, 2)?
     else {
         return Ok(());

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use cairn_lab::is_in_sync;
-use cairn_tests::{Mounted, Writer, missing};
+use cairn_tests::{Mounted, Writer, all_equal, nothing_lost};
 use serde_json::Value;
 
 const VOLUME: &str = "v1";
@@ -20,9 +20,9 @@ fn primary_is(name: String) -> impl Fn(&Value) -> bool {
 #[test]
 fn the_role_moves_by_command_and_by_an_orderly_end_and_the_writer_sees_no_error() -> Result<()> {
     let Some(Mounted {
+        dir: _dir,
         mut lab,
         mount,
-        dir: _dir,
     }) = Mounted::new(VOLUME, 2)?
     else {
         return Ok(());
@@ -44,11 +44,7 @@ fn the_role_moves_by_command_and_by_an_orderly_end_and_the_writer_sees_no_error(
     lab.wait_volume(0, VOLUME, "primary handed over at the end", WITHIN, moved)?;
     lab.start(1)?;
     lab.wait_volume(0, VOLUME, "in sync again", WITHIN, is_in_sync)?;
-    let confirmed = writer.finish()?;
-    let wrong = missing(&mount, &confirmed, false)?;
-    assert!(wrong.is_empty(), "{wrong:?}");
-    let verdict = lab.json(0, &["volume", "verify", VOLUME])?;
-    assert_eq!(verdict["equal"], true, "{verdict}");
+    nothing_lost(&lab, VOLUME, &mount, writer)?;
     lab.finish()?;
     Ok(())
 }
@@ -59,9 +55,9 @@ fn the_role_moves_by_command_and_by_an_orderly_end_and_the_writer_sees_no_error(
 #[test]
 fn a_forced_takeover_serves_and_a_split_brain_waits_for_the_operators_word() -> Result<()> {
     let Some(Mounted {
+        dir: _dir,
         mut lab,
         mount,
-        dir: _dir,
     }) = Mounted::new(VOLUME, 2)?
     else {
         return Ok(());
@@ -111,8 +107,7 @@ fn a_forced_takeover_serves_and_a_split_brain_waits_for_the_operators_word() -> 
     );
     assert_eq!(fs::read_to_string(mount.join("after"))?, "node2 has this");
     assert!(!mount.join("alone1").exists(), "it was given up");
-    let verdict = lab.json(0, &["volume", "verify", VOLUME])?;
-    assert_eq!(verdict["equal"], true, "{verdict}");
+    all_equal(&lab, 0, VOLUME)?;
     lab.finish()?;
     Ok(())
 }
