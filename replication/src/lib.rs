@@ -9,6 +9,7 @@
 //! * [`state`]: what a replica must not forget, and what it tells on meeting.
 //! * [`machine`]: roles, activation, the in-sync set, confirmation, flushes, hand-over.
 //! * [`progress`]: how far a resync is and when it will end.
+//! * [`throttle`]: how fast it may go beside applications.
 
 #![forbid(unsafe_code)]
 
@@ -17,3 +18,4 @@ pub mod line;
 pub mod machine;
 pub mod progress;
 pub mod state;
+pub mod throttle;

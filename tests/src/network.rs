@@ -1,7 +1,12 @@
 //! Nodes with a network of their own each: network namespaces, joined by a bridge in one more.
 //! Their cables can be pulled, what they send can be dropped or slowed. Nothing leaves the machine.
 
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use anyhow::{Result, ensure};
 use cairn_lab::{Lab, Place, is_root};
@@ -177,14 +182,42 @@ impl Network {
     /// Lets a node send only so many kilobits a second, with a queue of at most 400 ms.
     pub fn slow(&self, node: usize, kilobits: u32) -> Result<()> {
         let rate = format!("{kilobits}kbit");
-        let queue = ["tbf", "rate", &rate, "burst", "32kb", "latency", "400ms"];
-        let words = ["tc", "qdisc", "add", "dev", INTERFACE, "root"];
-        self.inside(node, &[&words[..], &queue[..]].concat())
+        // What may leave at once: of 4 ms, as the kernel's timer does not let it go more often.
+        let burst = (u64::from(kilobits) * 1000 / 8 / 250).max(32 << 10);
+        let queue = ["tbf", "rate", &rate, "burst", &burst.to_string()].map(str::to_owned);
+        let words = ["tc", "qdisc", "add", "dev", INTERFACE, "root"].map(str::to_owned);
+        let latency = ["latency".to_owned(), "400ms".to_owned()];
+        let all = [&words[..], &queue[..], &latency[..]].concat();
+        self.inside(node, &all.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// Ends that.
     pub fn full_speed(&self, node: usize) -> Result<()> {
         self.inside(node, &["tc", "qdisc", "del", "dev", INTERFACE, "root"])
+    }
+
+    /// Bytes a second that one TCP connection carries from a node to another, over `bytes`.
+    pub fn rate(&self, from: usize, to: usize, bytes: u64) -> Result<f64> {
+        let (tell, told) = std::sync::mpsc::channel();
+        let (sink, source) = (self.space(to), self.space(from));
+        let receiver = std::thread::spawn(move || -> Result<f64> {
+            enter(&sink)?;
+            let listener = TcpListener::bind((address(to), 0))?;
+            tell.send(listener.local_addr()?)?;
+            let (mut connection, _) = listener.accept()?;
+            let began = Instant::now();
+            let received = io::copy(&mut connection, &mut io::sink())?;
+            Ok(received as f64 / began.elapsed().as_secs_f64())
+        });
+        let sender = std::thread::spawn(move || -> Result<()> {
+            enter(&source)?;
+            let mut connection = TcpStream::connect(told.recv()?)?;
+            io::copy(&mut io::repeat(7).take(bytes), &mut connection)?;
+            Ok(())
+        });
+        let panicked = |_| anyhow::anyhow!("a thread panicked");
+        sender.join().map_err(panicked)??;
+        receiver.join().map_err(panicked)?
     }
 
     fn inside(&self, node: usize, words: &[&str]) -> Result<()> {
@@ -203,6 +236,16 @@ impl Drop for Network {
             }
         }
     }
+}
+
+/// Moves this thread into a network namespace.
+fn enter(space: &str) -> Result<()> {
+    let file = File::open(Path::new("/run/netns").join(space))?;
+    rustix::thread::move_into_link_name_space(
+        file.as_fd(),
+        Some(rustix::thread::LinkNameSpaceType::Network),
+    )?;
+    Ok(())
 }
 
 /// A node's end at the bridge.

@@ -21,6 +21,7 @@ cargo xtask crash --seeds N    N seeds of the crashing disk under the brick
 cargo xtask power-cut --moments N   cuts the power of real bricks at N random moments
 cargo xtask kill --rounds N    kills daemons under a writer, N rounds
 cargo xtask failover [--rounds N] [--only FAULT] [--out FILE]   nodes die, freeze, are cut off: how long a writer waits
+cargo xtask resync [--mib N] [--object-mib N] [--out DIR]   what a resync sends, how fast, and what applications notice
 cargo xtask memory --files N   how the daemons' memory grows with files and sparse data
 cargo xtask fuzz [--seconds S] random and mutated bytes into every decoder
 cargo xtask bench [ARGS…]      benches/compare: the same workloads on local, FUSE, GlusterFS and Cairn
@@ -89,6 +90,7 @@ fn run(args: &[String]) -> Result<()> {
             )
         }
         ["failover", rest @ ..] => failover(rest),
+        ["resync", rest @ ..] => resync(rest),
         ["power-cut", rest @ ..] => {
             let moments = number(rest, "--moments")?.unwrap_or(200);
             let env = [("CAIRN_POWER_CUTS", moments.to_string())];
@@ -266,6 +268,32 @@ fn failover(args: &[&str]) -> Result<()> {
     env.push(("CAIRN_BIN", binary.display().to_string()));
     let args = ["test", "-p", "cairn-tests", "--test", "failover", "--"];
     cargo_env(&[&args[..], &["--nocapture"]].concat(), &env)
+}
+
+fn resync(args: &[&str]) -> Result<()> {
+    let (mut mib, mut object_mib) = (4096, 10_240);
+    let mut env = vec![("CAIRN_CATCHING_UP_SECONDS", "20".to_owned())];
+    for pair in args.chunks(2) {
+        let number = |value: &str| value.parse::<u64>().with_context(|| format!("{pair:?}"));
+        match pair {
+            ["--mib", value] => mib = number(value)?,
+            ["--object-mib", value] => object_mib = number(value)?,
+            ["--out", dir] => {
+                let path = std::path::absolute(dir)?.display().to_string();
+                env.push(("CAIRN_CATCHING_UP_OUT", path));
+            }
+            other => bail!("unknown or incomplete: {}", other.join(" ")),
+        }
+    }
+    env.push(("CAIRN_CATCHING_UP_MIB", mib.to_string()));
+    env.push(("CAIRN_CATCHING_UP_OBJECT_MIB", object_mib.to_string()));
+    env.push(("CAIRN_CATCHING_UP_WRITES", (object_mib * 50).to_string()));
+    cargo(&["build", "--release", "-p", "cairn"])?;
+    let binary = std::env::current_dir()?.join("target/release/cairn");
+    env.push(("CAIRN_BIN", binary.display().to_string()));
+    let args = ["test", "-p", "cairn-tests", "--test", "catching_up", "--"];
+    let one = ["--nocapture", "--test-threads=1"];
+    cargo_env(&[&args[..], &one[..]].concat(), &env)
 }
 
 fn schedules(args: &[&str]) -> Result<()> {

@@ -485,6 +485,7 @@ impl<M: Medium> Driver<M> {
                     slot,
                     number,
                     sequence,
+                    since: None,
                     outcome,
                 });
                 Ok(Some(Taken::Yes))
@@ -566,6 +567,7 @@ impl<M: Medium> Driver<M> {
             slot,
             number,
             sequence,
+            since: None,
             outcome,
         });
         Ok(Taken::Yes)
@@ -596,12 +598,13 @@ impl<M: Medium> Driver<M> {
             self.note_slot(session, request);
         }
         let (slot, number) = (request.slot, request.number);
-        let sequence = self.machine.last();
+        let (sequence, since) = (self.machine.last(), Some(self.now()));
         let pending = |outcome| PendingReply {
             session,
             slot,
             number,
             sequence,
+            since,
             outcome,
         };
         match executed {
@@ -642,6 +645,7 @@ impl<M: Medium> Driver<M> {
                     session,
                     number,
                     slot,
+                    since,
                 });
             }
             Ok(Executed::Seek {
@@ -749,6 +753,7 @@ impl<M: Medium> Driver<M> {
             slot,
             number,
             sequence,
+            since,
             outcome,
         } = reply;
         if slot != SLOT_NONE
@@ -759,6 +764,9 @@ impl<M: Medium> Driver<M> {
             kept.done = Some((sequence, outcome.clone()));
         }
         let now = self.now();
+        if let Some(since) = since {
+            self.throttle.answered(now, now.saturating_sub(since));
+        }
         let fresh_ms = match &outcome {
             Outcome::Entry(_) | Outcome::Attributes(_) | Outcome::Entries(_)
                 if self.machine.may_answer(now) =>

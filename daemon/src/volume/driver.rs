@@ -24,6 +24,7 @@ use replication::machine::{
     Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Position, Proposed, Standing,
 };
 use replication::state::{DurableState, Mask, Places};
+use replication::throttle::Throttle;
 use storage::{Brick, BrickError, BrickEvent, DirtyItem, FlushWhat, Medium, Pace, RecoveryReport};
 use tokio::sync::{Notify, oneshot};
 
@@ -61,6 +62,8 @@ pub(super) struct PendingReply {
     pub(super) slot: u16,
     pub(super) number: u64,
     pub(super) sequence: Sequence,
+    /// When the request was taken; `None` if nobody waited for its work.
+    pub(super) since: Option<Duration>,
     pub(super) outcome: Outcome,
 }
 
@@ -70,6 +73,7 @@ pub(super) enum FlushWaiter {
         session: SessionId,
         number: u64,
         slot: u16,
+        since: Option<Duration>,
     },
     Task(oneshot::Sender<()>),
 }
@@ -134,6 +138,8 @@ pub(super) struct Driver<M: Medium> {
     pub(super) paused: bool,
     pub(super) full_wanted: Mask,
     pub(super) resyncs: Vec<super::source::Resyncs>,
+    /// How fast they may go beside applications.
+    pub(super) throttle: Throttle,
     pub(super) object_bytes_max: u64,
     /// When this replica last applied a record of a primary's.
     pub(super) followed_at: Option<Timestamp>,
@@ -205,6 +211,7 @@ impl<M: Medium> Driver<M> {
             resyncs: (0..REPLICAS_MAX)
                 .map(|_| super::source::Resyncs::default())
                 .collect(),
+            throttle: Throttle::default(),
             object_bytes_max: brick.object_bytes_max(),
             followed_at: None,
             needs_room: None,
@@ -677,6 +684,7 @@ impl<M: Medium> Driver<M> {
                     session,
                     number,
                     slot,
+                    since,
                 } => {
                     let sequence = self.machine.confirmed();
                     let outcome = Outcome::Done;
@@ -685,6 +693,7 @@ impl<M: Medium> Driver<M> {
                         slot,
                         number,
                         sequence,
+                        since,
                         outcome,
                     });
                 }
@@ -821,6 +830,7 @@ impl<M: Medium> Driver<M> {
         let now = self.now();
         self.apply_left_over();
         self.machine.tick(now);
+        self.look_after_throttle(now);
         self.ask_promises();
         self.look_after_journal();
         self.machine.set_journal_from(self.brick.oldest_kept());

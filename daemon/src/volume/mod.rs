@@ -15,6 +15,7 @@
 //! | [`bricks`] | making, refusing and marking brick directories |
 //! | [`thread`] | the thread, its tasks, its end |
 
+mod batch;
 mod bricks;
 mod clients;
 mod driver;
@@ -22,6 +23,7 @@ mod keys;
 mod links;
 mod losses;
 mod outbox;
+mod pace;
 mod points;
 mod received;
 mod report;

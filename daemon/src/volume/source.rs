@@ -20,14 +20,12 @@ use replication::state::{Disk, Membership, Welcome};
 use storage::{DirtyItem, Medium};
 use tokio::sync::{Notify, oneshot};
 
+use super::batch::{Batch, Content};
 use super::clients::read_again;
 use super::driver::{Driver, Shared, index};
 use super::links::{borrow_link, to_json};
 use super::words;
 
-/// Bytes of resync data that may be under way to the target: enough to keep a fast link busy,
-/// little enough that live records do not wait long behind them.
-const WINDOW_BYTES_MAX: usize = 4 << 20;
 /// Items of one batch.
 const BATCH_ITEMS_MAX: usize = 1024;
 /// Bytes of data in one batch.
@@ -118,8 +116,16 @@ impl Source {
         self.wake.notify_one();
     }
 
-    fn open_bytes(&self) -> usize {
-        self.open.borrow().values().map(|(_, bytes)| bytes).sum()
+    /// Waits until batches of fewer than so many bytes are under way.
+    pub(super) async fn open_below(&self, most: usize) -> Result<(), Stopped> {
+        let open_bytes = || -> usize { self.open.borrow().values().map(|(_, bytes)| bytes).sum() };
+        while open_bytes() >= most {
+            if self.stopped.get() {
+                return Err(Stopped);
+            }
+            self.wake.notified().await;
+        }
+        Ok(())
     }
 }
 
@@ -412,18 +418,18 @@ fn wire_bytes(link: &super::links::LinkIo) -> u64 {
 }
 
 /// What a resync's task knows.
-struct Run<M: Medium> {
+pub(super) struct Run<M: Medium> {
     shared: Shared<M>,
-    replica: usize,
+    pub(super) replica: usize,
     epoch: u64,
-    source: Rc<Source>,
+    pub(super) source: Rc<Source>,
 }
 
 /// A resync's task ends early: its link is gone, or it cannot go on.
-struct Stopped;
+pub(super) struct Stopped;
 
 impl<M: Medium> Run<M> {
-    fn with<T>(&self, f: impl FnOnce(&mut Driver<M>) -> T) -> Result<T, Stopped> {
+    pub(super) fn with<T>(&self, f: impl FnOnce(&mut Driver<M>) -> T) -> Result<T, Stopped> {
         if self.source.stopped.get() {
             return Err(Stopped);
         }
@@ -433,31 +439,6 @@ impl<M: Medium> Run<M> {
             result
         })
         .ok_or(Stopped)
-    }
-
-    /// Waits until the link and the target have room, and lets live traffic pass.
-    async fn room(&self) -> Result<(), Stopped> {
-        let outbox = self.with(|d| d.links[self.replica].as_ref().map(|l| l.outbox.clone()))?;
-        if let Some(outbox) = outbox {
-            outbox.below(WINDOW_BYTES_MAX).await;
-        }
-        while self.source.open_bytes() >= WINDOW_BYTES_MAX {
-            if self.source.stopped.get() {
-                return Err(Stopped);
-            }
-            self.source.wake.notified().await;
-        }
-        tokio::task::yield_now().await;
-        self.with(|_| ())
-    }
-
-    /// Keeps to `resync-max-rate`.
-    async fn pace(&self, bytes: usize) -> Result<(), Stopped> {
-        let rate = self.with(|d| d.settings.resync_bytes_per_second_max)?;
-        if let Some(rate) = rate {
-            tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64)).await;
-        }
-        Ok(())
     }
 
     // ---- the journal's tail ------------------------------------------------------------------
@@ -489,7 +470,8 @@ impl<M: Medium> Run<M> {
                 }
                 d.brick.push()?;
                 let after = Sequence(next.0 - 1);
-                let records = d.brick.read_records(after, BATCH_BYTES_MAX)?;
+                let most = d.throttle.piece_bytes(BATCH_BYTES_MAX);
+                let records = d.brick.read_records(after, most)?;
                 let mut bytes = 0;
                 for record in records.into_iter().map(|caught| caught.record) {
                     next = record.sequence.next();
@@ -548,13 +530,14 @@ impl<M: Medium> Run<M> {
 
     /// Sends items in batches of bounded size.
     async fn send_items(&self, items: Vec<DirtyItem>) -> Result<(), Stopped> {
-        let mut todo: VecDeque<DirtyItem> = items.into_iter().flat_map(pieces).collect();
+        let mut todo: VecDeque<DirtyItem> = items.into();
         while !todo.is_empty() {
+            let most = self.with(|d| d.throttle.piece_bytes(BATCH_BYTES_MAX))?;
             *self.source.changed.borrow_mut() = Some(Changed::default());
             let mut read = Vec::new();
             let mut bytes = 0;
-            while bytes < BATCH_BYTES_MAX
-                && let Some(item) = todo.pop_front()
+            while bytes < most
+                && let Some(item) = next_piece(&mut todo, most - bytes)
             {
                 let content = self.read_item(&item).await?;
                 bytes += content.bytes();
@@ -869,106 +852,27 @@ pub(super) fn after_key(key: &[u8]) -> Bytes {
     next.freeze()
 }
 
-/// Items of one message.
-#[derive(Default)]
-struct Batch {
-    items: Vec<DirtyItem>,
-    changes: Vec<Change>,
-    payload: BytesMut,
-    key_bytes: usize,
-}
-
-/// What is sent in place of a dirty item.
-enum Content {
-    Nothing,
-    Change(Change),
-    Data(Bytes),
-}
-
-impl Content {
-    /// About what it costs on the wire.
-    fn bytes(&self) -> usize {
-        match self {
-            Self::Nothing => 0,
-            Self::Change(Change::Put { key, value }) => key.len() + value.len() + 32,
-            Self::Change(Change::Delete { key }) => key.len() + 32,
-            Self::Change(_) => 32,
-            Self::Data(data) => data.len(),
-        }
-    }
-}
-
-impl Batch {
-    fn add(&mut self, item: DirtyItem, content: Content) {
-        match (&item, &content) {
-            (DirtyItem::Blocks { object, start, .. }, Content::Data(data)) => {
-                self.add_data(*object, start * BLOCK_BYTES, data);
-            }
-            (_, Content::Change(change)) => {
-                self.key_bytes += content.bytes();
-                self.changes.push(change.clone());
-            }
-            _ => {}
-        }
-        self.items.push(item);
-    }
-
-    /// Adds data; blocks of zeros travel as a range.
-    fn add_data(&mut self, object: ObjectId, offset: u64, data: &[u8]) {
-        for (index, block) in data.chunks(BLOCK_BYTES as usize).enumerate() {
-            let at = offset + index as u64 * BLOCK_BYTES;
-            let zero = block.iter().all(|byte| *byte == 0);
-            let len = block.len() as u64;
-            match self.changes.last_mut() {
-                Some(Change::Zero {
-                    object: o,
-                    offset: from,
-                    len: l,
-                }) if zero && *o == object && *from + *l == at => {
-                    *l += len;
-                }
-                Some(Change::Write {
-                    object: o,
-                    offset: from,
-                    len: l,
-                }) if !zero && *o == object && *from + u64::from(*l) == at => {
-                    *l += block.len() as u32;
-                }
-                _ if zero => self.changes.push(Change::Zero {
-                    object,
-                    offset: at,
-                    len,
-                }),
-                _ => {
-                    let len = block.len() as u32;
-                    self.changes.push(Change::Write {
-                        object,
-                        offset: at,
-                        len,
-                    });
-                }
-            }
-            if !zero {
-                self.payload.extend_from_slice(block);
-            }
-        }
-    }
-}
-
-/// Cuts a long run of blocks into what one batch carries.
-fn pieces(item: DirtyItem) -> Vec<DirtyItem> {
+/// The next of the items, or of a long run of blocks as much as makes up to `most` bytes, one
+/// block at least.
+fn next_piece(todo: &mut VecDeque<DirtyItem>, most: usize) -> Option<DirtyItem> {
+    let item = todo.pop_front()?;
     let DirtyItem::Blocks { object, start, end } = item else {
-        return vec![item];
+        return Some(item);
     };
-    let most = BATCH_BYTES_MAX as u64 / BLOCK_BYTES;
-    (start..end)
-        .step_by(usize::try_from(most).expect("small"))
-        .map(|at| DirtyItem::Blocks {
-            object,
-            start: at,
-            end: end.min(at + most),
-        })
-        .collect()
+    let cut = (most as u64 / BLOCK_BYTES).max(1).saturating_add(start);
+    if cut >= end {
+        return Some(item);
+    }
+    todo.push_front(DirtyItem::Blocks {
+        object,
+        start: cut,
+        end,
+    });
+    Some(DirtyItem::Blocks {
+        object,
+        start,
+        end: cut,
+    })
 }
 
 #[cfg(test)]
