@@ -475,7 +475,8 @@ impl<M: Medium> Brick<M> {
                 .frozen
                 .as_ref()
                 .map_or(0, |frozen| frozen.bytes);
-        let held = self.options.reserve_bytes + 2 * waiting as u64;
+        let owed = 2 * waiting as u64 + self.journal.owed_bytes();
+        let held = self.options.reserve_bytes + owed;
         Ok(Space {
             total_bytes: room.total_bytes,
             free_bytes: room.free_bytes.saturating_sub(held),

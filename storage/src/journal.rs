@@ -124,6 +124,12 @@ impl JournalSizes {
     }
 }
 
+/// Bytes of a new brick's first segment: one that holds little takes little room. Used again, it
+/// grows to the size of the others.
+pub(crate) fn first_segment_bytes(sizes: JournalSizes) -> u64 {
+    sizes.segment_bytes / 16
+}
+
 /// Makes a segment's file: zero-written, so that later syncs have no metadata to write.
 pub(crate) fn make_segment<M: Medium>(medium: &M, slot: u32, len: u64) -> io::Result<M::File> {
     const PART: usize = 1 << 20;
@@ -341,6 +347,11 @@ impl<M: Medium> Journal<M> {
         self.stable = self.stable.max(upto);
     }
 
+    /// What the fewest segments, at full size, will take besides what is there.
+    pub(crate) fn owed_bytes(&self) -> u64 {
+        (self.segment_bytes * SEGMENTS_MIN).saturating_sub(self.total_bytes())
+    }
+
     fn total_bytes(&self) -> u64 {
         let used: u64 = self.segments.iter().map(|segment| segment.len).sum();
         used + self.free.iter().map(|free| free.len).sum::<u64>()
@@ -361,7 +372,7 @@ impl<M: Medium> Journal<M> {
 
     fn roll(&mut self, next_seq: Sequence) -> Result<(), BrickError> {
         self.preparing = false;
-        let next = if let Some(free) = self.free.pop() {
+        let mut next = if let Some(free) = self.free.pop() {
             free
         } else if self.oldest_is_free()
             && let Some(oldest) = self.segments.pop_front()
@@ -386,6 +397,12 @@ impl<M: Medium> Journal<M> {
                 len: self.segment_bytes,
             }
         };
+        if next.len < self.segment_bytes {
+            self.medium
+                .set_len(&next.file, self.segment_bytes)
+                .map_err(fault("make a journal segment larger"))?;
+            next.len = self.segment_bytes;
+        }
         let header = SegmentHeader {
             number: self.segments.back().map_or(0, |last| last.header.number) + 1,
             first_lsn: self.next_lsn,
@@ -411,11 +428,19 @@ impl<M: Medium> Journal<M> {
         slot
     }
 
-    /// The slot and length of a segment that should be made ahead, when the last one is half full
-    /// and no other can follow it.
+    /// The slot and length of a segment that should be made ahead: when the last one is half full
+    /// and no other can follow it, or there are fewer than the fewest.
     pub(crate) fn wants_segment(&mut self) -> Option<(u32, u64)> {
-        let half = self.buffer_at > self.segment_bytes / 2;
-        if self.preparing || !half || !self.free.is_empty() || self.oldest_is_free() {
+        let count = self.segments.len() + self.free.len();
+        let last = self.segments.back().map_or(0, |segment| segment.len);
+        let half = self.buffer_at > last / 2;
+        // A journal that is used at all gets its fewest segments while there is room.
+        let wanted = if (count as u64) < SEGMENTS_MIN {
+            half || count > 1
+        } else {
+            half && self.free.is_empty() && !self.oldest_is_free()
+        };
+        if self.preparing || !wanted {
             return None;
         }
         self.preparing = true;

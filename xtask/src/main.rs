@@ -22,6 +22,7 @@ cargo xtask power-cut --moments N   cuts the power of real bricks at N random mo
 cargo xtask kill --rounds N    kills daemons under a writer, N rounds
 cargo xtask failover [--rounds N] [--only FAULT] [--out FILE]   nodes die, freeze, are cut off: how long a writer waits
 cargo xtask resync [--mib N] [--object-mib N] [--out DIR]   what a resync sends, how fast, and what applications notice
+cargo xtask volumes [--count N] [--out FILE]   N volumes over five nodes: what they cost, and what the leader's death does
 cargo xtask memory --files N   how the daemons' memory grows with files and sparse data
 cargo xtask fuzz [--seconds S] random and mutated bytes into every decoder
 cargo xtask bench [ARGS…]      benches/compare: the same workloads on local, FUSE, GlusterFS and Cairn
@@ -91,6 +92,7 @@ fn run(args: &[String]) -> Result<()> {
         }
         ["failover", rest @ ..] => failover(rest),
         ["resync", rest @ ..] => resync(rest),
+        ["volumes", rest @ ..] => volumes(rest),
         ["power-cut", rest @ ..] => {
             let moments = number(rest, "--moments")?.unwrap_or(200);
             let env = [("CAIRN_POWER_CUTS", moments.to_string())];
@@ -294,6 +296,30 @@ fn resync(args: &[&str]) -> Result<()> {
     let args = ["test", "-p", "cairn-tests", "--test", "catching_up", "--"];
     let one = ["--nocapture", "--test-threads=1"];
     cargo_env(&[&args[..], &one[..]].concat(), &env)
+}
+
+fn volumes(args: &[&str]) -> Result<()> {
+    let mut env = vec![("CAIRN_VOLUMES_SECONDS", "10".to_owned())];
+    let mut count = 1000;
+    for pair in args.chunks(2) {
+        match pair {
+            ["--count", value] => {
+                let number = value.parse::<u64>().ok().filter(|count| *count >= 20);
+                count = number.with_context(|| format!("--count from 20 on, not `{value}`"))?;
+            }
+            ["--out", file] => {
+                let path = std::path::absolute(file)?.display().to_string();
+                env.push(("CAIRN_VOLUMES_OUT", path));
+            }
+            other => bail!("unknown or incomplete: {}", other.join(" ")),
+        }
+    }
+    env.push(("CAIRN_VOLUMES", count.to_string()));
+    cargo(&["build", "--release", "-p", "cairn"])?;
+    let binary = std::env::current_dir()?.join("target/release/cairn");
+    env.push(("CAIRN_BIN", binary.display().to_string()));
+    let args = ["test", "-p", "cairn-tests", "--test", "many_volumes", "--"];
+    cargo_env(&[&args[..], &["--nocapture"]].concat(), &env)
 }
 
 fn schedules(args: &[&str]) -> Result<()> {

@@ -253,6 +253,8 @@ impl<M: Medium> Driver<M> {
             }
             self.sessions.by_id.insert(id, Session::default());
             self.sessions.count_again(self.machine.last());
+            self.ask_promises();
+            self.hurry.notify_one();
         }
         let connection = self.sessions.next_id();
         if let Some(state) = self.sessions.by_id.get_mut(&id) {

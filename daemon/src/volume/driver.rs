@@ -102,6 +102,7 @@ pub(super) struct Driver<M: Medium> {
     pub(super) incarnation: u64,
     started: Duration,
     last_time: Timestamp,
+    last_at_tick: Sequence,
     pub(super) links: Vec<Option<LinkIo>>,
     pub(super) sessions: Sessions,
     pub(super) waiting: VecDeque<Waiting>,
@@ -182,6 +183,7 @@ impl<M: Medium> Driver<M> {
             incarnation: u64::from_le_bytes(incarnation),
             started: host.now(),
             last_time: Timestamp(0),
+            last_at_tick: Sequence::ZERO,
             links: (0..REPLICAS_MAX).map(|_| None).collect(),
             sessions: Sessions::default(),
             waiting: VecDeque::new(),
@@ -666,8 +668,10 @@ impl<M: Medium> Driver<M> {
     }
 
     /// As primary: has every follower promise to ask for no role for a while.
+    /// Asks the other replicas not to take over: as long as there are clients to answer.
     pub(super) fn ask_promises(&mut self) {
-        if self.machine.agreed().is_none() || !self.machine.serves() {
+        let asked = self.machine.agreed().is_some() && !self.sessions.by_id.is_empty();
+        if !asked || !self.machine.serves() {
             return;
         }
         let sent_us = u64::try_from(self.now().as_micros()).unwrap_or(u64::MAX);
@@ -825,9 +829,30 @@ impl<M: Medium> Driver<M> {
 
     // ---- time ----------------------------------------------------------------------------------
 
-    /// Called some twenty times a second.
+    /// Whether nobody uses the replica and nothing is on its way: a machine may have a thousand of
+    /// those.
+    pub(super) fn is_quiet(&self) -> bool {
+        let resyncs = self.resyncs[self.me].running.is_some()
+            || self
+                .links
+                .iter()
+                .flatten()
+                .any(|link| link.source.is_some());
+        let used = !self.sessions.by_id.is_empty() || !self.waiting.is_empty();
+        let moves = self.machine.last() != self.last_at_tick || self.brick.is_busy();
+        !used && !resyncs && !moves
+    }
+
+    /// Whether this primary, which asks for no promises while nobody asks it, would get them.
+    pub(super) fn would_answer(&self) -> bool {
+        let set = self.machine.durable().in_sync.without(self.me);
+        self.sessions.by_id.is_empty() && set.iter().all(|replica| self.links[replica].is_some())
+    }
+
+    /// Called some twenty times a second; a few times while [`Driver::is_quiet`].
     pub(super) fn tick(&mut self) {
         let now = self.now();
+        self.last_at_tick = self.machine.last();
         self.apply_left_over();
         self.machine.tick(now);
         self.look_after_throttle(now);

@@ -127,7 +127,7 @@ impl<M: Medium> Driver<M> {
                 "writes wait: fewer than {} replicas are in sync (min-in-sync)",
                 self.settings.min_in_sync
             )),
-            Phase::Serving if self.machine.may_answer(self.now()) => None,
+            Phase::Serving if self.machine.may_answer(self.now()) || self.would_answer() => None,
             Phase::Serving => Some(
                 "answers nothing until every in-sync replica confirms that it is still primary"
                     .to_owned(),

@@ -240,21 +240,19 @@ async fn watch_agreement<M: Medium>(shared: Shared<M>) {
 }
 
 async fn ticker<M: Medium>(shared: Shared<M>) {
-    let mut ticks: u64 = 0;
-    let mut interval = tokio::time::interval(TICK);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let every = |period: Duration| (period.as_millis() / TICK.as_millis()) as u64;
+    let (mut last, mut ended) = (tokio::time::Instant::now(), 0);
     loop {
-        let (hurry, deadline) = {
+        let (hurry, pause, deadline) = {
             let d = shared.borrow();
             let left = d.machine.deadline().map(|at| at.saturating_sub(d.now()));
             // What was due already and did not help is looked at with the rest.
             let left = left.filter(|left| !left.is_zero());
-            (d.hurry.clone(), left.unwrap_or(TICK))
+            let pause = if d.is_quiet() { HEARTBEAT } else { TICK };
+            (d.hurry.clone(), pause, left.unwrap_or(pause))
         };
         tokio::select! {
             biased;
-            _ = interval.tick() => ticks += 1,
+            () = tokio::time::sleep_until(last + pause) => {}
             () = hurry.notified() => continue,
             () = tokio::time::sleep(deadline) => {
                 let mut d = shared.borrow_mut();
@@ -267,21 +265,29 @@ async fn ticker<M: Medium>(shared: Shared<M>) {
                 continue;
             }
         }
+        last = tokio::time::Instant::now();
         let mut d = shared.borrow_mut();
         if d.stopping || d.failed.is_some() {
             return;
         }
         d.brick_events();
         d.tick();
-        if ticks.is_multiple_of(every(HEARTBEAT)) {
+        // In ticks, although a pause may be as long as several.
+        let ticks = ended + u64::try_from(pause.as_millis() / TICK.as_millis()).unwrap_or(1);
+        let due = |period: Duration| {
+            let every = u64::try_from(period.as_millis() / TICK.as_millis()).unwrap_or(1);
+            ticks / every > ended / every
+        };
+        if due(HEARTBEAT) {
             d.heartbeats();
         }
-        if ticks.is_multiple_of(every(Duration::from_secs(1))) {
+        if due(Duration::from_secs(1)) {
             d.every_second();
         }
-        if ticks.is_multiple_of(every(NOTE_POSITIONS)) {
+        if due(NOTE_POSITIONS) {
             d.note_positions();
         }
+        ended = ticks;
     }
 }
 

@@ -32,6 +32,9 @@ const DRIFT: u32 = 50;
 /// Pause before the pool is asked again when it could not decide.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
+/// A primary that asks for no promises, as it has no clients, may be silent so many times longer.
+const QUIET: u32 = 3;
+
 /// Role and membership as the pool agreed on them, as far as this node knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agreed {
@@ -61,6 +64,8 @@ pub(super) struct Quorum {
     claimed: Option<u64>,
     /// Until then this replica asks for no role.
     promised_until: Duration,
+    /// When the primary last asked for a promise: it does while it has clients.
+    asked_at: Option<Duration>,
 }
 
 impl Quorum {
@@ -72,6 +77,7 @@ impl Quorum {
             in_doubt: Mask::default(),
             claimed: None,
             promised_until: Duration::ZERO,
+            asked_at: None,
         }
     }
 }
@@ -183,6 +189,9 @@ impl Machine {
         let Some(quorum) = &mut self.quorum else {
             return false;
         };
+        if follows {
+            quorum.asked_at = Some(now);
+        }
         if !follows || (quorum.claimed.is_some() && !in_doubt) {
             return false;
         }
@@ -478,9 +487,21 @@ impl Machine {
         }
         let gone = self.links[agreed.primary]
             .as_ref()
-            .is_none_or(|link| now >= link.heard + self.config.claim_after);
+            .is_none_or(|link| now >= link.heard + self.silence(link));
         if gone {
             self.claim(now, RoleReason::TookOver);
+        }
+    }
+
+    /// How long the primary may be silent before it is taken for gone. One without clients has
+    /// less to say, and nobody waits for another.
+    fn silence(&self, link: &super::Link) -> Duration {
+        let claim_after = self.config.claim_after;
+        let asked_at = self.quorum.as_ref().and_then(|quorum| quorum.asked_at);
+        if asked_at.is_some_and(|at| link.heard <= at + claim_after) {
+            claim_after
+        } else {
+            claim_after * QUIET
         }
     }
 
@@ -490,7 +511,7 @@ impl Machine {
         match self.phase {
             Phase::Following if self.joined => {
                 let primary = self.links[quorum.agreed.primary].as_ref();
-                let silent = primary.map(|link| link.heard + self.config.claim_after);
+                let silent = primary.map(|link| link.heard + self.silence(link));
                 let free = quorum.promised_until.max(quorum.ask_after);
                 Some(silent.map_or(free, |at| at.max(free)))
             }

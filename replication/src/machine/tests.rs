@@ -55,6 +55,7 @@ enum Wire {
     Flushed(u64),
     AskPromise(Term, Duration),
     Promise(Duration),
+    Heartbeat,
 }
 
 /// The pool's agreement: one register that is compared and set, whose users may be cut off.
@@ -145,6 +146,8 @@ struct Volume {
     synced: Vec<ToyRecord>,
     /// Confirmed operations that take-overs gave up.
     given_up: usize,
+    /// The primary has no clients: it asks for no promises.
+    quiet: bool,
 }
 
 const LEASE: Duration = Duration::from_millis(60);
@@ -218,6 +221,7 @@ impl Volume {
             loose: BTreeSet::new(),
             synced: Vec::new(),
             given_up: 0,
+            quiet: false,
         };
         for node in 0..count {
             volume.boot(node);
@@ -598,12 +602,14 @@ impl Volume {
             machine.tick(now);
             self.carry_out(node);
             let machine = self.nodes[node].machine.as_ref().unwrap();
-            if !machine.serves() || self.pool.is_none() {
-                continue;
-            }
             let term = machine.durable().term;
+            let asks = machine.serves() && self.pool.is_some();
             for other in 0..self.nodes.len() {
-                self.send(node, other, Wire::AskPromise(term, now));
+                if self.quiet {
+                    self.send(node, other, Wire::Heartbeat);
+                } else if asks {
+                    self.send(node, other, Wire::AskPromise(term, now));
+                }
             }
         }
     }

@@ -20,7 +20,9 @@ use crate::apply::{Core, Mode};
 use crate::dirty::{DirtyItem, DirtyMaps, SUSPECT};
 use crate::error::{BrickError, CreateError, IoFault, OpenError, ReadError};
 use crate::journal::frame::{Frame, FrameKind, LocalOp, Lsn};
-use crate::journal::{Journal, JournalStart, SEGMENTS_MIN, make_segment, record_sequence, replay};
+use crate::journal::{
+    Journal, JournalStart, first_segment_bytes, make_segment, record_sequence, replay,
+};
 use crate::layout::{FORMAT_WITHOUT_POINTS, JOURNAL, LOCK, OBJECTS, STORE};
 use crate::medium::Medium;
 use crate::points::PointId;
@@ -118,11 +120,7 @@ impl<M: Medium> Brick<M> {
             medium.make_dir(OBJECTS)?;
             // What an interrupted making left.
             medium.unlink(STORE)?;
-            for slot in 0..SEGMENTS_MIN {
-                let slot = u32::try_from(slot).unwrap_or(u32::MAX);
-                make_segment(medium, slot, options.journal.segment_bytes)?;
-            }
-            Ok(())
+            make_segment(medium, 0, first_segment_bytes(options.journal)).map(drop)
         };
         make().map_err(open_fault("make the brick's directories"))?;
         store::create(medium, &StateRow::default().encode())?;

@@ -61,7 +61,7 @@ impl DirMedium {
                 root,
                 finished,
                 uring,
-                threads: Threads::start()?,
+                threads: Threads::start(),
             }),
         })
     }

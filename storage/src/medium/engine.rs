@@ -1,12 +1,13 @@
 //! Threads that wait on the device, and the place where everything that ended is collected.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 
@@ -14,6 +15,8 @@ use super::{Completion, Op};
 
 /// Threads for syncs and reads: enough that a journal's sync never queues behind an object's.
 const WAITERS: usize = 4;
+/// A thread without work ends after so long.
+const IDLE_MAX: Duration = Duration::from_secs(10);
 
 /// Locks, whatever happened to an earlier holder: what is guarded is valid at every step.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -82,29 +85,115 @@ impl Finished {
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// A pool of threads. They end when the pool is dropped and their queue is empty.
-#[derive(Debug)]
+/// What waits for a thread, and how many there are.
+#[derive(Default)]
+struct Queue {
+    work: VecDeque<Work>,
+    threads: usize,
+    idle: usize,
+    closed: bool,
+}
+
+/// Threads that come when there is work and go when there was none for a while: a machine may
+/// have a thousand bricks of which few are busy.
+struct Pool {
+    name: &'static str,
+    threads_max: usize,
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+impl Pool {
+    fn new(name: &'static str, threads_max: usize) -> Arc<Self> {
+        Arc::new(Self {
+            name,
+            threads_max,
+            queue: Mutex::default(),
+            wake: Condvar::new(),
+        })
+    }
+
+    /// # Errors
+    /// There is no thread, and none can be started: `work` will not be done.
+    fn run(self: &Arc<Self>, work: Work) -> io::Result<()> {
+        let mut queue = lock(&self.queue);
+        queue.work.push_back(work);
+        if queue.work.len() <= queue.idle || queue.threads >= self.threads_max {
+            self.wake.notify_one();
+            return Ok(());
+        }
+        queue.threads += 1;
+        let pool = Arc::clone(self);
+        let started = std::thread::Builder::new()
+            .name(self.name.to_owned())
+            .spawn(move || pool.work());
+        if let Err(error) = started {
+            queue.threads -= 1;
+            if queue.threads == 0 {
+                queue.work.clear();
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    fn work(&self) {
+        let mut queue = lock(&self.queue);
+        loop {
+            if let Some(work) = queue.work.pop_front() {
+                drop(queue);
+                work();
+                queue = lock(&self.queue);
+                continue;
+            }
+            if queue.closed {
+                break;
+            }
+            queue.idle += 1;
+            let (again, waited) = self
+                .wake
+                .wait_timeout(queue, IDLE_MAX)
+                .unwrap_or_else(PoisonError::into_inner);
+            queue = again;
+            queue.idle -= 1;
+            if waited.timed_out() && queue.work.is_empty() {
+                break;
+            }
+        }
+        queue.threads -= 1;
+    }
+
+    fn close(&self) {
+        lock(&self.queue).closed = true;
+        self.wake.notify_all();
+    }
+}
+
+/// The threads of one medium. They end when it is dropped and their queue is empty.
 pub(super) struct Threads {
-    waiters: Sender<Work>,
-    jobs: Sender<Work>,
+    waiters: Arc<Pool>,
+    jobs: Arc<Pool>,
+}
+
+impl std::fmt::Debug for Threads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Threads").finish_non_exhaustive()
+    }
+}
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        self.waiters.close();
+        self.jobs.close();
+    }
 }
 
 impl Threads {
-    pub(super) fn start() -> io::Result<Self> {
-        let (waiters, queue) = channel();
-        let queue = Arc::new(Mutex::new(queue));
-        for _ in 0..WAITERS {
-            let queue = Arc::clone(&queue);
-            std::thread::Builder::new()
-                .name("brick-wait".to_owned())
-                .spawn(move || work_through(&queue))?;
+    pub(super) fn start() -> Self {
+        Self {
+            waiters: Pool::new("brick-wait", WAITERS),
+            jobs: Pool::new("brick-job", 1),
         }
-        let (jobs, queue) = channel();
-        let queue = Mutex::new(queue);
-        std::thread::Builder::new()
-            .name("brick-job".to_owned())
-            .spawn(move || work_through(&queue))?;
-        Ok(Self { waiters, jobs })
     }
 
     /// Runs `op`, and reports its end to `finished`. `open_dir` opens a directory for a sync.
@@ -140,18 +229,8 @@ impl Threads {
             ),
             Op::Job(job) => (&self.jobs, Box::new(move || done.end(token, job()))),
         };
-        if to.send(work).is_err() {
-            finished.end(token, Err(io::ErrorKind::BrokenPipe.into()));
-        }
-    }
-}
-
-fn work_through(queue: &Mutex<Receiver<Work>>) {
-    loop {
-        let next = lock(queue).recv();
-        match next {
-            Ok(work) => work(),
-            Err(_) => return,
+        if let Err(error) = to.run(work) {
+            finished.end(token, Err(error));
         }
     }
 }

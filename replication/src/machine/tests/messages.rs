@@ -227,7 +227,10 @@ impl Volume {
         let node = &mut self.nodes[to];
         let machine = node.machine.as_mut().unwrap();
         let queued = node.held.iter().any(|held| held.from == from);
-        let promise = matches!(wire, Wire::AskPromise(..) | Wire::Promise(_));
+        let promise = matches!(
+            wire,
+            Wire::AskPromise(..) | Wire::Promise(_) | Wire::Heartbeat
+        );
         let record = match &wire {
             Wire::Record(record) if node.holds || queued => Some((record.sequence, record.term)),
             _ => None,
@@ -392,6 +395,7 @@ impl Volume {
                 }
             }
             Wire::Promise(sent) => machine.promised(from, sent),
+            Wire::Heartbeat => machine.heard(now, from),
             Wire::Pull(after) => {
                 self.send_tail(to, from, after);
                 self.send(to, from, Wire::Pulled);

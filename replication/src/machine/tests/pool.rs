@@ -82,6 +82,40 @@ fn one_1_a_primary_that_is_cut_off_stops_answering_before_another_begins() {
     volume.check_whole();
 }
 
+/// A primary without clients asks for no promises; it answers nobody until it has them again, and
+/// its silence is taken for its end only later.
+#[test]
+fn a_quiet_primary_may_be_silent_longer_and_answers_only_with_promises() {
+    let may_answer = |volume: &Volume| {
+        let machine = volume.nodes[0].machine.as_ref().unwrap();
+        (machine.serves(), machine.may_answer(volume.clock(0)))
+    };
+    let mut volume = settled_with_pool(3);
+    volume.quiet = true;
+    pass(&mut volume, 4 * LEASE);
+    assert_eq!(may_answer(&volume), (true, false));
+    volume.quiet = false;
+    pass(&mut volume, Duration::from_millis(10));
+    assert_eq!(may_answer(&volume), (true, true));
+    volume.quiet = true;
+    pass(&mut volume, 4 * LEASE);
+    for other in [1, 2] {
+        volume.mute.insert((0, other));
+        volume.mute.insert((other, 0));
+    }
+    volume.pool.as_mut().unwrap().cut_off[0] = true;
+    let others_serve = |volume: &Volume| {
+        let machines = volume.nodes[1..].iter().map(|node| node.machine.as_ref());
+        machines.flatten().any(Machine::serves)
+    };
+    pass(&mut volume, Duration::from_millis(250));
+    assert!(!others_serve(&volume), "nobody waits for another primary");
+    pass(&mut volume, Duration::from_millis(250));
+    assert!(others_serve(&volume), "a member took over");
+    volume.settle();
+    volume.check_whole();
+}
+
 #[test]
 fn fo_5_a_silent_secondary_leaves_the_set_and_the_primary_goes_on() {
     let mut volume = settled_with_pool(2);
