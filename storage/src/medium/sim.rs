@@ -77,6 +77,22 @@ impl SimMedium {
         }
     }
 
+    /// The disk as the next process finds it when this one was killed: everything that was written
+    /// is there, synced or not, and what was under way never ends. The old one gives nothing but
+    /// errors from here on.
+    #[must_use]
+    pub fn kill(&self) -> Self {
+        let mut state = lock(&self.state);
+        state.crashed = true;
+        let next = state.after_kill();
+        let never_done = std::mem::take(&mut state.queue);
+        drop(state);
+        drop(never_done);
+        Self {
+            state: Arc::new(Mutex::new(next)),
+        }
+    }
+
     /// A copy of the disk as it is now, with everything un-synced kept; for comparing two ways on
     /// from one point. Nothing that is under way is copied.
     #[must_use]

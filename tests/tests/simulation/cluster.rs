@@ -13,7 +13,7 @@ use daemon::volume::{
 };
 use protocol::ids::{NodeId, PoolId, VolumeId};
 use protocol::preamble::Purpose;
-use protocol::volume::VolumeSpec;
+use protocol::volume::{REPLICAS_MAX, VolumeSpec};
 use replication::machine::{Agreed, Proposed};
 use storage::medium::sim::SimMedium;
 use storage::{Brick, Expected, JournalSizes, Options};
@@ -27,6 +27,9 @@ use super::random::Random;
 
 /// The pool that every brick belongs to.
 pub(crate) const POOL: PoolId = PoolId([7; 16]);
+
+/// Nodes have the places before, clients those from here on.
+pub(crate) const CLIENTS_FROM: Place = REPLICAS_MAX;
 
 /// Sizes so small that checkpoints and the journal's reuse happen all the time.
 fn sizes() -> Options {
@@ -57,6 +60,11 @@ impl Directory {
         handles[place] = handle;
     }
 
+    /// Nodes that there are, or were.
+    pub(crate) fn places(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     fn get(&self, place: Place) -> Option<VolumeHandle> {
         let handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         handles.get(place).cloned().flatten()
@@ -71,7 +79,7 @@ pub(crate) fn node_id(place: Place) -> NodeId {
 }
 
 /// The place of a node.
-pub(crate) fn place_of(node: NodeId) -> Place {
+fn place_of(node: NodeId) -> Place {
     usize::from(node.0[15])
 }
 
@@ -400,7 +408,7 @@ impl Cluster {
     pub(crate) async fn kill(&mut self, place: Place) {
         self.journal.note(format!("node{} is killed", place + 1));
         self.end(place).await;
-        self.nodes[place].medium = self.nodes[place].medium.fork();
+        self.nodes[place].medium = self.nodes[place].medium.kill();
     }
 
     /// The power goes: what was not synced is lost, torn or kept; nobody hears that it is gone.

@@ -66,16 +66,8 @@ fn index(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
 
-/// Zeros come from the allocator: filling them in one by one is what an unoptimised build spends
-/// most of its time with.
 fn set_len(data: &mut Vec<u8>, len: usize) {
-    if len <= data.len() {
-        data.truncate(len);
-    } else {
-        let mut longer = vec![0; len];
-        longer[..data.len()].copy_from_slice(data);
-        *data = longer;
-    }
+    data.resize(len, 0);
 }
 
 impl Change {
@@ -415,6 +407,15 @@ impl State {
         inode.data[at] ^= mask;
         inode.durable[at] ^= mask;
         true
+    }
+
+    /// As [`State::fork`], without a copy: nobody may use this one any more.
+    pub(super) fn after_kill(&mut self) -> Self {
+        let inodes = std::mem::take(&mut self.inodes);
+        Self {
+            inodes,
+            ..self.fork()
+        }
     }
 
     pub(super) fn fork(&self) -> Self {
