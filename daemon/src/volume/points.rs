@@ -222,6 +222,7 @@ impl<M: Medium> Driver<M> {
             disk: Disk::Consistent,
             knows_after: point.position.sequence,
             resyncing: Mask::default(),
+            targets: Mask::default(),
             full: Mask::default(),
             handed_to: None,
             role_reason: RoleReason::Followed,

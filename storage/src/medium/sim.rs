@@ -126,6 +126,24 @@ impl SimMedium {
         state.fail_sync = Some(state.syncs + n);
     }
 
+    /// The n-th change of a file from now on fails with EIO, once; syncs are not counted.
+    pub fn fail_write(&self, n: u64) {
+        lock(&self.state).fail_write = Some(n);
+    }
+
+    /// Nothing fails any more that was to fail.
+    pub fn mend(&self) {
+        let mut state = lock(&self.state);
+        (state.fail_sync, state.fail_write) = (None, None);
+        state.unreadable.clear();
+    }
+
+    /// What a file holds now, up to `len` bytes from `offset` on.
+    #[must_use]
+    pub fn peek(&self, path: &str, offset: u64, len: usize) -> Vec<u8> {
+        lock(&self.state).peek(path, offset, len)
+    }
+
     /// Reads of this file fail with EIO from now on.
     pub fn fail_reads(&self, path: &str) {
         let mut state = lock(&self.state);

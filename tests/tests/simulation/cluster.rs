@@ -21,6 +21,7 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
+use super::disks::DISK_BYTES;
 use super::network::{End, Network, Place};
 use super::pool::Pool;
 use super::random::Random;
@@ -305,7 +306,7 @@ impl Cluster {
         let began = Instant::now();
         let nodes = (0..spec.replicas.len())
             .map(|place| {
-                let medium = SimMedium::new(random.next(), 256 << 20);
+                let medium = SimMedium::new(random.next(), DISK_BYTES);
                 medium.slow_down(slowness);
                 let brick = identity(&spec, place, POOL);
                 Brick::create(&medium, brick, first_state(&spec, place), &sizes())
@@ -363,6 +364,8 @@ impl Cluster {
         };
         let node = &mut self.nodes[place];
         assert!(node.running.is_none(), "one process a node");
+        // A disk that fails while a brick is opened is one that was not mended in time.
+        node.medium.mend();
         if std::mem::take(&mut node.dark) {
             self.network.power_on(place);
         }

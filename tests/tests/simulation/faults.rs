@@ -30,6 +30,8 @@ pub(crate) struct Faults {
     /// Mounts that stay, and mounts that come and go.
     pub(crate) clients: usize,
     pub(crate) guests: usize,
+    /// Of disks, when nothing is wrong with them.
+    pub(crate) slowness: u64,
     pub(crate) random: Random,
     pub(crate) journal: Journal,
     /// The ack policies that the volume has in turn.
@@ -56,30 +58,11 @@ impl Faults {
             let usual = if self.family == Family::Mixed { 6 } else { 2 };
             if self.random.one_in(usual) {
                 self.moment().await;
-            } else if self.protocols.len() > 1 && self.random.one_in(6) {
-                self.change_policy().await;
+            } else if self.random.one_in(10) {
+                self.change_options().await;
             } else {
                 self.one().await;
             }
-        }
-    }
-
-    /// Another ack policy is configured. Nodes learn of it one after the other.
-    async fn change_policy(&self) {
-        let protocol = self.protocols[self.random.index(self.protocols.len())];
-        self.journal
-            .note(format!("the policy is {} now", protocol.name()));
-        let mut cluster = self.nodes.lock().await;
-        cluster.spec.protocol = protocol;
-        cluster.spec.version += 1;
-        let spec = cluster.spec.clone();
-        drop(cluster);
-        for place in 0..spec.replicas.len() {
-            if let Some(handle) = self.nodes.lock().await.handle(place) {
-                // Whoever takes no message for now goes on by the policy that it knows.
-                let _ = handle.update_spec(spec.clone());
-            }
-            tokio::time::sleep(millis(self.random.within(0..50))).await;
         }
     }
 
@@ -88,7 +71,7 @@ impl Faults {
     }
 
     /// Mostly soon, sometimes late.
-    fn while_long(&self) -> Duration {
+    pub(super) fn while_long(&self) -> Duration {
         match self.random.within(0..4) {
             0 => millis(self.random.within(5..200)),
             1 | 2 => millis(self.random.within(200..2500)),
@@ -97,7 +80,7 @@ impl Faults {
     }
 
     /// The primary in half of the cases.
-    async fn victim(&self) -> Place {
+    pub(super) async fn victim(&self) -> Place {
         if self.random.one_in(2)
             && let Some(report) = serving(&self.nodes).await
         {
@@ -310,44 +293,6 @@ impl Faults {
         cluster.power_off(place).await;
         drop(cluster);
         self.start_after(place, self.while_long());
-    }
-
-    /// An operator does something.
-    async fn operate(&self, place: Place) {
-        let (handle, count) = {
-            let cluster = self.nodes.lock().await;
-            (cluster.handle(place), cluster.nodes.len())
-        };
-        let Some(handle) = handle else { return };
-        let to = self.random.index(count);
-        let command = match self.random.within(0..8) {
-            0..4 => VolumeCommand::Promote { to, force: false },
-            4 => VolumeCommand::Resync {
-                replica: Some(to),
-                full: self.random.one_in(2),
-            },
-            5 => VolumeCommand::PauseResync,
-            6 => VolumeCommand::Verify { repair: false },
-            _ => VolumeCommand::ResumeResync,
-        };
-        self.journal
-            .note(format!("node{} is told: {command:?}", place + 1));
-        let (journal, work) = (self.journal.clone(), Rc::clone(&self.work));
-        let resume = matches!(command, VolumeCommand::PauseResync).then(|| handle.clone());
-        tokio::task::spawn_local(async move {
-            let done = tokio::time::timeout(millis(20_000), handle.command(command)).await;
-            journal.note(format!("node{} answers: {done:?}", place + 1));
-            if let Ok(Ok(answer)) = &done {
-                work.take_verdict(answer);
-            }
-        });
-        if let Some(handle) = resume {
-            let pause = self.while_long();
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep(pause).await;
-                let _ = handle.command(VolumeCommand::ResumeResync).await;
-            });
-        }
     }
 }
 

@@ -13,10 +13,12 @@
 mod client;
 mod cluster;
 mod counters;
+mod disks;
 mod faults;
 mod history;
 mod moments;
 mod network;
+mod operator;
 mod pool;
 mod random;
 mod shape;

@@ -29,6 +29,7 @@ impl Faults {
             Family::PowerCuts | Family::Resyncs => self.amid_resync().await,
             Family::Absences => self.long_absence().await,
             Family::Stalls => self.stall().await,
+            Family::Disks => self.disk().await,
         }
     }
 

@@ -22,17 +22,20 @@ pub(crate) enum Family {
     Absences,
     /// A primary that reaches its clients and not its replicas, and mounts that come and go.
     Stalls,
+    /// Disks that are slow, fail, are full, and rot.
+    Disks,
 }
 
 impl Family {
     /// Seeds take them in turn.
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::Mixed,
         Self::Leases,
         Self::PowerCuts,
         Self::Resyncs,
         Self::Absences,
         Self::Stalls,
+        Self::Disks,
     ];
 
     fn of(seed: u64) -> Self {
@@ -93,7 +96,8 @@ impl Shape {
             latency_ms: 1 + random.within(0..3),
             jitter_ms: random.within(0..4),
             pause_ms: random.within(40..110),
-            cuts: family == Family::PowerCuts || random.one_in(5),
+            // What a crash may leave behind is not told from what rots (DUR-4).
+            cuts: family == Family::PowerCuts || (family != Family::Disks && random.one_in(5)),
             slowness: [1, 6, 25, 100][random.index(4)],
             impatient: random.one_in(3),
             guests: match family {

@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::cluster::{CLIENTS_FROM, Cluster, Journal};
+use super::disks::mend_disks;
 use super::faults::{Faults, Nodes, put_right, serving, wait_until_in_sync};
 use super::network::Network;
 use super::pool::Pool;
@@ -98,6 +99,7 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
     let habits = Habits {
         few: shape.family == Family::Leases || random.one_in(4),
         large: shape.cuts,
+        may_fail: shape.family == Family::Disks,
     };
     let work = Work::prepare(&clients[0], habits, random.fork(), journal.clone()).await;
     let mut workers = Vec::new();
@@ -125,6 +127,7 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
         quorum: shape.quorum,
         clients: CLIENTS,
         guests: shape.guests,
+        slowness: shape.slowness,
         random: random.fork(),
         journal: journal.clone(),
         protocols: shape.protocols,
@@ -246,11 +249,13 @@ async fn compare_replicas(nodes: &Nodes, work: &Work) {
 /// Everything is put right, and must come to a good end. True: it did.
 async fn finish(nodes: &Nodes, work: &Work, clients: &[Client]) -> bool {
     // What was to be started or healed later is so now.
+    mend_disks(nodes).await;
     put_right(nodes, None).await;
     if !come_to_rest(nodes, work).await {
         return false;
     }
     tokio::time::sleep(Duration::from_secs(10)).await;
+    mend_disks(nodes).await;
     put_right(nodes, None).await;
     if !wait_until_in_sync(nodes).await {
         say_how_it_stands(nodes).await;

@@ -39,6 +39,8 @@ pub(super) struct State {
     pub(super) crash_at: Option<CrashAt>,
     pub(super) crashed: bool,
     pub(super) fail_sync: Option<u64>,
+    /// Changes until the one that fails.
+    pub(super) fail_write: Option<u64>,
     pub(super) unreadable: BTreeSet<u64>,
     pub(super) capacity: u64,
     pub(super) slowness: u64,
@@ -148,6 +150,7 @@ impl State {
             crash_at: None,
             crashed: false,
             fail_sync: None,
+            fail_write: None,
             unreadable: BTreeSet::new(),
             capacity,
             slowness: 1,
@@ -188,6 +191,12 @@ impl State {
         if is_sync && self.fail_sync.is_some_and(|n| self.syncs > n) {
             self.fail_sync = None;
             return Err(eio());
+        }
+        if !is_sync && let Some(left) = self.fail_write {
+            self.fail_write = left.checked_sub(1);
+            if left == 0 {
+                return Err(eio());
+            }
         }
         Ok(())
     }
@@ -392,6 +401,13 @@ impl State {
             total_bytes: self.capacity,
             free_bytes: self.capacity.saturating_sub(self.used),
         })
+    }
+
+    pub(super) fn peek(&self, path: &str, offset: u64, len: usize) -> Vec<u8> {
+        let inode = self.entries.get(path).and_then(|it| self.inodes.get(it));
+        let data = inode.map_or(&[][..], |inode| &inode.data);
+        let start = index(offset).min(data.len());
+        data[start..data.len().min(start.saturating_add(len))].to_vec()
     }
 
     pub(super) fn flip(&mut self, inode: u64, offset: u64, bit: u8) -> bool {
