@@ -34,6 +34,18 @@ pub mod kind {
     pub const ELSEWHERE: u8 = 23;
 }
 
+/// Every kind of frame between clients and nodes, with its name, for logs and tests.
+pub const KINDS: [(u8, &str); 8] = [
+    (kind::HELLO, "client-hello"),
+    (kind::HELLO_REPLY, "client-hello-reply"),
+    (kind::REQUEST, "client-request"),
+    (kind::REPLY, "client-reply"),
+    (kind::GOODBYE, "client-goodbye"),
+    (kind::PING, "client-ping"),
+    (kind::PONG, "client-pong"),
+    (kind::ELSEWHERE, "client-elsewhere"),
+];
+
 /// Version of this module's messages.
 pub const FS_VERSION: u16 = 2;
 /// Longest name of a directory entry.

@@ -45,6 +45,36 @@ mod kind {
     pub(super) const PROMISE: u8 = 71;
 }
 
+/// Every kind of frame between replicas, with its name, for logs and tests.
+pub const KINDS: [(u8, &str); 26] = [
+    (kind::HELLO, "hello"),
+    (kind::WELCOME, "welcome"),
+    (kind::RECORD, "record"),
+    (kind::ACK, "ack"),
+    (kind::FLUSH, "flush"),
+    (kind::FLUSHED, "flushed"),
+    (kind::RESYNC, "resync"),
+    (kind::RESYNCED, "resynced"),
+    (kind::OFFER, "offer"),
+    (kind::WANT, "want"),
+    (kind::JOINED, "joined"),
+    (kind::MEMBERSHIP, "membership"),
+    (kind::HAND_OVER, "hand-over"),
+    (kind::DOUBT, "doubt"),
+    (kind::PULL, "pull"),
+    (kind::PULLED, "pulled"),
+    (kind::HEARTBEAT, "heartbeat"),
+    (kind::COMPARE, "compare"),
+    (kind::COMPARED, "compared"),
+    (kind::EXACT_KEYS, "exact-keys"),
+    (kind::EXACT_OBJECTS, "exact-objects"),
+    (kind::FETCH, "fetch"),
+    (kind::FETCHED, "fetched"),
+    (kind::ASK, "ask"),
+    (kind::ASK_PROMISE, "ask-promise"),
+    (kind::PROMISE, "promise"),
+];
+
 /// Something that may differ between two replicas.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Doubt {

@@ -119,8 +119,10 @@ pub struct Means {
     pub journal_bytes: Option<u64>,
     /// Bytes that the dirty map's keys and blocks would cost.
     pub dirty_bytes: u64,
-    /// A resync of this replica by this primary was cut off.
+    /// A resync of this replica by this primary was cut off, and no other primary took it on since.
     pub resync_was_mine: bool,
+    /// The dirty map may hold marks that no journal has.
+    pub marked_apart: bool,
     /// The pool decides about roles: a primary that it deposed confirmed nothing after that.
     pub pool_decides: bool,
     /// The replica's own in-sync set holds this primary: what the replica ordered beyond the common
@@ -182,7 +184,7 @@ fn behind(
     at: Sequence,
     covered: bool,
 ) -> (Decision, Rule) {
-    if means.resync_was_mine {
+    if means.marked_apart {
         // Its map holds marks that no journal has.
         return if covered {
             (Decision::Dirty, Rule::CrashedPrimary)
@@ -254,6 +256,7 @@ mod tests {
             journal_bytes: Some(1000),
             dirty_bytes: 4000,
             resync_was_mine: false,
+            marked_apart: false,
             pool_decides: false,
             waited_for_me: false,
         }
@@ -340,10 +343,16 @@ mod tests {
             decide(&primary(), &theirs, &mine),
             (Decision::Dirty, Rule::ResyncContinues)
         );
-        assert_eq!(
-            decide(&primary(), &theirs, &means()),
-            (Decision::Full, Rule::ForeignResync)
-        );
+        let apart = Means {
+            marked_apart: true,
+            ..means()
+        };
+        for foreign in [means(), apart] {
+            assert_eq!(
+                decide(&primary(), &theirs, &foreign),
+                (Decision::Full, Rule::ForeignResync)
+            );
+        }
     }
 
     #[test]
@@ -359,7 +368,7 @@ mod tests {
     #[test]
     fn marks_that_no_journal_has_are_sent_from_the_map() {
         let pending = Means {
-            resync_was_mine: true,
+            marked_apart: true,
             journal_bytes: Some(1),
             ..means()
         };
@@ -414,7 +423,7 @@ mod tests {
     #[test]
     fn marks_that_only_the_map_has_are_never_skipped() {
         let pending = Means {
-            resync_was_mine: true,
+            marked_apart: true,
             map_since: Some(Sequence(60)),
             ..means()
         };

@@ -150,8 +150,13 @@ pub struct DurableState {
     /// What the places mean in all of this.
     #[serde(default)]
     pub places: Places,
-    /// Replicas that this one, as primary, is resyncing from its dirty map, or was when it stopped.
+    /// Replicas for which this one's dirty map holds, or may hold, marks that no journal has: it
+    /// resyncs them as primary, or did when it stopped.
     pub resyncing: Mask,
+    /// Of these, the ones that this one, as primary, took on by a resync, and nobody else since: if
+    /// one is between two pictures, what it lacks stands in the dirty map here.
+    #[serde(default)]
+    pub targets: Mask,
     /// Of these, the ones of which everything is compared: no map says what is left.
     pub full: Mask,
     /// The role was handed to this replica, in the next term, and it has not been seen since.
@@ -207,6 +212,7 @@ impl DurableState {
             knows_after: Sequence::ZERO,
             places: Places::default(),
             resyncing: Mask::default(),
+            targets: Mask::default(),
             full: Mask::default(),
             handed_to: None,
             role_reason: RoleReason::Created,

@@ -21,7 +21,8 @@ use protocol::replica::{Message, live_record_frame};
 use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
 use protocol::volume::{Protocol, REPLICAS_MAX, VolumeSpec};
 use replication::machine::{
-    Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Position, Proposed, Standing,
+    Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Position, Proposed, Refusal,
+    Standing,
 };
 use replication::state::{DurableState, Mask, Places};
 use replication::throttle::Throttle;
@@ -304,7 +305,8 @@ impl<M: Medium> Driver<M> {
     ) -> Result<Sequence, OrderError> {
         let now = self.now();
         let bytes = Record::bytes_about(&changes, &payload);
-        let (sequence, term, generation) = self.machine.order(now, bytes)?;
+        let ordered = self.machine.order(now, bytes).inspect_err(refused);
+        let (sequence, term, generation) = ordered?;
         let record = Record {
             sequence,
             term,
@@ -432,7 +434,7 @@ impl<M: Medium> Driver<M> {
                 self.flush_everywhere(id, (!all).then_some(objects));
             }
             // The role is gone: clients ask the next primary.
-            Err(_) => drop(waiters),
+            Err(refusal) => refused(&refusal),
         }
     }
 
@@ -710,7 +712,8 @@ impl<M: Medium> Driver<M> {
 
     fn disconnect(&mut self, replica: usize, reason: DropReason) {
         let node = &self.spec.replicas[replica].node_name;
-        tracing::debug!(volume = %self.spec.name, %node, ?reason, "closing the link to a replica");
+        let why = reason.name();
+        tracing::debug!(volume = %self.spec.name, %node, dropped = why, "closing the link to a replica");
         let left = self.machine.standing(replica) == Some(Standing::InSync);
         let deadline = self.settings.replica_deadline;
         if reason == DropReason::Ahead {
@@ -914,6 +917,7 @@ impl<M: Medium> Driver<M> {
     /// Hands the role to another replica; the receiver learns how it ended.
     pub(super) fn promote(&mut self, to: usize) -> Result<oneshot::Receiver<bool>, CommandError> {
         self.machine.hand_over(to).map_err(|refusal| {
+            refused(&refusal);
             CommandError::refused(
                 "hand_over_refused",
                 format!("the role cannot be handed over: {refusal}"),
@@ -955,6 +959,11 @@ fn config(spec: &VolumeSpec, me: usize, settings: &Settings, host: &dyn Host) ->
         // Another one each time: generations are made from it.
         entropy: host.entropy(),
     }
+}
+
+/// The machine did not do what it was asked for.
+pub(super) fn refused(refusal: &Refusal) {
+    tracing::debug!(refusal = refusal.name(), "the machine refused");
 }
 
 /// A replica's index as the brick counts it.

@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use storage::Medium;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::driver::{BrickFlush, Driver, Shared};
+use super::driver::{BrickFlush, Driver, Shared, refused};
 use super::outbox::Outbox;
 use super::stream::Stream;
 use super::words;
@@ -247,6 +247,9 @@ pub(super) async fn serve_link<M: Medium>(
     outbox.close();
     writing.abort();
     if let Err(error) = &result {
+        if let LinkError::OutOfPlace(refusal) = error {
+            refused(refusal);
+        }
         let name = driver.borrow().spec.name.clone();
         tracing::info!(volume = %name, %error, "a link between replicas ended");
     }

@@ -16,7 +16,7 @@ use storage::{BrickError, Medium, Point, PointError, PointId, PointKind};
 use time::OffsetDateTime;
 
 use super::CommandError;
-use super::driver::{Driver, name_places};
+use super::driver::{Driver, name_places, refused};
 use super::links::{LinkError, to_json};
 use super::words;
 use crate::events::time_text;
@@ -222,6 +222,7 @@ impl<M: Medium> Driver<M> {
             disk: Disk::Consistent,
             knows_after: point.position.sequence,
             resyncing: Mask::default(),
+            targets: Mask::default(),
             full: Mask::default(),
             handed_to: None,
             role_reason: RoleReason::Followed,
@@ -326,7 +327,8 @@ pub(super) fn take_by_force<M: Medium>(d: &mut Driver<M>) -> Result<Option<WentB
     let now = d.now();
     match d.machine.take_by_force(now) {
         Ok(()) => Ok(None),
-        Err(Refusal::NotWhole) => {
+        Err(refusal @ Refusal::NotWhole) => {
+            refused(&refusal);
             let went = d.go_back().map_err(NotForced::Command)?;
             d.machine.take_by_force(now)?;
             Ok(went)

@@ -201,6 +201,7 @@ impl<M: Medium> Driver<M> {
             journal_bytes: common.and_then(|at| self.brick.journal_bytes_since(at)),
             dirty_bytes: summary.bytes + summary.keys * KEY_BYTES_ESTIMATE,
             resync_was_mine: false, // the machine knows
+            marked_apart: false,    // the machine knows
             pool_decides: false,    // the machine knows
             waited_for_me: false,   // the machine knows
         };

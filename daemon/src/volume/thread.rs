@@ -19,7 +19,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
-use super::driver::{Driver, Shared};
+use super::driver::{Driver, Shared, refused};
 use super::links::{HEARTBEAT, keep_dialling, serve_link};
 use super::points::{self, NotForced, WentBack};
 use super::{CommandError, Host, Said, StartError, bricks, clients, verify};
@@ -409,6 +409,7 @@ async fn force_role<M: Medium>(
 }
 
 fn not_forced(refusal: &Refusal) -> CommandError {
+    refused(refusal);
     let hint = match refusal {
         Refusal::PoolDecides => {
             "with `quorum majority` an in-sync replica takes over by itself once a majority of \

@@ -70,6 +70,8 @@ impl Machine {
         self.state.in_sync = welcome.in_sync;
         self.state.since = welcome.since;
         self.state.handed_to = None;
+        // From here on another primary brings them up to date, by marks that are not here.
+        self.state.targets = Mask::default();
         self.state.disk = match welcome.how {
             How::Records if self.state.disk == Disk::UpToDate && self.last == welcome.at => {
                 Disk::UpToDate

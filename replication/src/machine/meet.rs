@@ -118,7 +118,8 @@ impl Machine {
         if self.phase != Phase::Serving || link.standing != Standing::Met {
             return;
         }
-        means.resync_was_mine = self.state.resyncing.has(replica);
+        means.resync_was_mine = self.state.targets.has(replica);
+        means.marked_apart = self.state.resyncing.has(replica);
         means.pool_decides = self.quorum.is_some();
         // Under A and B it may have confirmed what is not here.
         means.waited_for_me =
@@ -195,6 +196,7 @@ impl Machine {
         let (basis, revision) = (link.report.last, link.report.revision);
         if how == How::Resync {
             self.state.resyncing = self.state.resyncing.with(replica);
+            self.state.targets = self.state.targets.with(replica);
             if decision == Decision::Full {
                 self.state.full = self.state.full.with(replica);
             }
@@ -264,6 +266,7 @@ impl Machine {
         self.entering = self.entering.without(replica);
         self.state.in_sync = self.state.in_sync.with(replica);
         self.state.resyncing = self.state.resyncing.without(replica);
+        self.state.targets = self.state.targets.without(replica);
         self.state.full = self.state.full.without(replica);
         self.giving_up = self.giving_up.without(replica);
         self.state.since[replica] = link.stable;

@@ -212,6 +212,31 @@ pub enum DropReason {
     Ahead,
 }
 
+impl DropReason {
+    /// Every reason, for tests.
+    pub const ALL: [Self; 6] = [
+        Self::Silent,
+        Self::Slow,
+        Self::StaleTerm,
+        Self::RoleMoved,
+        Self::Leaving,
+        Self::Ahead,
+    ];
+
+    /// Its name in logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Silent => "silent",
+            Self::Slow => "slow",
+            Self::StaleTerm => "stale-term",
+            Self::RoleMoved => "role-moved",
+            Self::Leaving => "leaving",
+            Self::Ahead => "ahead",
+        }
+    }
+}
+
 /// Why a request to the machine is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
@@ -245,6 +270,39 @@ pub enum Refusal {
     /// The message does not fit what this replica knows.
     #[error("the message does not fit this replica's state")]
     OutOfPlace,
+}
+
+impl Refusal {
+    /// Every refusal, for tests.
+    pub const ALL: [Self; 10] = [
+        Self::NotServing,
+        Self::NotInSync,
+        Self::NotConnected,
+        Self::HandingOver,
+        Self::PoolDecides,
+        Self::AlreadyPrimary,
+        Self::PrimaryServes,
+        Self::NotWhole,
+        Self::StillApplying,
+        Self::OutOfPlace,
+    ];
+
+    /// Its name in logs.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotServing => "not-serving",
+            Self::NotInSync => "not-in-sync",
+            Self::NotConnected => "not-connected",
+            Self::HandingOver => "handing-over",
+            Self::PoolDecides => "pool-decides",
+            Self::AlreadyPrimary => "already-primary",
+            Self::PrimaryServes => "primary-serves",
+            Self::NotWhole => "not-whole",
+            Self::StillApplying => "still-applying",
+            Self::OutOfPlace => "out-of-place",
+        }
+    }
 }
 
 /// How a connected replica stands towards this one.

@@ -76,6 +76,7 @@ impl Machine {
         for mask in [
             &mut self.state.in_sync,
             &mut self.state.resyncing,
+            &mut self.state.targets,
             &mut self.state.full,
             &mut self.entering,
             &mut self.joining,

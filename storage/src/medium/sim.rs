@@ -77,6 +77,22 @@ impl SimMedium {
         }
     }
 
+    /// The disk as the next process finds it when this one was killed: everything that was written
+    /// is there, synced or not, and what was under way never ends. The old one gives nothing but
+    /// errors from here on.
+    #[must_use]
+    pub fn kill(&self) -> Self {
+        let mut state = lock(&self.state);
+        state.crashed = true;
+        let next = state.after_kill();
+        let never_done = std::mem::take(&mut state.queue);
+        drop(state);
+        drop(never_done);
+        Self {
+            state: Arc::new(Mutex::new(next)),
+        }
+    }
+
     /// A copy of the disk as it is now, with everything un-synced kept; for comparing two ways on
     /// from one point. Nothing that is under way is copied.
     #[must_use]
@@ -108,6 +124,24 @@ impl SimMedium {
     pub fn fail_sync(&self, n: u64) {
         let mut state = lock(&self.state);
         state.fail_sync = Some(state.syncs + n);
+    }
+
+    /// The n-th change of a file from now on fails with EIO, once; syncs are not counted.
+    pub fn fail_write(&self, n: u64) {
+        lock(&self.state).fail_write = Some(n);
+    }
+
+    /// Nothing fails any more that was to fail.
+    pub fn mend(&self) {
+        let mut state = lock(&self.state);
+        (state.fail_sync, state.fail_write) = (None, None);
+        state.unreadable.clear();
+    }
+
+    /// What a file holds now, up to `len` bytes from `offset` on.
+    #[must_use]
+    pub fn peek(&self, path: &str, offset: u64, len: usize) -> Vec<u8> {
+        lock(&self.state).peek(path, offset, len)
     }
 
     /// Reads of this file fail with EIO from now on.

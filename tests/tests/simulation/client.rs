@@ -8,16 +8,16 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
-    Caller, Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Reply, Request,
-    SLOT_NONE, kind,
+    Caller, FS_VERSION, Hello, HelloReply, Operation, Outcome, Reply, Request, SLOT_NONE, kind,
 };
 use protocol::ids::{SessionId, VolumeId};
 use protocol::preamble::Purpose;
 use protocol::units::{ObjectId, Sequence, Term};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinSet;
 
-use super::cluster::{Directory, dial, place_of};
+use super::cluster::{Directory, dial};
 use super::network::{End, Network, Place, Reader, Writer};
 
 /// A greeting may take as long as a promise to another mount, and a little.
@@ -26,6 +26,9 @@ const GREETING_WITHIN: Duration = Duration::from_secs(3);
 const SILENCE: Duration = Duration::from_millis(600);
 /// A sign of life is asked for when nothing came for so long.
 const PING_AFTER: Duration = Duration::from_millis(150);
+/// Before a node is greeted again, at first and in the end.
+const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE_MAX: Duration = Duration::from_millis(200);
 
 struct Pending {
     frame: RawFrame,
@@ -45,8 +48,19 @@ struct State {
     /// Whether the session was known where it went, once it had begun.
     forgotten: bool,
     welcomed: bool,
+    leaves: bool,
     /// The highest record that an answer rested on, and the term of the primary that gave it.
     seen: (Term, Sequence),
+}
+
+/// A connection on which the session was let in.
+struct Welcomed {
+    end: End,
+    buffer: BytesMut,
+    /// What was asked up to this number was sent behind the hello.
+    mark: u64,
+    known: bool,
+    term: Term,
 }
 
 /// One mount. Clones are one mount.
@@ -55,7 +69,8 @@ pub(crate) struct Client {
     pub(crate) place: Place,
     session: SessionId,
     volume: VolumeId,
-    nodes: usize,
+    /// Asks behind its hello, before the node has let it in.
+    impatient: bool,
     network: Network,
     directory: Directory,
     state: Rc<RefCell<State>>,
@@ -67,7 +82,7 @@ impl Client {
         place: Place,
         session: SessionId,
         volume: VolumeId,
-        nodes: usize,
+        impatient: bool,
         network: Network,
         directory: Directory,
     ) -> Self {
@@ -75,7 +90,7 @@ impl Client {
             place,
             session,
             volume,
-            nodes,
+            impatient,
             network,
             directory,
             state: Rc::default(),
@@ -128,33 +143,84 @@ impl Client {
         self.state.borrow_mut().opens.push(object);
     }
 
-    /// Keeps a connection for ever.
+    /// The mount ends: its session is said goodbye to where that is possible.
+    pub(crate) fn leave(&self) {
+        self.state.borrow_mut().leaves = true;
+        self.wake.notify_one();
+    }
+
+    /// Keeps a connection until the mount ends.
     pub(crate) async fn run(self) {
-        let mut at = self.place % self.nodes;
+        while !self.state.borrow().leaves {
+            let welcomed = self.find_primary().await;
+            self.serve(welcomed).await;
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Greets every node until one of them serves, as a mount does.
+    async fn find_primary(&self) -> Welcomed {
+        let mut asking = JoinSet::new();
+        for node in 0..self.directory.places() {
+            asking.spawn_local(self.clone().ask(node));
+        }
+        loop {
+            // Those that are not first are given up.
+            if let Some(Ok(welcomed)) = asking.join_next().await {
+                return welcomed;
+            }
+        }
+    }
+
+    /// Greets a node until it lets the session in.
+    async fn ask(self, node: Place) -> Welcomed {
+        let mut pause = PAUSE;
         loop {
             let dialled = dial(
                 self.network.clone(),
                 self.directory.clone(),
                 self.place,
-                at,
+                node,
                 Purpose::Client(self.volume),
             );
-            let next = match tokio::time::timeout(Duration::from_secs(1), dialled).await {
-                Ok(Ok(end)) => self.serve(end).await,
-                _ => None,
-            };
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            at = next.unwrap_or((at + 1) % self.nodes);
+            if let Ok(end) = dialled.await
+                && let Some(welcomed) = self.greet(end).await
+            {
+                return welcomed;
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause + PAUSE).min(PAUSE_MAX);
         }
     }
 
-    /// One connection; returns where to go next, if that is known.
-    async fn serve(&self, end: End) -> Option<Place> {
+    async fn greet(&self, end: End) -> Option<Welcomed> {
         let End {
             mut reader,
             mut writer,
         } = end;
         let mut buffer = BytesMut::new();
+        let (hello, frames, mark) = self.greeting();
+        send(&mut writer, &hello).await?;
+        for frame in &frames {
+            send(&mut writer, frame).await?;
+        }
+        let greeted = tokio::time::timeout(GREETING_WITHIN, next_frame(&mut reader, &mut buffer));
+        match HelloReply::decode(&greeted.await.ok()??).ok()? {
+            HelloReply::Welcome { known, term, .. } => Some(Welcomed {
+                end: End { reader, writer },
+                buffer,
+                mark,
+                known,
+                term,
+            }),
+            HelloReply::Elsewhere(_) => None,
+            HelloReply::Refused { message, .. } => panic!("a client was refused: {message}"),
+        }
+    }
+
+    /// The hello, what is asked at once behind it, and how much had been asked by then.
+    fn greeting(&self) -> (RawFrame, Vec<RawFrame>, u64) {
+        let state = self.state.borrow();
         let hello = Hello {
             version: FS_VERSION,
             volume: self.volume,
@@ -162,44 +228,55 @@ impl Client {
             client_name: format!("client{}", self.place),
             mounted_at_ms: 0,
             read_only: false,
-            opens: self.state.borrow().opens.clone(),
-            confirmed: self.state.borrow().seen,
+            opens: state.opens.clone(),
+            confirmed: state.seen,
         };
-        send(&mut writer, &hello.encode()).await?;
-        let greeted = tokio::time::timeout(GREETING_WITHIN, next_frame(&mut reader, &mut buffer));
-        match HelloReply::decode(&greeted.await.ok()??).ok()? {
-            HelloReply::Welcome { known, term, .. } => {
-                let mut state = self.state.borrow_mut();
-                if state.seen.0 != term {
-                    state.seen = (term, Sequence::ZERO);
-                }
-                state.forgotten |= state.welcomed && !known;
-                state.welcomed = true;
-                state.unsent.clear();
-                let again: Vec<RawFrame> = state
-                    .pending
-                    .values()
-                    .map(|(_, p)| p.frame.clone())
-                    .collect();
-                state.unsent.extend(again);
-            }
-            HelloReply::Elsewhere(elsewhere) => return elsewhere.primary.map(place_of),
-            HelloReply::Refused { message, .. } => panic!("a client was refused: {message}"),
+        if !self.impatient {
+            return (hello.encode(), Vec::new(), 0);
         }
+        let frames = state.pending.values().map(|(_, p)| p.frame.clone());
+        (hello.encode(), frames.collect(), state.asked)
+    }
+
+    /// What an answer to the hello says; everything is asked again that was not behind it.
+    fn let_in(&self, welcomed: &Welcomed) {
+        let mut state = self.state.borrow_mut();
+        if state.seen.0 != welcomed.term {
+            state.seen = (welcomed.term, Sequence::ZERO);
+        }
+        state.forgotten |= state.welcomed && !welcomed.known;
+        state.welcomed = true;
+        let after = welcomed.mark + 1;
+        let again = state.pending.range(after..).map(|(_, (_, p))| &p.frame);
+        state.unsent = again.cloned().collect();
+    }
+
+    /// One connection to its end.
+    async fn serve(&self, welcomed: Welcomed) -> Option<()> {
+        self.let_in(&welcomed);
+        let Welcomed {
+            end: End {
+                mut reader,
+                mut writer,
+            },
+            mut buffer,
+            ..
+        } = welcomed;
         let mut quiet = 0;
         loop {
             let unsent = std::mem::take(&mut self.state.borrow_mut().unsent);
             for frame in &unsent {
                 send(&mut writer, frame).await?;
             }
+            if self.state.borrow().leaves {
+                send(&mut writer, &plain(kind::GOODBYE)).await?;
+                return Some(());
+            }
             tokio::select! {
                 biased;
                 frame = next_frame(&mut reader, &mut buffer) => {
                     quiet = 0;
-                    match self.take(&frame?) {
-                        Ok(()) => {}
-                        Err(elsewhere) => return elsewhere.primary.map(place_of),
-                    }
+                    self.take(&frame?)?;
                 }
                 () = self.wake.notified() => {}
                 () = tokio::time::sleep(PING_AFTER) => {
@@ -207,14 +284,14 @@ impl Client {
                     if PING_AFTER * quiet > SILENCE {
                         return None;
                     }
-                    let ping = RawFrame { kind: kind::PING, meta: Bytes::new(), payload: Bytes::new() };
-                    send(&mut writer, &ping).await?;
+                    send(&mut writer, &plain(kind::PING)).await?;
                 }
             }
         }
     }
 
-    fn take(&self, frame: &RawFrame) -> Result<(), Elsewhere> {
+    /// `None`: the node serves no more.
+    fn take(&self, frame: &RawFrame) -> Option<()> {
         match frame.kind {
             kind::REPLY => {
                 let reply = Reply::decode(frame).expect("a reply is well formed");
@@ -228,11 +305,19 @@ impl Client {
                 {
                     let _ = answer.send(reply.outcome);
                 }
-                Ok(())
+                Some(())
             }
-            kind::ELSEWHERE => Err(Elsewhere::decode(frame).unwrap_or_default()),
-            _ => Ok(()),
+            kind::ELSEWHERE => None,
+            _ => Some(()),
         }
+    }
+}
+
+fn plain(kind: u8) -> RawFrame {
+    RawFrame {
+        kind,
+        meta: Bytes::new(),
+        payload: Bytes::new(),
     }
 }
 

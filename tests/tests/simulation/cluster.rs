@@ -13,7 +13,7 @@ use daemon::volume::{
 };
 use protocol::ids::{NodeId, PoolId, VolumeId};
 use protocol::preamble::Purpose;
-use protocol::volume::VolumeSpec;
+use protocol::volume::{REPLICAS_MAX, VolumeSpec};
 use replication::machine::{Agreed, Proposed};
 use storage::medium::sim::SimMedium;
 use storage::{Brick, Expected, JournalSizes, Options};
@@ -21,12 +21,16 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
+use super::disks::DISK_BYTES;
 use super::network::{End, Network, Place};
 use super::pool::Pool;
 use super::random::Random;
 
 /// The pool that every brick belongs to.
 pub(crate) const POOL: PoolId = PoolId([7; 16]);
+
+/// Nodes have the places before, clients those from here on.
+pub(crate) const CLIENTS_FROM: Place = REPLICAS_MAX;
 
 /// Sizes so small that checkpoints and the journal's reuse happen all the time.
 fn sizes() -> Options {
@@ -57,6 +61,11 @@ impl Directory {
         handles[place] = handle;
     }
 
+    /// Nodes that there are, or were.
+    pub(crate) fn places(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
     fn get(&self, place: Place) -> Option<VolumeHandle> {
         let handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         handles.get(place).cloned().flatten()
@@ -71,7 +80,7 @@ pub(crate) fn node_id(place: Place) -> NodeId {
 }
 
 /// The place of a node.
-pub(crate) fn place_of(node: NodeId) -> Place {
+fn place_of(node: NodeId) -> Place {
     usize::from(node.0[15])
 }
 
@@ -297,7 +306,7 @@ impl Cluster {
         let began = Instant::now();
         let nodes = (0..spec.replicas.len())
             .map(|place| {
-                let medium = SimMedium::new(random.next(), 256 << 20);
+                let medium = SimMedium::new(random.next(), DISK_BYTES);
                 medium.slow_down(slowness);
                 let brick = identity(&spec, place, POOL);
                 Brick::create(&medium, brick, first_state(&spec, place), &sizes())
@@ -355,6 +364,8 @@ impl Cluster {
         };
         let node = &mut self.nodes[place];
         assert!(node.running.is_none(), "one process a node");
+        // A disk that fails while a brick is opened is one that was not mended in time.
+        node.medium.mend();
         if std::mem::take(&mut node.dark) {
             self.network.power_on(place);
         }
@@ -400,7 +411,7 @@ impl Cluster {
     pub(crate) async fn kill(&mut self, place: Place) {
         self.journal.note(format!("node{} is killed", place + 1));
         self.end(place).await;
-        self.nodes[place].medium = self.nodes[place].medium.fork();
+        self.nodes[place].medium = self.nodes[place].medium.kill();
     }
 
     /// The power goes: what was not synced is lost, torn or kept; nobody hears that it is gone.

@@ -4,21 +4,34 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use protocol::node_rpc::VolumeCommand;
+use protocol::report::ReplicaReport;
 use protocol::volume::{Protocol, Quorum};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::cluster::{Cluster, Journal};
+use super::cluster::{CLIENTS_FROM, Cluster, Journal};
 use super::network::Place;
 use super::random::Random;
+use super::shape::Family;
+use super::work::Work;
 
 /// The nodes, as several tasks use them one after another.
 pub(crate) type Nodes = Rc<Mutex<Cluster>>;
 
+/// Places that vote in the pool.
+const VOTERS: usize = 3;
+
 /// Makes things go wrong.
 pub(crate) struct Faults {
     pub(crate) nodes: Nodes,
+    pub(crate) work: Rc<Work>,
+    pub(crate) family: Family,
+    pub(crate) quorum: Quorum,
+    /// Mounts that stay, and mounts that come and go.
     pub(crate) clients: usize,
+    pub(crate) guests: usize,
+    /// Of disks, when nothing is wrong with them.
+    pub(crate) slowness: u64,
     pub(crate) random: Random,
     pub(crate) journal: Journal,
     /// The ack policies that the volume has in turn.
@@ -27,7 +40,7 @@ pub(crate) struct Faults {
     pub(crate) count: u64,
 }
 
-fn millis(ms: u64) -> Duration {
+pub(super) fn millis(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
@@ -36,36 +49,20 @@ impl Faults {
     pub(crate) async fn run(&mut self, lasts: Duration) {
         let end = Instant::now() + lasts;
         loop {
-            let pause = millis(self.random.within(50..2600));
+            let pause = millis(self.random.within(50..1800));
             tokio::time::sleep(pause).await;
             if Instant::now() >= end {
                 return;
             }
             self.count += 1;
-            if self.protocols.len() > 1 && self.random.one_in(6) {
-                self.change_policy().await;
+            let usual = if self.family == Family::Mixed { 6 } else { 2 };
+            if self.random.one_in(usual) {
+                self.moment().await;
+            } else if self.random.one_in(10) {
+                self.change_options().await;
             } else {
                 self.one().await;
             }
-        }
-    }
-
-    /// Another ack policy is configured. Nodes learn of it one after the other.
-    async fn change_policy(&self) {
-        let protocol = self.protocols[self.random.index(self.protocols.len())];
-        self.journal
-            .note(format!("the policy is {} now", protocol.name()));
-        let mut cluster = self.nodes.lock().await;
-        cluster.spec.protocol = protocol;
-        cluster.spec.version += 1;
-        let spec = cluster.spec.clone();
-        drop(cluster);
-        for place in 0..spec.replicas.len() {
-            if let Some(handle) = self.nodes.lock().await.handle(place) {
-                // Whoever takes no message for now goes on by the policy that it knows.
-                let _ = handle.update_spec(spec.clone());
-            }
-            tokio::time::sleep(millis(self.random.within(0..50))).await;
         }
     }
 
@@ -74,7 +71,7 @@ impl Faults {
     }
 
     /// Mostly soon, sometimes late.
-    fn while_long(&self) -> Duration {
+    pub(super) fn while_long(&self) -> Duration {
         match self.random.within(0..4) {
             0 => millis(self.random.within(5..200)),
             1 | 2 => millis(self.random.within(200..2500)),
@@ -83,22 +80,11 @@ impl Faults {
     }
 
     /// The primary in half of the cases.
-    async fn victim(&self) -> Place {
-        if self.random.one_in(2) {
-            let handles = {
-                let cluster = self.nodes.lock().await;
-                let places = 0..cluster.nodes.len();
-                places
-                    .map(|place| cluster.handle(place))
-                    .collect::<Vec<_>>()
-            };
-            for (place, handle) in handles.into_iter().enumerate() {
-                if let Some(handle) = handle
-                    && handle.status().await.serving
-                {
-                    return place;
-                }
-            }
+    pub(super) async fn victim(&self) -> Place {
+        if self.random.one_in(2)
+            && let Some(report) = serving(&self.nodes).await
+        {
+            return report.replica;
         }
         self.any().await
     }
@@ -118,7 +104,7 @@ impl Faults {
                 self.nodes.lock().await.network.forget(place);
             }
             17..19 => {
-                let other = self.random.index(self.places().await);
+                let other = self.any_place().await;
                 self.journal
                     .note(format!("connections {place}-{other} are reset"));
                 self.nodes.lock().await.network.reset(place, other);
@@ -135,15 +121,22 @@ impl Faults {
         }
     }
 
-    fn places_of(&self, cluster: &Cluster) -> usize {
-        cluster.nodes.len().max(3) + self.clients
+    /// Nodes, voters and mounts.
+    pub(super) async fn places(&self) -> Vec<Place> {
+        let nodes = 0..self.nodes.lock().await.nodes.len().max(VOTERS);
+        nodes.chain(self.mounts()).collect()
     }
 
-    async fn places(&self) -> usize {
-        self.places_of(&*self.nodes.lock().await)
+    fn mounts(&self) -> std::ops::Range<Place> {
+        CLIENTS_FROM..CLIENTS_FROM + self.clients + self.guests
     }
 
-    async fn kill(&self, place: Place) {
+    async fn any_place(&self) -> Place {
+        let places = self.places().await;
+        places[self.random.index(places.len())]
+    }
+
+    pub(super) async fn kill(&self, place: Place) {
         let mut cluster = self.nodes.lock().await;
         if !cluster.is_running(place) {
             return;
@@ -153,7 +146,7 @@ impl Faults {
         self.start_after(place, self.while_long());
     }
 
-    fn start_after(&self, place: Place, pause: Duration) {
+    pub(super) fn start_after(&self, place: Place, pause: Duration) {
         let nodes = Rc::clone(&self.nodes);
         tokio::task::spawn_local(async move {
             tokio::time::sleep(pause).await;
@@ -170,8 +163,8 @@ impl Faults {
             // Clients that wait for it ask again.
             tokio::time::sleep(millis(self.random.within(20..300))).await;
             let cluster = self.nodes.lock().await;
-            let clients = cluster.nodes.len().max(3)..self.places_of(&cluster);
-            clients.for_each(|client| cluster.network.forget(client));
+            self.mounts()
+                .for_each(|mount| cluster.network.forget(mount));
         }
         let (nodes, pause) = (Rc::clone(&self.nodes), self.while_long());
         tokio::task::spawn_local(async move {
@@ -181,8 +174,7 @@ impl Faults {
     }
 
     async fn cut(&self) {
-        let places = self.places().await;
-        let (a, b) = (self.random.index(places), self.random.index(places));
+        let (a, b) = (self.any_place().await, self.any_place().await);
         let cluster = self.nodes.lock().await;
         let network = cluster.network.clone();
         drop(cluster);
@@ -205,13 +197,16 @@ impl Faults {
     async fn split(&self) {
         let places = self.places().await;
         let network = self.nodes.lock().await.network.clone();
-        let sides: Vec<bool> = (0..places).map(|_| self.random.one_in(2)).collect();
+        let (here, there): (Vec<_>, Vec<_>) =
+            places.into_iter().partition(|_| self.random.one_in(2));
         self.journal
-            .note(format!("the network is split: {sides:?}"));
-        for (a, b) in (0..places).flat_map(|a| (0..places).map(move |b| (a, b))) {
-            if sides[a] != sides[b] {
-                network.block(a, b);
-            }
+            .note(format!("the network is split: {here:?} {there:?}"));
+        for (a, b) in here
+            .iter()
+            .flat_map(|a| there.iter().map(move |b| (*a, *b)))
+        {
+            network.block(a, b);
+            network.block(b, a);
         }
         self.heal_after(self.while_long()).await;
     }
@@ -221,7 +216,7 @@ impl Faults {
         let network = self.nodes.lock().await.network.clone();
         self.journal
             .note(format!("{place} is cut off from everyone"));
-        for other in (0..places).filter(|other| *other != place) {
+        for other in places.into_iter().filter(|other| *other != place) {
             network.block(place, other);
             network.block(other, place);
         }
@@ -270,18 +265,10 @@ impl Faults {
     }
 
     /// A replica that is not in sync loses its power: nothing can rest on it.
-    async fn power_aside(&self) {
-        let handles = {
-            let cluster = self.nodes.lock().await;
-            let places = 0..cluster.nodes.len();
-            places
-                .filter_map(|place| cluster.handle(place))
-                .collect::<Vec<_>>()
-        };
+    pub(super) async fn power_aside(&self) {
         let mut aside = Vec::new();
         let mut serving = Vec::new();
-        for handle in handles {
-            let report = handle.status().await;
+        for report in reports(&self.nodes).await {
             if report.serving {
                 serving.push(report.replica);
                 aside.extend(
@@ -307,48 +294,33 @@ impl Faults {
         drop(cluster);
         self.start_after(place, self.while_long());
     }
-
-    /// An operator does something.
-    async fn operate(&self, place: Place) {
-        let (handle, count) = {
-            let cluster = self.nodes.lock().await;
-            (cluster.handle(place), cluster.nodes.len())
-        };
-        let Some(handle) = handle else { return };
-        let to = self.random.index(count);
-        let command = match self.random.within(0..8) {
-            0..4 => VolumeCommand::Promote { to, force: false },
-            4 => VolumeCommand::Resync {
-                replica: Some(to),
-                full: self.random.one_in(2),
-            },
-            5 => VolumeCommand::PauseResync,
-            6 => VolumeCommand::Verify { repair: false },
-            _ => VolumeCommand::ResumeResync,
-        };
-        self.journal
-            .note(format!("node{} is told: {command:?}", place + 1));
-        let journal = self.journal.clone();
-        let resume = matches!(command, VolumeCommand::PauseResync).then(|| handle.clone());
-        tokio::task::spawn_local(async move {
-            let done = tokio::time::timeout(millis(20_000), handle.command(command)).await;
-            journal.note(format!("node{} answers: {done:?}", place + 1));
-        });
-        if let Some(handle) = resume {
-            let pause = self.while_long();
-            tokio::task::spawn_local(async move {
-                tokio::time::sleep(pause).await;
-                let _ = handle.command(VolumeCommand::ResumeResync).await;
-            });
-        }
-    }
 }
 
-/// Everything runs, and every connection is possible.
-pub(crate) async fn put_right(nodes: &Nodes) {
+/// What the replicas say whose processes run and are not stopped.
+pub(crate) async fn reports(nodes: &Nodes) -> Vec<ReplicaReport> {
+    let handles: Vec<_> = {
+        let cluster = nodes.lock().await;
+        let awake = (0..cluster.nodes.len()).filter(|place| !cluster.is_frozen(*place));
+        awake.filter_map(|place| cluster.handle(place)).collect()
+    };
+    let mut reports = Vec::new();
+    for handle in handles {
+        reports.push(handle.status().await);
+    }
+    reports
+}
+
+/// What the primary says, if one serves.
+pub(crate) async fn serving(nodes: &Nodes) -> Option<ReplicaReport> {
+    let all = reports(nodes).await;
+    all.into_iter().find(|report| report.serving)
+}
+
+/// Everything runs but for one node perhaps, and every connection is possible.
+pub(crate) async fn put_right(nodes: &Nodes, but: Option<Place>) {
     let mut cluster = nodes.lock().await;
     cluster.network.heal();
-    for place in 0..cluster.nodes.len() {
+    for place in (0..cluster.nodes.len()).filter(|place| but != Some(*place)) {
         cluster.freeze(place, false);
         if !cluster.is_running(place) {
             cluster.start(place);
@@ -362,24 +334,12 @@ pub(crate) async fn put_right(nodes: &Nodes) {
 
 /// Whether one node serves, and says of every other that it is in sync and has everything.
 pub(crate) async fn all_in_sync(nodes: &Nodes) -> bool {
-    let (handles, count): (Vec<_>, usize) = {
-        let cluster = nodes.lock().await;
-        let count = cluster.nodes.len();
-        (
-            (0..count).filter_map(|p| cluster.handle(p)).collect(),
-            count,
-        )
-    };
-    if handles.len() < count {
-        return false;
-    }
-    for handle in handles {
-        let report = handle.status().await;
-        if report.serving && report.peers.iter().all(|peer| peer.in_sync) {
-            return true;
-        }
-    }
-    false
+    let count = nodes.lock().await.nodes.len();
+    let reports = reports(nodes).await;
+    reports.len() == count
+        && reports
+            .iter()
+            .any(|report| report.serving && report.peers.iter().all(|peer| peer.in_sync))
 }
 
 /// True: all were in sync within two minutes.

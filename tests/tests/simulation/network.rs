@@ -1,8 +1,9 @@
 //! Connections without a network: bytes that take their time, are held up, or end with an error.
 //!
 //! A direction between two places can be blocked: what is sent waits until it is open again, as TCP
-//! sends again. A place whose power is off says nothing at all; when it is back, what was connected
-//! before is told so.
+//! sends again, and the end of a connection is no more heard of than the rest. A place whose power
+//! is off says nothing at all; when it is back, what was connected before is told so. One end can
+//! lose a connection of which the other still believes that it is there.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -36,6 +37,8 @@ struct Pipe {
     deaf: bool,
     /// Both ends get an error.
     broken: bool,
+    /// The place whose end gets an error, and the other not.
+    broken_at: Option<Place>,
     reader: Option<Waker>,
     writer: Option<Waker>,
 }
@@ -137,6 +140,23 @@ impl Network {
         });
     }
 
+    /// Every connection of the place to one of the others ends with an error at the place's own end.
+    /// The others hear of that when something gets through to them again.
+    pub(crate) fn forget_at(&self, place: Place, others: &[Place]) {
+        let mut state = self.state();
+        for pipe in state.pipes.values_mut() {
+            let other = match (pipe.from == place, pipe.to == place) {
+                (true, false) => pipe.to,
+                (false, true) => pipe.from,
+                _ => continue,
+            };
+            if others.contains(&other) {
+                pipe.broken_at = Some(place);
+                pipe.wake();
+            }
+        }
+    }
+
     fn reset_in(&self, state: &mut State, which: impl Fn(&Pipe) -> bool) {
         for pipe in state.pipes.values_mut().filter(|pipe| which(pipe)) {
             pipe.broken = true;
@@ -182,6 +202,7 @@ impl Network {
                 closed_at: None,
                 deaf: false,
                 broken: false,
+                broken_at: None,
                 reader: None,
                 writer: None,
             },
@@ -233,7 +254,7 @@ impl AsyncRead for Reader {
                 let Some(pipe) = pipes.get_mut(&self.pipe) else {
                     return Poll::Ready(Err(reset()));
                 };
-                if pipe.broken {
+                if pipe.broken || pipe.broken_at == Some(pipe.to) {
                     return Poll::Ready(Err(reset()));
                 }
                 pipe.reader = Some(cx.waker().clone());
@@ -298,6 +319,7 @@ impl AsyncWrite for Writer {
         let mut state = network.state();
         let State {
             pipes,
+            blocked,
             dark,
             latency,
             jitter_ms,
@@ -308,9 +330,10 @@ impl AsyncWrite for Writer {
         let Some(pipe) = pipes.get_mut(&self.pipe) else {
             return Poll::Ready(Err(reset()));
         };
-        // A place without power says neither that it is deaf nor that it hears.
-        let deaf = pipe.deaf && !dark.contains(&pipe.to);
-        if pipe.broken || deaf || pipe.closed_at.is_some() {
+        // A place that cannot be heard says neither that it is deaf nor that it hears.
+        let mute = dark.contains(&pipe.to) || blocked.contains(&(pipe.to, pipe.from));
+        let ended = pipe.broken || pipe.broken_at == Some(pipe.from);
+        if ended || (pipe.deaf && !mute) || pipe.closed_at.is_some() {
             return Poll::Ready(Err(reset()));
         }
         if pipe.queued_bytes >= WINDOW_BYTES {

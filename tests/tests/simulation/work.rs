@@ -16,13 +16,17 @@ use super::history::{Act, Cut, Entry, NAMES, State, holds};
 use super::random::Random;
 
 const ENOENT: i32 = 2;
+const EIO: i32 = 5;
 const EEXIST: i32 = 17;
+const ENOSPC: i32 = 28;
 /// fallocate(2): a hole, and the size stays.
 const PUNCH_HOLE_KEEP_SIZE: u32 = 3;
 
 /// Files of cells: the length of a cell, and how many there are. From a part of a block that goes
 /// through the journal, to what goes into the object's file at once.
 const FILES: [(u64, u64); 4] = [(512, 24), (4096, 12), (48 << 10, 6), (128 << 10, 4)];
+/// The file of cells that go into the object's file at once.
+const LARGE: usize = 3;
 const LOGS: usize = 2;
 const DIRECTORIES: usize = 2;
 
@@ -62,8 +66,21 @@ impl Record {
     }
 }
 
+/// What clients like to do.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Habits {
+    /// The same few things again and again.
+    pub(crate) few: bool,
+    /// Large writes, made stable at once.
+    pub(crate) large: bool,
+    /// There may be no room for an operation, and then it has no effect. While a block is damaged
+    /// it may fail to be read.
+    pub(crate) may_fail: bool,
+}
+
 /// The work of all clients.
 pub(crate) struct Work {
+    habits: Habits,
     files: Vec<ObjectId>,
     logs: Vec<ObjectId>,
     directories: Vec<ObjectId>,
@@ -76,6 +93,12 @@ pub(crate) struct Work {
     record: RefCell<Record>,
     under_way: Cell<u32>,
     held_up: Cell<bool>,
+    /// Who mostly looks does nothing else for now.
+    look_only: Cell<bool>,
+    /// A block of one replica is damaged.
+    rotten: Cell<bool>,
+    /// Something was confirmed as stable.
+    stable: Notify,
     ended: Cell<bool>,
     wake: Notify,
     done: Cell<u64>,
@@ -84,7 +107,12 @@ pub(crate) struct Work {
 
 impl Work {
     /// Makes the files and directories through `client`, stable on return.
-    pub(crate) async fn prepare(client: &Client, random: Random, journal: Journal) -> Rc<Self> {
+    pub(crate) async fn prepare(
+        client: &Client,
+        habits: Habits,
+        random: Random,
+        journal: Journal,
+    ) -> Rc<Self> {
         let make = async |name: String, directory: bool| {
             let (parent, name) = (ObjectId::ROOT, Bytes::from(name));
             let operation = if directory {
@@ -124,6 +152,7 @@ impl Work {
         let made = client.call(0, Operation::SyncAll, Bytes::new()).await;
         assert_eq!(made, Outcome::Done, "a new volume can be made stable");
         Rc::new(Self {
+            habits,
             files,
             logs,
             directories,
@@ -135,6 +164,9 @@ impl Work {
             record: RefCell::default(),
             under_way: Cell::new(0),
             held_up: Cell::new(false),
+            look_only: Cell::new(false),
+            rotten: Cell::new(false),
+            stable: Notify::new(),
             ended: Cell::new(false),
             wake: Notify::new(),
             done: Cell::new(0),
@@ -166,6 +198,40 @@ impl Work {
     pub(crate) fn hold_up(&self, held_up: bool) {
         self.held_up.set(held_up);
         self.wake.notify_waiters();
+    }
+
+    /// Who mostly looks does nothing else, for now.
+    pub(crate) fn look_only(&self, only: bool) {
+        self.look_only.set(only);
+    }
+
+    /// A block of one replica is damaged, or not any more.
+    pub(crate) fn rotten(&self, rotten: bool) {
+        self.rotten.set(rotten);
+    }
+
+    /// See [`Work::rotten`].
+    pub(crate) fn is_rotten(&self) -> bool {
+        self.rotten.get()
+    }
+
+    /// A file of cells none of which goes into the object's file at once: what a kill may leave
+    /// behind there is checked like everything else.
+    pub(crate) fn a_file(&self) -> ObjectId {
+        self.files[self.random.index(LARGE)]
+    }
+
+    /// What a command answered: where it compared replicas, they must be equal.
+    pub(crate) fn take_verdict(&self, answer: &serde_json::Value) {
+        let differences = answer["differences"].as_array();
+        if differences.is_some_and(|list| !list.is_empty()) {
+            self.fail(format!("replicas in sync differ: {answer}"));
+        }
+    }
+
+    /// Waits until something is confirmed as stable.
+    pub(crate) async fn next_stable(&self) {
+        self.stable.notified().await;
     }
 
     /// No operation begins any more.
@@ -211,13 +277,41 @@ impl Work {
                 return;
             }
             self.under_way.set(self.under_way.get() + 1);
-            if watches && !self.random.one_in(12) {
+            if watches && (self.look_only.get() || !self.random.one_in(12)) {
                 self.look_somewhere(&client, slot).await;
             } else {
                 self.one(&client, slot).await;
             }
             self.under_way.set(self.under_way.get() - 1);
             self.done.set(self.done.get() + 1);
+        }
+    }
+
+    /// A mount that comes, works a little and leaves, again and again until the end.
+    pub(crate) async fn visit(self: Rc<Self>, mount: impl Fn() -> Client) {
+        loop {
+            let pause = self.random.within(20..700);
+            tokio::time::sleep(Duration::from_millis(pause)).await;
+            while self.held_up.get() && !self.ended.get() {
+                self.wake.notified().await;
+            }
+            if self.ended.get() {
+                return;
+            }
+            self.under_way.set(self.under_way.get() + 1);
+            let began = self.tick();
+            let client = mount();
+            tokio::task::spawn_local(client.clone().run());
+            for _ in 0..self.random.within(1..4) {
+                self.one(&client, 1).await;
+                self.done.set(self.done.get() + 1);
+            }
+            // A power cut may take a session that was not stable.
+            if client.was_forgotten() && self.cut_at.get() < began {
+                self.fail(format!("the session of client{} ended", client.place));
+            }
+            client.leave();
+            self.under_way.set(self.under_way.get() - 1);
         }
     }
 
@@ -256,11 +350,25 @@ impl Work {
     }
 
     fn any_cell(&self) -> (usize, u64) {
+        if self.habits.few && self.random.one_in(2) {
+            return (self.random.index(FILES.len()), 0);
+        }
+        if self.habits.large && self.random.one_in(2) {
+            return (LARGE, self.random.within(0..FILES[LARGE].1));
+        }
         let file = self.random.index(FILES.len());
         (file, self.random.within(0..FILES[file].1))
     }
 
     fn odd(&self, what: &str, outcome: &Outcome) {
+        let known = match outcome {
+            Outcome::Error(ENOSPC) => self.habits.may_fail,
+            Outcome::Error(EIO) => self.rotten.get(),
+            _ => false,
+        };
+        if known {
+            return;
+        }
         self.fail(format!("{what} ended with {outcome:?}"));
     }
 
@@ -309,20 +417,15 @@ impl Work {
         };
         match client.call(slot, read, Bytes::new()).await {
             Outcome::Data(data) => {
-                let mut values = words(&data);
-                values.sort_unstable();
-                values.dedup();
+                let values = different_words(&data);
                 if data.len() < len as usize && values.iter().any(|value| *value != 0) {
                     self.fail(format!("a cell of {} bytes was read", data.len()));
-                }
-                if values.is_empty() {
-                    values.push(0);
                 }
                 values
             }
             other => {
                 self.odd("a read", &other);
-                vec![0]
+                Vec::new()
             }
         }
     }
@@ -331,6 +434,8 @@ impl Work {
         let asked = self.tick();
         let values = self.values(client, slot, file, cell).await;
         match values[..] {
+            // It failed.
+            [] => {}
             [value] => self.note(Thing::Cell { file, cell }, asked, Act::Read(value)),
             // A cut may leave a large write in parts (DUR-3).
             _ if asked <= self.cut_at.get() => {}
@@ -464,7 +569,10 @@ impl Work {
 
     async fn sync(&self, client: &Client, slot: u16) {
         let asked = self.tick();
-        let which = self.random.index(8);
+        let mut which = self.random.index(8);
+        if self.habits.large && self.random.one_in(2) {
+            which = LARGE;
+        }
         let (operation, things) = match which {
             0..4 => {
                 let object = self.files[which];
@@ -500,6 +608,7 @@ impl Work {
                     let syncs = record.stable.entry(thing).or_default();
                     syncs.push((asked, answered));
                 }
+                self.stable.notify_waiters();
             }
             other => self.odd("a sync", &other),
         }
@@ -618,6 +727,24 @@ impl Work {
 
 fn name_of(name: usize) -> Bytes {
     Bytes::from(format!("n{name}"))
+}
+
+/// Each word that is there, once; a cell that holds one value is told at a glance.
+fn different_words(data: &[u8]) -> Vec<u64> {
+    if data.len() < 8 {
+        return if data.is_empty() {
+            vec![0]
+        } else {
+            words(data)
+        };
+    }
+    if data[8..] == data[..data.len() - 8] {
+        return words(&data[..8]);
+    }
+    let mut values = words(data);
+    values.sort_unstable();
+    values.dedup();
+    values
 }
 
 fn words(data: &[u8]) -> Vec<u64> {

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::time::Duration;
 
-use protocol::ids::{BrickId, SessionId, VolumeId};
+use protocol::ids::SessionId;
+use protocol::node_rpc::VolumeCommand;
 use protocol::units::Term;
-use protocol::volume::{Protocol, Quorum, ReplicaSpec, VolumeKind, VolumeSpec, VolumeState};
+use protocol::volume::Quorum;
 use replication::machine::Agreed;
 use replication::state::Mask;
 use tokio::sync::Mutex;
@@ -14,15 +15,21 @@ use tokio::task::LocalSet;
 use tokio::time::Instant;
 
 use super::client::Client;
-use super::cluster::{Cluster, Journal, node_id};
-use super::faults::{Faults, Nodes, put_right, wait_until_in_sync};
+use super::cluster::{CLIENTS_FROM, Cluster, Journal};
+use super::disks::mend_disks;
+use super::faults::{Faults, Nodes, put_right, serving, wait_until_in_sync};
 use super::network::Network;
 use super::pool::Pool;
 use super::random::Random;
-use super::work::Work;
+use super::shape::{Family, Shape};
+use super::work::{Habits, Work};
 
 /// How long things go wrong, in simulated time.
-const LASTS: Duration = Duration::from_secs(60);
+const LASTS: Duration = Duration::from_secs(40);
+/// Mounts that stay.
+const CLIENTS: usize = 3;
+/// How long one node goes without power for longer than the others.
+const LATE: Duration = Duration::from_secs(4);
 /// Slots of a client, one a worker, and one for looking.
 const WORKERS: u16 = 3;
 const LOOKING: u16 = 100;
@@ -35,77 +42,6 @@ pub(crate) struct Outcome {
     pub(crate) frames: BTreeMap<u8, u64>,
     pub(crate) failures: Vec<String>,
     pub(crate) lines: Vec<String>,
-}
-
-/// What a seed makes of the volume.
-struct Shape {
-    replicas: usize,
-    quorum: Quorum,
-    clients: usize,
-    latency_ms: u64,
-    jitter_ms: u64,
-    pause_ms: u64,
-    cuts: bool,
-    slowness: u64,
-    resync_rate: Option<&'static str>,
-    /// The ack policies that the volume has in turn.
-    protocols: &'static [Protocol],
-}
-
-impl Shape {
-    fn draw(random: &Random) -> Self {
-        let (replicas, quorum) = match random.within(0..8) {
-            0..3 => (2, Quorum::Majority),
-            3..5 => (3, Quorum::Majority),
-            5 => (4, Quorum::Majority),
-            _ => (2, Quorum::Off),
-        };
-        // Where nobody takes over by itself, A loses nothing either.
-        let protocols: &[Protocol] = match (random.within(0..2), quorum) {
-            (0, _) => &[Protocol::C],
-            (_, Quorum::Majority) => &[Protocol::B, Protocol::C],
-            (_, Quorum::Off) => &[Protocol::A, Protocol::B, Protocol::C],
-        };
-        Self {
-            protocols,
-            replicas,
-            quorum,
-            clients: 3,
-            latency_ms: 1 + random.within(0..3),
-            jitter_ms: random.within(0..4),
-            pause_ms: random.within(40..110),
-            cuts: random.one_in(3),
-            slowness: [1, 6, 25, 100][random.index(4)],
-            resync_rate: [None, None, Some("1M"), Some("256K")][random.index(4)],
-        }
-    }
-
-    fn spec(&self, random: &Random) -> VolumeSpec {
-        let replicas = (0..self.replicas).map(|place| ReplicaSpec {
-            node: node_id(place),
-            node_name: format!("node{}", place + 1),
-            path: "/brick".to_owned(),
-            brick: BrickId(random.bytes()),
-        });
-        VolumeSpec {
-            id: VolumeId([3; 16]),
-            name: "v1".to_owned(),
-            kind: VolumeKind::Fs,
-            size_bytes: None,
-            protocol: self.protocols[0],
-            quorum: self.quorum,
-            replicas: replicas.collect(),
-            state: VolumeState::Started,
-            layout: protocol::volume::Layout::default(),
-            options: self
-                .resync_rate
-                .map(|rate| ("resync-max-rate".to_owned(), rate.to_owned()))
-                .into_iter()
-                .chain([("async-queue-max".to_owned(), "1M".to_owned())])
-                .collect(),
-            version: 1,
-        }
-    }
 }
 
 /// Runs a seed. `aloud`: prints a line for everything that happens.
@@ -122,7 +58,7 @@ pub(crate) fn run(seed: u64, aloud: bool) -> Outcome {
 async fn simulate(seed: u64, aloud: bool) -> Outcome {
     let random = Random::new(seed);
     let journal = Journal::new(aloud);
-    let shape = Shape::draw(&random);
+    let shape = Shape::draw(seed, &random);
     let spec = shape.spec(&random);
     let network = Network::new(random.fork(), shape.latency_ms, shape.jitter_ms);
     let agreed = (shape.quorum == Quorum::Majority).then(|| Agreed {
@@ -146,19 +82,26 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
         cluster.start(place);
     }
     let directory = cluster.directory.clone();
-    let clients: Vec<Client> = (0..shape.clients)
-        .map(|index| {
-            let place = shape.replicas.max(3) + index;
+    let mount = {
+        let (network, random) = (network.clone(), random.fork());
+        let impatient = shape.impatient;
+        move |place| {
             let session = SessionId(random.bytes());
             let (network, directory) = (network.clone(), directory.clone());
-            Client::new(place, session, volume, shape.replicas, network, directory)
-        })
-        .collect();
+            Client::new(place, session, volume, impatient, network, directory)
+        }
+    };
+    let clients: Vec<Client> = (CLIENTS_FROM..CLIENTS_FROM + CLIENTS).map(&mount).collect();
     for client in &clients {
         tokio::task::spawn_local(client.clone().run());
     }
     let nodes: Nodes = Rc::new(Mutex::new(cluster));
-    let work = Work::prepare(&clients[0], random.fork(), journal.clone()).await;
+    let habits = Habits {
+        few: shape.family == Family::Leases || random.one_in(4),
+        large: shape.cuts,
+        may_fail: shape.family == Family::Disks,
+    };
+    let work = Work::prepare(&clients[0], habits, random.fork(), journal.clone()).await;
     let mut workers = Vec::new();
     for (index, client) in clients.iter().enumerate() {
         let watches = index + 1 == clients.len();
@@ -172,9 +115,19 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
             workers.push(tokio::task::spawn_local(work));
         }
     }
+    for guest in 0..shape.guests {
+        let mount = mount.clone();
+        let visit = Rc::clone(&work).visit(move || mount(CLIENTS_FROM + CLIENTS + guest));
+        workers.push(tokio::task::spawn_local(visit));
+    }
     let mut faults = Faults {
         nodes: Rc::clone(&nodes),
-        clients: shape.clients,
+        work: Rc::clone(&work),
+        family: shape.family,
+        quorum: shape.quorum,
+        clients: CLIENTS,
+        guests: shape.guests,
+        slowness: shape.slowness,
         random: random.fork(),
         journal: journal.clone(),
         protocols: shape.protocols,
@@ -185,8 +138,8 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
         faults.run(LASTS / parts).await;
         let cut = shape.cuts && part + 1 < parts;
         if cut {
-            work.hold_up(true);
-            power_cut(&nodes, &work, &clients[0]).await;
+            let late = shape.quorum == Quorum::Majority && random.one_in(2);
+            power_cut(&nodes, &work, &clients[0], late).await;
             work.hold_up(false);
         }
     }
@@ -246,8 +199,13 @@ async fn say_how_it_stands(nodes: &Nodes) {
     }
 }
 
-/// The power goes everywhere at once, and comes back.
-async fn power_cut(nodes: &Nodes, work: &Work, client: &Client) {
+/// The power goes everywhere at once, at the moment when something was confirmed as stable, and
+/// comes back. `late`: at one node a little later, where another one can serve until then.
+async fn power_cut(nodes: &Nodes, work: &Work, client: &Client, late: bool) {
+    let primary = serving(nodes).await.map(|report| report.replica);
+    // Nothing may be confirmed while nobody serves.
+    let _ = tokio::time::timeout(Duration::from_secs(1), work.next_stable()).await;
+    work.hold_up(true);
     let cut_at = {
         let mut cluster = nodes.lock().await;
         for place in 0..cluster.nodes.len() {
@@ -255,7 +213,12 @@ async fn power_cut(nodes: &Nodes, work: &Work, client: &Client) {
         }
         work.cut_now()
     };
-    put_right(nodes).await;
+    let late = primary.filter(|_| late);
+    put_right(nodes, late).await;
+    if late.is_some() {
+        tokio::time::sleep(LATE).await;
+        put_right(nodes, None).await;
+    }
     if !come_to_rest(nodes, work).await {
         return;
     }
@@ -263,17 +226,37 @@ async fn power_cut(nodes: &Nodes, work: &Work, client: &Client) {
     work.check(&found, Some(cut_at));
     work.mend(client, LOOKING, &mut found).await;
     work.begin_with(found);
+    if wait_until_in_sync(nodes).await {
+        compare_replicas(nodes, work).await;
+    }
+}
+
+/// What a crash left in doubt must be the same everywhere by now.
+async fn compare_replicas(nodes: &Nodes, work: &Work) {
+    let Some(primary) = serving(nodes).await else {
+        return;
+    };
+    let handle = nodes.lock().await.handle(primary.replica);
+    let Some(handle) = handle else { return };
+    let verdict = handle
+        .command(VolumeCommand::Verify { repair: false })
+        .await;
+    if let Ok(verdict) = verdict {
+        work.take_verdict(&verdict);
+    }
 }
 
 /// Everything is put right, and must come to a good end. True: it did.
 async fn finish(nodes: &Nodes, work: &Work, clients: &[Client]) -> bool {
     // What was to be started or healed later is so now.
-    put_right(nodes).await;
+    mend_disks(nodes).await;
+    put_right(nodes, None).await;
     if !come_to_rest(nodes, work).await {
         return false;
     }
     tokio::time::sleep(Duration::from_secs(10)).await;
-    put_right(nodes).await;
+    mend_disks(nodes).await;
+    put_right(nodes, None).await;
     if !wait_until_in_sync(nodes).await {
         say_how_it_stands(nodes).await;
         work.fail("the replicas do not come to be in sync".to_owned());

@@ -52,6 +52,7 @@ impl Volume {
                     journal_bytes: common.filter(|at| *at >= from).map(|_| behind as u64),
                     dirty_bytes: live.dirty[replica].len() as u64,
                     resync_was_mine: false,
+                    marked_apart: false,
                     pool_decides: false,
                     waited_for_me: false,
                 };

@@ -117,6 +117,59 @@ fn a_resync_that_is_cut_off_goes_on_where_it_stopped() {
     volume.check_whole();
 }
 
+/// The simulation found it: a primary began to resync a replica, passed its role on, and got it
+/// back while the other primary was in the middle of resyncing the same replica. It took that for
+/// its own resync, and never sent what only the other's map had: what the replica itself had
+/// written in a tail that was given up.
+#[test]
+fn a_resync_that_another_primary_went_on_with_is_not_taken_for_ones_own() {
+    let mut volume = Volume::new(3);
+    volume.settle();
+    volume.crash(2, true);
+    for i in 0..60 {
+        volume.write(0, i % 6);
+    }
+    while volume.deliver(0, 1) || volume.deliver(1, 0) {}
+    volume.boot(2);
+    for primary in [0, 1] {
+        assert_eq!(volume.primary(), Some(primary));
+        volume.connect(primary, 2);
+        let sourcing = |volume: &Volume| {
+            let machine = volume.nodes[primary].machine.as_ref().unwrap();
+            matches!(machine.standing(2), Some(Standing::Sourcing(_)))
+                && volume.nodes[2].live.state.disk == Disk::Inconsistent
+                && volume.nodes[2].live.state.term == volume.nodes[primary].live.state.term
+        };
+        while !sourcing(&volume) {
+            assert!(
+                volume.deliver(2, primary) || volume.deliver(primary, 2),
+                "the resync begins"
+            );
+        }
+        volume.cut(primary, 2);
+        let machine = volume.nodes[primary].machine.as_mut().unwrap();
+        machine.hand_over(1 - primary).expect("it is in sync");
+        volume.carry_out(primary);
+        for _ in 0..20 {
+            while volume.deliver(0, 1) || volume.deliver(1, 0) {}
+            volume.sync(0);
+            volume.sync(1);
+        }
+    }
+    assert_eq!(volume.primary(), Some(0));
+    volume.connect(0, 2);
+    let mut seen = None;
+    while seen.is_none() && (volume.deliver(2, 0) || volume.deliver(0, 2)) {
+        let machine = volume.nodes[0].machine.as_ref().unwrap();
+        if let Some(Standing::Sourcing(rule)) = machine.standing(2) {
+            seen = Some(rule);
+        }
+    }
+    assert_eq!(seen, Some(Rule::ForeignResync));
+    volume.settle();
+    volume.check_whole();
+}
+
 /// RS-1: the marks stand until the replica says that it has begun.
 #[test]
 fn a_resync_whose_first_word_is_lost_begins_again_with_all_its_marks() {

@@ -39,6 +39,8 @@ pub(super) struct State {
     pub(super) crash_at: Option<CrashAt>,
     pub(super) crashed: bool,
     pub(super) fail_sync: Option<u64>,
+    /// Changes until the one that fails.
+    pub(super) fail_write: Option<u64>,
     pub(super) unreadable: BTreeSet<u64>,
     pub(super) capacity: u64,
     pub(super) slowness: u64,
@@ -66,16 +68,8 @@ fn index(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
 
-/// Zeros come from the allocator: filling them in one by one is what an unoptimised build spends
-/// most of its time with.
 fn set_len(data: &mut Vec<u8>, len: usize) {
-    if len <= data.len() {
-        data.truncate(len);
-    } else {
-        let mut longer = vec![0; len];
-        longer[..data.len()].copy_from_slice(data);
-        *data = longer;
-    }
+    data.resize(len, 0);
 }
 
 impl Change {
@@ -156,6 +150,7 @@ impl State {
             crash_at: None,
             crashed: false,
             fail_sync: None,
+            fail_write: None,
             unreadable: BTreeSet::new(),
             capacity,
             slowness: 1,
@@ -196,6 +191,12 @@ impl State {
         if is_sync && self.fail_sync.is_some_and(|n| self.syncs > n) {
             self.fail_sync = None;
             return Err(eio());
+        }
+        if !is_sync && let Some(left) = self.fail_write {
+            self.fail_write = left.checked_sub(1);
+            if left == 0 {
+                return Err(eio());
+            }
         }
         Ok(())
     }
@@ -402,6 +403,13 @@ impl State {
         })
     }
 
+    pub(super) fn peek(&self, path: &str, offset: u64, len: usize) -> Vec<u8> {
+        let inode = self.entries.get(path).and_then(|it| self.inodes.get(it));
+        let data = inode.map_or(&[][..], |inode| &inode.data);
+        let start = index(offset).min(data.len());
+        data[start..data.len().min(start.saturating_add(len))].to_vec()
+    }
+
     pub(super) fn flip(&mut self, inode: u64, offset: u64, bit: u8) -> bool {
         let Some(inode) = self.inodes.get_mut(&inode) else {
             return false;
@@ -415,6 +423,15 @@ impl State {
         inode.data[at] ^= mask;
         inode.durable[at] ^= mask;
         true
+    }
+
+    /// As [`State::fork`], without a copy: nobody may use this one any more.
+    pub(super) fn after_kill(&mut self) -> Self {
+        let inodes = std::mem::take(&mut self.inodes);
+        Self {
+            inodes,
+            ..self.fork()
+        }
     }
 
     pub(super) fn fork(&self) -> Self {

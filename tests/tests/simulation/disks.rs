@@ -1,0 +1,168 @@
+//! Disks that are slow, fail, are full, or give back other bytes than were written.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use protocol::node_rpc::VolumeCommand;
+use protocol::report::DiskState;
+use protocol::units::BLOCK_BYTES;
+use storage::medium::Medium;
+use storage::medium::sim::SimMedium;
+use tokio::time::Instant;
+
+use super::faults::{Faults, Nodes, all_in_sync, millis, reports, serving};
+use super::network::Place;
+
+/// Bytes of a node's disk.
+pub(crate) const DISK_BYTES: u64 = 256 << 20;
+/// How long a damaged block may wait for its repair.
+const CURED_WITHIN: Duration = Duration::from_secs(60);
+
+impl Faults {
+    /// Something is wrong with one disk, for a while.
+    pub(super) async fn disk(&self) {
+        let place = self.victim().await;
+        match self.random.within(0..8) {
+            0 => self.slow(place).await,
+            1..4 => self.fails(place).await,
+            4 | 5 => self.full(place).await,
+            _ => self.rots(place).await,
+        }
+    }
+
+    async fn medium(&self, place: Place) -> SimMedium {
+        self.nodes.lock().await.nodes[place].medium.clone()
+    }
+
+    async fn slow(&self, place: Place) {
+        let slowness = self.random.within(100..2000);
+        self.journal
+            .note(format!("node{}'s disk is slow: {slowness}", place + 1));
+        self.medium(place).await.slow_down(slowness);
+        let (nodes, pause, usual) = (Rc::clone(&self.nodes), self.while_long(), self.slowness);
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(pause).await;
+            let cluster = nodes.lock().await;
+            cluster.nodes[place].medium.slow_down(usual);
+        });
+    }
+
+    /// A write or a sync fails: the replica steps aside. Its disk is mended, and its process
+    /// started again.
+    async fn fails(&self, place: Place) {
+        let (medium, n) = (self.medium(place).await, self.random.within(0..60));
+        if self.random.one_in(2) {
+            self.journal
+                .note(format!("node{}: sync {n} fails", place + 1));
+            medium.fail_sync(n);
+        } else {
+            self.journal
+                .note(format!("node{}: write {n} fails", place + 1));
+            medium.fail_write(n);
+        }
+        let end = Instant::now() + millis(3000);
+        let failed = async || {
+            let mut all = reports(&self.nodes).await.into_iter();
+            all.any(|it| it.replica == place && it.disk == DiskState::Failed)
+        };
+        while !failed().await && Instant::now() < end {
+            tokio::time::sleep(millis(50)).await;
+        }
+        tokio::time::sleep(millis(self.random.within(0..2000))).await;
+        let mut cluster = self.nodes.lock().await;
+        cluster.nodes[place].medium.mend();
+        if cluster.is_running(place) {
+            cluster.kill(place).await;
+        }
+        drop(cluster);
+        self.start_after(place, millis(50));
+    }
+
+    async fn full(&self, place: Place) {
+        let medium = self.medium(place).await;
+        let room = medium.room().expect("a disk that works");
+        let used = room.total_bytes - room.free_bytes;
+        let left = self.random.within(0..3 << 20);
+        self.journal
+            .note(format!("node{}'s disk is full up to {left}", place + 1));
+        medium.set_capacity(used + left);
+        let (nodes, pause) = (Rc::clone(&self.nodes), self.while_long());
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(pause).await;
+            let cluster = nodes.lock().await;
+            cluster.nodes[place].medium.set_capacity(DISK_BYTES);
+        });
+    }
+
+    /// A bit of a stored block flips, at a replica where all have everything (DUR-4). Whoever reads
+    /// it gets what was written, and an operator's comparison puts it right.
+    async fn rots(&self, place: Place) {
+        if !all_in_sync(&self.nodes).await {
+            return;
+        }
+        let medium = self.medium(place).await;
+        let path = storage::layout::object_path(self.work.a_file());
+        let blocks = medium.peek(&path, 0, 1 << 20).len() as u64 / BLOCK_BYTES;
+        if blocks == 0 {
+            return;
+        }
+        let block = self.random.within(0..blocks);
+        let at = block * BLOCK_BYTES + self.random.within(0..BLOCK_BYTES);
+        medium.flip_bit(&path, at, 3);
+        let damaged = medium.peek(&path, block * BLOCK_BYTES, BLOCK_BYTES as usize);
+        self.journal.note(format!(
+            "node{}: a bit flips in block {block} of {path}",
+            place + 1
+        ));
+        self.work.rotten(true);
+        tokio::time::sleep(millis(self.random.within(100..2500))).await;
+        if !cure(&self.nodes).await {
+            // Only this replica has what stood there, as another one was away.
+            let medium = self.medium(place).await;
+            if medium.peek(&path, block * BLOCK_BYTES, BLOCK_BYTES as usize) == damaged {
+                medium.flip_bit(&path, at, 3);
+            }
+            if !cure(&self.nodes).await {
+                self.work
+                    .fail("a damaged block is not put right".to_owned());
+            }
+        }
+        self.work.rotten(false);
+    }
+}
+
+/// Every disk works again.
+pub(crate) async fn mend_disks(nodes: &Nodes) {
+    for node in &nodes.lock().await.nodes {
+        node.medium.mend();
+        node.medium.set_capacity(DISK_BYTES);
+    }
+}
+
+/// Has replicas compared and put right until they are equal. False: they did not come to be.
+async fn cure(nodes: &Nodes) -> bool {
+    let end = Instant::now() + CURED_WITHIN;
+    while Instant::now() < end {
+        tokio::time::sleep(millis(100)).await;
+        if !all_in_sync(nodes).await {
+            continue;
+        }
+        let Some(primary) = serving(nodes).await else {
+            continue;
+        };
+        let Some(handle) = nodes.lock().await.handle(primary.replica) else {
+            continue;
+        };
+        let command = |repair| {
+            let done = handle.command(VolumeCommand::Verify { repair });
+            tokio::time::timeout(millis(20_000), done)
+        };
+        let _ = command(true).await;
+        if let Ok(Ok(verdict)) = command(false).await
+            && verdict["equal"] == true
+        {
+            return true;
+        }
+    }
+    false
+}

@@ -1,0 +1,169 @@
+//! What an operator does: the role, resyncs, comparisons, options.
+
+use std::rc::Rc;
+
+use protocol::node_rpc::VolumeCommand;
+use protocol::volume::{Protocol, Quorum};
+use replication::state::DurableState;
+use tokio::time::Instant;
+
+use super::faults::{Faults, all_in_sync, millis, serving};
+use super::network::Place;
+
+impl Faults {
+    /// An operator does something.
+    pub(super) async fn operate(&self, place: Place) {
+        let count = self.nodes.lock().await.nodes.len();
+        let to = self.random.index(count);
+        let command = match self.random.within(0..10) {
+            0..4 => VolumeCommand::Promote { to, force: false },
+            4 => VolumeCommand::Resync {
+                replica: Some(to),
+                full: self.random.one_in(2),
+            },
+            5 => VolumeCommand::PauseResync,
+            6 => VolumeCommand::Verify { repair: false },
+            7 => return self.needless_force().await,
+            8 => return self.disaster().await,
+            _ => VolumeCommand::ResumeResync,
+        };
+        if matches!(command, VolumeCommand::Promote { .. }) && self.random.one_in(3) {
+            // An impatient one says it twice.
+            self.say(place, command.clone()).await;
+        }
+        let resume = matches!(command, VolumeCommand::PauseResync);
+        self.say(place, command).await;
+        if resume {
+            let (nodes, pause) = (Rc::clone(&self.nodes), self.while_long());
+            tokio::task::spawn_local(async move {
+                tokio::time::sleep(pause).await;
+                if let Some(handle) = nodes.lock().await.handle(place) {
+                    let _ = handle.command(VolumeCommand::ResumeResync).await;
+                }
+            });
+        }
+    }
+
+    /// A command to a node, which is not waited for.
+    async fn say(&self, place: Place, command: VolumeCommand) {
+        let handle = self.nodes.lock().await.handle(place);
+        let Some(handle) = handle else { return };
+        self.journal
+            .note(format!("node{} is told: {command:?}", place + 1));
+        let (journal, work) = (self.journal.clone(), Rc::clone(&self.work));
+        tokio::task::spawn_local(async move {
+            let rotten = work.is_rotten();
+            let done = tokio::time::timeout(millis(20_000), handle.command(command)).await;
+            journal.note(format!("node{} answers: {done:?}", place + 1));
+            if let Ok(Ok(answer)) = &done
+                && !rotten
+                && !work.is_rotten()
+            {
+                work.take_verdict(answer);
+            }
+        });
+    }
+
+    /// Force where none is needed, which is refused: the primary serves and is connected.
+    async fn needless_force(&self) {
+        if !all_in_sync(&self.nodes).await {
+            return;
+        }
+        let Some(primary) = serving(&self.nodes).await else {
+            return;
+        };
+        let to = self.random.index(self.nodes.lock().await.nodes.len());
+        let (strict, is_primary) = (self.protocols == [Protocol::C], to == primary.replica);
+        match self.quorum {
+            // Of two sides the pool has chosen.
+            Quorum::Majority if self.random.one_in(2) => {
+                self.say(to, VolumeCommand::KeepSide {}).await;
+            }
+            // Whoever is in sync under C has everything, should the primary be gone by then.
+            Quorum::Majority if strict || is_primary => {
+                self.say(to, VolumeCommand::Promote { to, force: true })
+                    .await;
+            }
+            Quorum::Off if is_primary => {
+                self.say(to, VolumeCommand::Promote { to, force: true })
+                    .await;
+            }
+            _ => {}
+        }
+    }
+
+    /// The primary's machine burns down where nobody takes over by itself, and an operator makes
+    /// the other replica primary: it has everything. What was there once comes back later.
+    async fn disaster(&self) {
+        let two = self.nodes.lock().await.nodes.len() == 2;
+        if !two || self.quorum != Quorum::Off || !all_in_sync(&self.nodes).await {
+            return;
+        }
+        let Some(primary) = serving(&self.nodes).await.map(|report| report.replica) else {
+            return;
+        };
+        let mut cluster = self.nodes.lock().await;
+        cluster.kill(primary).await;
+        let heir = 1 - primary;
+        let state: DurableState = {
+            let brick = cluster.brick(primary);
+            serde_json::from_slice(brick.state()).expect("a brick remembers its role")
+        };
+        // Under A and B, and where it went on alone in the last moment, it may have had more.
+        let whole = state.in_sync.has(heir) && state.policy.protocol == Protocol::C;
+        drop(cluster);
+        if whole {
+            let end = Instant::now() + millis(5000);
+            while Instant::now() < end {
+                let handle = self.nodes.lock().await.handle(heir);
+                let Some(handle) = handle else { break };
+                let command = VolumeCommand::Promote {
+                    to: heir,
+                    force: true,
+                };
+                let done = tokio::time::timeout(millis(5000), handle.command(command)).await;
+                self.journal
+                    .note(format!("node{} is forced: {done:?}", heir + 1));
+                if matches!(done, Ok(Ok(_))) {
+                    break;
+                }
+                tokio::time::sleep(millis(100)).await;
+            }
+            tokio::time::sleep(millis(self.random.within(200..4000))).await;
+        }
+        self.start_after(primary, millis(10));
+    }
+
+    /// Another option is configured. Nodes learn of it one after the other.
+    pub(super) async fn change_options(&self) {
+        let (key, values): (_, &[&str]) = match self.random.within(0..6) {
+            0 => ("min-in-sync", &["1", "1", "2"]),
+            1 => ("replica-deadline", &["200ms", "800ms", "3s"]),
+            2 => ("async-queue-max", &["1M", "4M"]),
+            3 => ("resync-max-rate", &["0", "256K", "1M"]),
+            _ => ("protocol", &[]),
+        };
+        let mut cluster = self.nodes.lock().await;
+        if values.is_empty() {
+            let protocol = self.protocols[self.random.index(self.protocols.len())];
+            cluster.spec.protocol = protocol;
+            self.journal
+                .note(format!("the policy is {} now", protocol.name()));
+        } else {
+            let value = values[self.random.index(values.len())];
+            self.journal.note(format!("{key} is {value} now"));
+            let options = &mut cluster.spec.options;
+            options.insert(key.to_owned(), value.to_owned());
+        }
+        cluster.spec.version += 1;
+        let spec = cluster.spec.clone();
+        drop(cluster);
+        for place in 0..spec.replicas.len() {
+            if let Some(handle) = self.nodes.lock().await.handle(place) {
+                // Whoever takes no message for now goes on by what it knows.
+                let _ = handle.update_spec(spec.clone());
+            }
+            tokio::time::sleep(millis(self.random.within(0..50))).await;
+        }
+    }
+}

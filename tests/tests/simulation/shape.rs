@@ -1,0 +1,137 @@
+//! What a seed makes of the volume, and what it has go wrong most of all.
+
+use protocol::ids::{BrickId, VolumeId};
+use protocol::volume::{Protocol, Quorum, ReplicaSpec, VolumeKind, VolumeSpec, VolumeState};
+
+use super::cluster::node_id;
+use super::random::Random;
+
+/// What a seed tries hardest: about half of what goes wrong is of this kind, the rest is of any.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Family {
+    /// Nothing more than anything else.
+    Mixed,
+    /// A primary that is cut off with a client that reads, while the others lose their connections
+    /// to it at once.
+    Leases,
+    /// The power goes everywhere, right after something was confirmed as stable.
+    PowerCuts,
+    /// Resyncs that take long, and are cut off.
+    Resyncs,
+    /// A replica that is away for long, while the others come, go and pass the role on.
+    Absences,
+    /// A primary that reaches its clients and not its replicas, and mounts that come and go.
+    Stalls,
+    /// Disks that are slow, fail, are full, and rot.
+    Disks,
+}
+
+impl Family {
+    /// Seeds take them in turn.
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Mixed,
+        Self::Leases,
+        Self::PowerCuts,
+        Self::Resyncs,
+        Self::Absences,
+        Self::Stalls,
+        Self::Disks,
+    ];
+
+    fn of(seed: u64) -> Self {
+        let at = usize::try_from(seed % Self::ALL.len() as u64).expect("small");
+        Self::ALL[at]
+    }
+}
+
+/// What a seed makes of the volume.
+pub(crate) struct Shape {
+    pub(crate) family: Family,
+    pub(crate) replicas: usize,
+    pub(crate) quorum: Quorum,
+    pub(crate) latency_ms: u64,
+    pub(crate) jitter_ms: u64,
+    pub(crate) pause_ms: u64,
+    /// The power goes everywhere now and then.
+    pub(crate) cuts: bool,
+    pub(crate) slowness: u64,
+    /// Clients ask behind their hello, before they are let in.
+    pub(crate) impatient: bool,
+    /// Mounts that come and go.
+    pub(crate) guests: usize,
+    resync_rate: Option<&'static str>,
+    /// The ack policies that the volume has in turn.
+    pub(crate) protocols: &'static [Protocol],
+}
+
+impl Shape {
+    pub(crate) fn draw(seed: u64, random: &Random) -> Self {
+        let family = Family::of(seed);
+        let (replicas, quorum) = match random.within(0..8) {
+            0..3 => (2, Quorum::Majority),
+            3..5 => (3, Quorum::Majority),
+            5 => (4, Quorum::Majority),
+            _ => (2, Quorum::Off),
+        };
+        let (replicas, quorum) = match family {
+            Family::Leases | Family::Stalls => (replicas, Quorum::Majority),
+            Family::Absences => (replicas.max(3), Quorum::Majority),
+            _ => (replicas, quorum),
+        };
+        // Where nobody takes over by itself, A loses nothing either.
+        let protocols: &[Protocol] = match (random.within(0..2), quorum) {
+            (0, _) => &[Protocol::C],
+            (_, Quorum::Majority) => &[Protocol::B, Protocol::C],
+            (_, Quorum::Off) => &[Protocol::A, Protocol::B, Protocol::C],
+        };
+        let rates: &[_] = match family {
+            Family::Resyncs => &[Some("1M"), Some("512K"), Some("256K"), Some("128K")],
+            _ => &[None, None, Some("1M"), Some("256K")],
+        };
+        Self {
+            family,
+            replicas,
+            quorum,
+            protocols,
+            latency_ms: 1 + random.within(0..3),
+            jitter_ms: random.within(0..4),
+            pause_ms: random.within(40..110),
+            // What a crash may leave behind is not told from what rots (DUR-4).
+            cuts: family == Family::PowerCuts || (family != Family::Disks && random.one_in(5)),
+            slowness: [1, 6, 25, 100][random.index(4)],
+            impatient: random.one_in(3),
+            guests: match family {
+                Family::Stalls => 3,
+                _ => usize::from(random.one_in(2)),
+            },
+            resync_rate: rates[random.index(rates.len())],
+        }
+    }
+
+    pub(crate) fn spec(&self, random: &Random) -> VolumeSpec {
+        let replicas = (0..self.replicas).map(|place| ReplicaSpec {
+            node: node_id(place),
+            node_name: format!("node{}", place + 1),
+            path: "/brick".to_owned(),
+            brick: BrickId(random.bytes()),
+        });
+        VolumeSpec {
+            id: VolumeId([3; 16]),
+            name: "v1".to_owned(),
+            kind: VolumeKind::Fs,
+            size_bytes: None,
+            protocol: self.protocols[0],
+            quorum: self.quorum,
+            replicas: replicas.collect(),
+            state: VolumeState::Started,
+            layout: protocol::volume::Layout::default(),
+            options: self
+                .resync_rate
+                .map(|rate| ("resync-max-rate".to_owned(), rate.to_owned()))
+                .into_iter()
+                .chain([("async-queue-max".to_owned(), "1M".to_owned())])
+                .collect(),
+            version: 1,
+        }
+    }
+}
