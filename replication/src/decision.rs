@@ -148,7 +148,9 @@ pub fn decide(mine: &Report, theirs: &Report, means: &Means) -> (Decision, Rule)
     };
     let covered = means.map_since.is_some_and(|since| at >= since);
     if theirs.disk == Disk::Inconsistent {
-        return match (covered, means.resync_was_mine) {
+        // With records that nobody here knows it is another primary's target.
+        let mine = means.resync_was_mine && !they_went_on;
+        return match (covered, mine) {
             (true, true) => (Decision::Dirty, Rule::ResyncContinues),
             _ => (Decision::Full, Rule::ForeignResync),
         };
@@ -353,6 +355,13 @@ mod tests {
                 (Decision::Full, Rule::ForeignResync)
             );
         }
+        // It holds what another primary ordered.
+        let foreign = GenerationId([9; 16]);
+        theirs.line.begin(foreign, Term(3), Sequence(40));
+        assert_eq!(
+            decide(&primary(), &theirs, &mine),
+            (Decision::Full, Rule::ForeignResync)
+        );
     }
 
     #[test]

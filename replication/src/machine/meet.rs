@@ -9,7 +9,7 @@ use super::bugs::Bug;
 use super::{DropReason, Link, Machine, Output, Phase, Refusal, Standing};
 use crate::decision::{Decision, Means, Rule, decide};
 use crate::line::Relation;
-use crate::state::{How, Report, Welcome};
+use crate::state::{Disk, How, Report, Welcome};
 
 impl Machine {
     // ---- meeting -----------------------------------------------------------------------------
@@ -117,6 +117,9 @@ impl Machine {
         };
         if self.phase != Phase::Serving || link.standing != Standing::Met {
             return;
+        }
+        if link.report.disk != Disk::Inconsistent {
+            self.state.targets = self.state.targets.without(replica);
         }
         means.resync_was_mine = self.state.targets.has(replica);
         means.marked_apart = self.state.resyncing.has(replica);
@@ -266,7 +269,7 @@ impl Machine {
         self.entering = self.entering.without(replica);
         self.state.in_sync = self.state.in_sync.with(replica);
         self.state.resyncing = self.state.resyncing.without(replica);
-        self.state.targets = self.state.targets.without(replica);
+        // It stays a target of this one's until it shows that it knows: it may die before.
         self.state.full = self.state.full.without(replica);
         self.giving_up = self.giving_up.without(replica);
         self.state.since[replica] = link.stable;

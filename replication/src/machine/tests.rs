@@ -21,6 +21,7 @@ mod messages;
 mod places;
 mod policies;
 mod pool;
+mod reports;
 mod scenarios;
 mod schedules;
 
