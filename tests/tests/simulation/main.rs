@@ -10,6 +10,7 @@
 //! `CAIRN_SIM_SEEDS=N` runs N fresh seeds (`CAIRN_SIM_FROM=S` from S on), `CAIRN_SIM_SEED=S` one
 //! of them with a line for everything that happens.
 
+mod bricks;
 mod client;
 mod cluster;
 mod counters;
