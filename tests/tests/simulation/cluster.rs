@@ -61,11 +61,6 @@ impl Directory {
         handles[place] = handle;
     }
 
-    /// Nodes that there are, or were.
-    pub(crate) fn places(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
     fn get(&self, place: Place) -> Option<VolumeHandle> {
         let handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         handles.get(place).cloned().flatten()

@@ -306,6 +306,9 @@ impl Work {
             for _ in 0..self.random.within(1..4) {
                 self.one(&client, 1).await;
                 self.done.set(self.done.get() + 1);
+                if self.held_up.get() {
+                    break; // what a power cut left is looked at before anything is done with it
+                }
             }
             // A power cut may take a session that was not stable.
             if client.was_forgotten() && self.cut_at.get() < began {
