@@ -21,8 +21,7 @@ use protocol::replica::{Message, live_record_frame};
 use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
 use protocol::volume::{Protocol, REPLICAS_MAX, VolumeSpec};
 use replication::machine::{
-    Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Position, Proposed, Refusal,
-    Standing,
+    Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Position, Proposed, Standing,
 };
 use replication::state::{DurableState, Mask, Places};
 use replication::throttle::Throttle;
@@ -305,7 +304,7 @@ impl<M: Medium> Driver<M> {
     ) -> Result<Sequence, OrderError> {
         let now = self.now();
         let bytes = Record::bytes_about(&changes, &payload);
-        let ordered = self.machine.order(now, bytes).inspect_err(refused);
+        let ordered = self.machine.order(now, bytes).inspect_err(words::not_done);
         let (sequence, term, generation) = ordered?;
         let record = Record {
             sequence,
@@ -434,7 +433,7 @@ impl<M: Medium> Driver<M> {
                 self.flush_everywhere(id, (!all).then_some(objects));
             }
             // The role is gone: clients ask the next primary.
-            Err(refusal) => refused(&refusal),
+            Err(refusal) => words::not_done(&refusal),
         }
     }
 
@@ -917,7 +916,7 @@ impl<M: Medium> Driver<M> {
     /// Hands the role to another replica; the receiver learns how it ended.
     pub(super) fn promote(&mut self, to: usize) -> Result<oneshot::Receiver<bool>, CommandError> {
         self.machine.hand_over(to).map_err(|refusal| {
-            refused(&refusal);
+            words::not_done(&refusal);
             CommandError::refused(
                 "hand_over_refused",
                 format!("the role cannot be handed over: {refusal}"),
@@ -959,11 +958,6 @@ fn config(spec: &VolumeSpec, me: usize, settings: &Settings, host: &dyn Host) ->
         // Another one each time: generations are made from it.
         entropy: host.entropy(),
     }
-}
-
-/// The machine did not do what it was asked for.
-pub(super) fn refused(refusal: &Refusal) {
-    tracing::debug!(refusal = refusal.name(), "the machine refused");
 }
 
 /// A replica's index as the brick counts it.

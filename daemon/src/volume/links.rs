@@ -21,7 +21,7 @@ use serde::de::DeserializeOwned;
 use storage::Medium;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-use super::driver::{BrickFlush, Driver, Shared, refused};
+use super::driver::{BrickFlush, Driver, Shared};
 use super::outbox::Outbox;
 use super::stream::Stream;
 use super::words;
@@ -32,8 +32,6 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 const REDIAL_PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause, after many failures.
 const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// How often a sign of life is sent.
-pub(super) const HEARTBEAT: Duration = Duration::from_millis(300);
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
 /// How often what had to wait is tried again, if nothing says so earlier.
@@ -248,7 +246,7 @@ pub(super) async fn serve_link<M: Medium>(
     writing.abort();
     if let Err(error) = &result {
         if let LinkError::OutOfPlace(refusal) = error {
-            refused(refusal);
+            words::not_done(refusal);
         }
         let name = driver.borrow().spec.name.clone();
         tracing::info!(volume = %name, %error, "a link between replicas ended");

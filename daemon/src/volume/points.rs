@@ -16,7 +16,7 @@ use storage::{BrickError, Medium, Point, PointError, PointId, PointKind};
 use time::OffsetDateTime;
 
 use super::CommandError;
-use super::driver::{Driver, name_places, refused};
+use super::driver::{Driver, name_places};
 use super::links::{LinkError, to_json};
 use super::words;
 use crate::events::time_text;
@@ -328,7 +328,7 @@ pub(super) fn take_by_force<M: Medium>(d: &mut Driver<M>) -> Result<Option<WentB
     match d.machine.take_by_force(now) {
         Ok(()) => Ok(None),
         Err(refusal @ Refusal::NotWhole) => {
-            refused(&refusal);
+            words::not_done(&refusal);
             let went = d.go_back().map_err(NotForced::Command)?;
             d.machine.take_by_force(now)?;
             Ok(went)

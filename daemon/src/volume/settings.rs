@@ -30,7 +30,15 @@ pub(super) struct Settings {
     pub(super) read_only: bool,
 }
 
+/// How often a sign of life is sent, where the deadline leaves so much time.
+const HEARTBEAT_MAX: Duration = Duration::from_millis(300);
 impl Settings {
+    /// How often a sign of life is sent. Whoever hears nothing for the replica deadline closes the
+    /// connection, also where there is nothing else to say.
+    pub(super) fn heartbeat(&self) -> Duration {
+        heartbeat(self.replica_deadline)
+    }
+
     /// Of a volume's configuration; values were checked when they were set.
     pub(super) fn of(spec: &VolumeSpec) -> Self {
         let options = Options::new(&spec.options);
@@ -46,6 +54,36 @@ impl Settings {
             session_timeout: options.duration("session-timeout"),
             resync_bytes_per_second_max: (rate > 0).then_some(rate),
             read_only: options.on("read-only"),
+        }
+    }
+}
+
+fn heartbeat(replica_deadline: Duration) -> Duration {
+    // Within the deadline one may be late and another one be on its way.
+    (replica_deadline * 3 / 8).min(HEARTBEAT_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::thread::TICK;
+    use super::*;
+    use protocol::options::{OptionKind, rule};
+
+    /// The simulation found it: with the shortest deadline that can be set, signs of life came less
+    /// often than that. Idle replicas left each other again and again, and no resync that took
+    /// longer than the deadline ever ended.
+    #[test]
+    fn signs_of_life_come_often_enough_for_every_deadline_that_can_be_set() {
+        let OptionKind::Duration { ms_min, ms_max } = rule("replica-deadline").unwrap().kind else {
+            panic!("a deadline is a duration");
+        };
+        for deadline in [ms_min, 300, 500, 800, 5000, ms_max].map(Duration::from_millis) {
+            let every = heartbeat(deadline);
+            assert!(every >= TICK, "no more often than anybody looks");
+            assert!(
+                every * 2 + TICK <= deadline,
+                "one may be late: {deadline:?}"
+            );
         }
     }
 }

@@ -19,13 +19,13 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
-use super::driver::{Driver, Shared, refused};
-use super::links::{HEARTBEAT, keep_dialling, serve_link};
+use super::driver::{Driver, Shared};
+use super::links::{keep_dialling, serve_link};
 use super::points::{self, NotForced, WentBack};
-use super::{CommandError, Host, Said, StartError, bricks, clients, verify};
+use super::{CommandError, Host, Said, StartError, bricks, clients, verify, words};
 
 /// How often deadlines are looked at.
-const TICK: Duration = Duration::from_millis(50);
+pub(super) const TICK: Duration = Duration::from_millis(50);
 /// How often the positions of the in-sync set are made durable.
 const NOTE_POSITIONS: Duration = Duration::from_secs(5);
 /// How long a hand-over at the end may take.
@@ -242,13 +242,14 @@ async fn watch_agreement<M: Medium>(shared: Shared<M>) {
 async fn ticker<M: Medium>(shared: Shared<M>) {
     let (mut last, mut ended) = (tokio::time::Instant::now(), 0);
     loop {
-        let (hurry, pause, deadline) = {
+        let (hurry, beat, pause, deadline) = {
             let d = shared.borrow();
             let left = d.machine.deadline().map(|at| at.saturating_sub(d.now()));
             // What was due already and did not help is looked at with the rest.
             let left = left.filter(|left| !left.is_zero());
-            let pause = if d.is_quiet() { HEARTBEAT } else { TICK };
-            (d.hurry.clone(), pause, left.unwrap_or(pause))
+            let beat = d.settings.heartbeat();
+            let pause = if d.is_quiet() { beat } else { TICK };
+            (d.hurry.clone(), beat, pause, left.unwrap_or(pause))
         };
         tokio::select! {
             biased;
@@ -275,10 +276,12 @@ async fn ticker<M: Medium>(shared: Shared<M>) {
         // In ticks, although a pause may be as long as several.
         let ticks = ended + u64::try_from(pause.as_millis() / TICK.as_millis()).unwrap_or(1);
         let due = |period: Duration| {
-            let every = u64::try_from(period.as_millis() / TICK.as_millis()).unwrap_or(1);
+            let every = u64::try_from(period.as_millis() / TICK.as_millis())
+                .unwrap_or(1)
+                .max(1);
             ticks / every > ended / every
         };
-        if due(HEARTBEAT) {
+        if due(beat) {
             d.heartbeats();
         }
         if due(Duration::from_secs(1)) {
@@ -409,7 +412,7 @@ async fn force_role<M: Medium>(
 }
 
 fn not_forced(refusal: &Refusal) -> CommandError {
-    refused(refusal);
+    words::not_done(refusal);
     let hint = match refusal {
         Refusal::PoolDecides => {
             "with `quorum majority` an in-sync replica takes over by itself once a majority of \

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::{Bytes, BytesMut};
 use protocol::replica::{HASH_BYTES, ITEMS_MAX, Message, Scope};
-use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId};
+use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Sequence};
 use replication::machine::Standing;
 use serde::Serialize;
 use storage::{DirtyItem, Medium};
@@ -580,6 +580,21 @@ fn printable(key: &[u8]) -> String {
         .collect()
 }
 
+/// Whether the block was changed by a record after `since`, or nobody can say.
+fn changed_since<M: Medium>(d: &mut Driver<M>, since: Sequence, block: (ObjectId, u64)) -> bool {
+    let touched = d.brick.push().and_then(|()| d.brick.touched_since(since));
+    let Ok(Some(items)) = touched else {
+        return true;
+    };
+    items.iter().any(|item| match item {
+        DirtyItem::Blocks { object, start, end } => {
+            *object == block.0 && (*start..*end).contains(&block.1)
+        }
+        DirtyItem::Dropped { object } => *object == block.0,
+        DirtyItem::Key { .. } => false,
+    })
+}
+
 /// Fetches a block that is damaged here from an in-sync replica and puts it in place.
 pub(super) async fn repair_block<M: Medium>(
     shared: &Shared<M>,
@@ -587,8 +602,10 @@ pub(super) async fn repair_block<M: Medium>(
     block: u64,
 ) -> bool {
     let count = shared.borrow().links.len();
-    for replica in 0..count {
-        let wait = {
+    // Each is asked again where the block changed while the answer was on its way.
+    let replicas = (0..count).flat_map(|replica| [replica; ASKED_AGAIN_MAX]);
+    for replica in replicas {
+        let (since, wait) = {
             let mut d = shared.borrow_mut();
             if d.machine.standing(replica) != Some(Standing::InSync) {
                 continue;
@@ -610,7 +627,7 @@ pub(super) async fn repair_block<M: Medium>(
                     len,
                 },
             );
-            wait
+            (d.machine.last(), wait)
         };
         let Ok(Some(data)) = wait.await else { continue };
         if data.len() as u64 != BLOCK_BYTES {
@@ -623,6 +640,10 @@ pub(super) async fn repair_block<M: Medium>(
             Err(storage::ReadError::Corrupt { .. }) => {}
             Ok(_) => return true,
             Err(_) => return false,
+        }
+        // A write to a part of it leaves it damaged, and the answer may be from before.
+        if changed_since(&mut d, since, (object, block)) {
+            continue;
         }
         let change = protocol::record::Change::Write {
             object,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
 use replication::decision::Rule;
-use replication::machine::DropReason;
+use replication::machine::{DropReason, Refusal};
 use replication::state::RoleReason;
 
 /// Why a replica has its role, to be read after "it is primary" or "it is secondary".
@@ -76,6 +76,11 @@ pub(super) fn left_behind(node: &str, bytes: u64, bytes_max: u64) -> String {
 /// A replica that was left behind is in sync.
 pub(super) fn caught_up(node: &str) -> String {
     format!("{node} was left behind, has caught up and is in sync again")
+}
+
+/// The machine did not do what it was asked for: a line for the log.
+pub(super) fn not_done(refusal: &Refusal) {
+    tracing::debug!(refusal = refusal.name(), "the machine refused");
 }
 
 /// What a replica has after `after` is given up by rule; `worth` says what that may have been.

@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
 
-use super::cluster::{Directory, dial};
+use super::cluster::{CLIENTS_FROM, Directory, dial};
 use super::network::{End, Network, Place, Reader, Writer};
 
 /// A greeting may take as long as a promise to another mount, and a little.
@@ -161,7 +161,8 @@ impl Client {
     /// Greets every node until one of them serves, as a mount does.
     async fn find_primary(&self) -> Welcomed {
         let mut asking = JoinSet::new();
-        for node in 0..self.directory.places() {
+        // A brick may be added where there is none yet, and get the role.
+        for node in 0..CLIENTS_FROM {
             asking.spawn_local(self.clone().ask(node));
         }
         loop {

@@ -61,11 +61,6 @@ impl Directory {
         handles[place] = handle;
     }
 
-    /// Nodes that there are, or were.
-    pub(crate) fn places(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
     fn get(&self, place: Place) -> Option<VolumeHandle> {
         let handles = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         handles.get(place).cloned().flatten()
@@ -186,7 +181,7 @@ impl Host for SimHost {
     }
 
     fn layout(&self, _: VolumeId) -> u64 {
-        0 // the replicas stay what they are
+        self.pool.known_spec(self.me).layout.version
     }
 
     fn changes(&self) -> watch::Receiver<()> {
@@ -279,23 +274,27 @@ pub(crate) struct Node {
     host: Arc<SimHost>,
     running: Option<Running>,
     dark: bool,
+    /// The configuration that the replica was told last.
+    told: u64,
+    /// It is being asked whether bricks on their way out may go.
+    lets_go: bool,
 }
 
 /// All nodes of a simulation.
 pub(crate) struct Cluster {
-    pub(crate) spec: VolumeSpec,
     pub(crate) nodes: Vec<Node>,
     pub(crate) network: Network,
     pub(crate) directory: Directory,
     pub(crate) pool: Pool,
     pub(crate) journal: Journal,
     random: Random,
+    slowness: u64,
+    began: Instant,
 }
 
 impl Cluster {
     /// Fresh bricks for every replica of the volume, and nothing running.
     pub(crate) fn new(
-        spec: VolumeSpec,
         network: Network,
         pool: Pool,
         journal: Journal,
@@ -304,41 +303,85 @@ impl Cluster {
     ) -> Self {
         let directory = Directory::default();
         let began = Instant::now();
-        let nodes = (0..spec.replicas.len())
-            .map(|place| {
-                let medium = SimMedium::new(random.next(), DISK_BYTES);
-                medium.slow_down(slowness);
-                let brick = identity(&spec, place, POOL);
-                Brick::create(&medium, brick, first_state(&spec, place), &sizes())
-                    .expect("an empty disk takes a brick");
-                let fast = i32::try_from(random.within(0..11)).expect("small") - 5;
-                Node {
-                    place,
-                    medium,
-                    host: Arc::new(SimHost {
-                        me: place,
-                        began,
-                        clock: Mutex::new(Clock { fast, stepped: 0 }),
-                        random: random.fork(),
-                        network: network.clone(),
-                        directory: directory.clone(),
-                        pool: pool.clone(),
-                        journal: journal.clone(),
-                    }),
-                    running: None,
-                    dark: false,
-                }
-            })
-            .collect();
-        Self {
-            spec,
-            nodes,
+        let spec = pool.spec();
+        let mut cluster = Self {
+            nodes: Vec::new(),
             network,
             directory,
             pool,
             journal,
             random,
+            slowness,
+            began,
+        };
+        for place in 0..spec.replicas.len() {
+            cluster.add_node(&spec, place);
         }
+        cluster
+    }
+
+    /// A node with a fresh brick at this place of the volume, which is the next one.
+    pub(crate) fn add_node(&mut self, spec: &VolumeSpec, place: Place) {
+        assert_eq!(place, self.nodes.len(), "places are given in turn");
+        let medium = SimMedium::new(self.random.next(), DISK_BYTES);
+        medium.slow_down(self.slowness);
+        let brick = identity(spec, place, POOL);
+        Brick::create(&medium, brick, first_state(spec, place), &sizes())
+            .expect("an empty disk takes a brick");
+        let fast = i32::try_from(self.random.within(0..11)).expect("small") - 5;
+        self.nodes.push(Node {
+            place,
+            medium,
+            host: Arc::new(SimHost {
+                me: place,
+                began: self.began,
+                clock: Mutex::new(Clock { fast, stepped: 0 }),
+                random: self.random.fork(),
+                network: self.network.clone(),
+                directory: self.directory.clone(),
+                pool: self.pool.clone(),
+                journal: self.journal.clone(),
+            }),
+            running: None,
+            dark: false,
+            told: 0,
+            lets_go: false,
+        });
+    }
+
+    /// Tells a replica what its node knows of the volume's configuration, if that is news.
+    pub(crate) fn tell_spec(&mut self, place: Place, spec: &VolumeSpec) {
+        let Some(handle) = self.handle(place) else {
+            return;
+        };
+        let node = &mut self.nodes[place];
+        if node.told < spec.version && handle.update_spec(spec.clone()) {
+            node.told = spec.version;
+        }
+    }
+
+    /// The replica's node begins to ask whether bricks on their way out may go. False: it does so.
+    pub(crate) fn begin_letting_go(&mut self, place: Place) -> bool {
+        !std::mem::replace(&mut self.nodes[place].lets_go, true)
+    }
+
+    /// See [`Cluster::begin_letting_go`].
+    pub(crate) fn end_letting_go(&mut self, place: Place) {
+        self.nodes[place].lets_go = false;
+    }
+
+    /// The node has learned that its brick was removed.
+    pub(crate) async fn retire(&mut self, place: Place) {
+        self.journal
+            .note(format!("node{}'s brick is gone", place + 1));
+        self.end(place).await;
+        self.pool.set_awake(place, true);
+    }
+
+    /// Places that have a brick.
+    pub(crate) fn members(&self) -> Vec<Place> {
+        let spec = self.pool.spec();
+        spec.members().map(|(place, _)| place).collect()
     }
 
     pub(crate) fn is_running(&self, place: Place) -> bool {
@@ -357,18 +400,23 @@ impl Cluster {
 
     /// Starts the node's process on its disk as it is.
     pub(crate) fn start(&mut self, place: Place) {
+        let spec = self.pool.known_spec(place);
+        if std::mem::take(&mut self.nodes[place].dark) {
+            self.network.power_on(place);
+        }
+        self.pool.set_awake(place, true);
+        if !spec.is_member(place) {
+            return; // it has not heard of its brick yet, or heard that it is gone
+        }
         let expected = Expected {
             pool: POOL,
-            volume: self.spec.id,
-            brick: self.spec.replicas[place].brick,
+            volume: spec.id,
+            brick: spec.replicas[place].brick,
         };
         let node = &mut self.nodes[place];
         assert!(node.running.is_none(), "one process a node");
         // A disk that fails while a brick is opened is one that was not mended in time.
         node.medium.mend();
-        if std::mem::take(&mut node.dark) {
-            self.network.power_on(place);
-        }
         let (brick, recovery) = Brick::open(node.medium.clone(), Some(expected), sizes())
             .expect("a brick opens after any crash");
         self.journal.note(format!(
@@ -378,7 +426,7 @@ impl Cluster {
             recovery.suspect.len()
         ));
         let host: Arc<dyn Host> = node.host.clone();
-        let (handle, run) = VolumeHandle::over(self.spec.clone(), place, host, brick, recovery)
+        let (handle, run) = VolumeHandle::over(spec.clone(), place, host, brick, recovery)
             .expect("a brick remembers its role");
         let tasks = LocalSet::new();
         tasks.spawn_local(run);
@@ -388,13 +436,13 @@ impl Cluster {
             frozen: Rc::clone(&frozen),
             waker: Rc::clone(&waker),
         };
+        node.told = spec.version;
         node.running = Some(Running {
             task: tokio::task::spawn_local(gate),
             frozen,
             waker,
         });
         self.directory.set(place, Some(handle));
-        self.pool.set_awake(place, true);
     }
 
     async fn end(&mut self, place: Place) {

@@ -14,66 +14,38 @@ use tracing::{Event, Metadata, Subscriber, span};
 type Counts = BTreeMap<&'static str, u64>;
 
 /// What the simulation cannot bring about, and why.
-const OUT_OF_REACH: [(&str, &str); 15] = [
-    (
-        "empty-brick",
-        "no operator of the simulation does what leads there yet",
-    ),
+const OUT_OF_REACH: [(&str, &str); 8] = [
     (
         "both-went-on",
-        "no operator of the simulation does what leads there yet",
+        "no schedule makes a split brain: two sides have no one history to be checked against",
     ),
     (
         "later-term",
-        "no operator of the simulation does what leads there yet",
+        "a primary that meets a later term steps down before it judges",
     ),
     (
         "unrelated",
-        "no operator of the simulation does what leads there yet",
-    ),
-    (
-        "already-primary",
-        "no operator of the simulation does what leads there yet",
+        "a brick of other data is refused by its identity before",
     ),
     (
         "handing-over",
-        "no operator of the simulation does what leads there yet",
+        "commands and clients are asked to wait before the machine would refuse",
     ),
     (
         "not-serving",
-        "no operator of the simulation does what leads there yet",
+        "commands and clients are sent elsewhere before the machine would refuse",
     ),
     (
         "not-whole",
-        "no operator of the simulation does what leads there yet",
-    ),
-    (
-        "pool-decides",
-        "no operator of the simulation does what leads there yet",
-    ),
-    (
-        "primary-serves",
-        "no operator of the simulation does what leads there yet",
+        "going back to a point gives up what was confirmed: no one history either",
     ),
     (
         "still-applying",
-        "no operator of the simulation does what leads there yet",
-    ),
-    (
-        "leaving",
-        "no operator of the simulation does what leads there yet",
+        "nobody uses force in the moment in which records of a dead primary are applied",
     ),
     (
         "stale-term",
-        "no operator of the simulation does what leads there yet",
-    ),
-    (
-        "fetch",
-        "no operator of the simulation does what leads there yet",
-    ),
-    (
-        "fetched",
-        "no operator of the simulation does what leads there yet",
+        "only a replica that lies acknowledges what was never ordered",
     ),
 ];
 

@@ -61,11 +61,7 @@ impl Faults {
             medium.fail_write(n);
         }
         let end = Instant::now() + millis(3000);
-        let failed = async || {
-            let mut all = reports(&self.nodes).await.into_iter();
-            all.any(|it| it.replica == place && it.disk == DiskState::Failed)
-        };
-        while !failed().await && Instant::now() < end {
+        while !has_failed(&self.nodes, place).await && Instant::now() < end {
             tokio::time::sleep(millis(50)).await;
         }
         tokio::time::sleep(millis(self.random.within(0..2000))).await;
@@ -89,8 +85,14 @@ impl Faults {
         let (nodes, pause) = (Rc::clone(&self.nodes), self.while_long());
         tokio::task::spawn_local(async move {
             tokio::time::sleep(pause).await;
-            let cluster = nodes.lock().await;
+            let failed = has_failed(&nodes, place).await;
+            let mut cluster = nodes.lock().await;
             cluster.nodes[place].medium.set_capacity(DISK_BYTES);
+            if failed {
+                // Somebody else took the room that was kept free: the replica stepped aside.
+                cluster.kill(place).await;
+                cluster.start(place);
+            }
         });
     }
 
@@ -129,6 +131,12 @@ impl Faults {
         }
         self.work.rotten(false);
     }
+}
+
+/// Whether the replica stepped aside.
+async fn has_failed(nodes: &Nodes, place: Place) -> bool {
+    let mut all = reports(nodes).await.into_iter();
+    all.any(|it| it.replica == place && it.disk == DiskState::Failed)
 }
 
 /// Every disk works again.

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use protocol::node_rpc::VolumeCommand;
-use protocol::report::ReplicaReport;
+use protocol::report::{DiskState, ReplicaReport};
 use protocol::volume::{Protocol, Quorum};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -66,7 +66,7 @@ impl Faults {
         }
     }
 
-    async fn any(&self) -> Place {
+    pub(super) async fn any_node(&self) -> Place {
         self.random.index(self.nodes.lock().await.nodes.len())
     }
 
@@ -86,7 +86,7 @@ impl Faults {
         {
             return report.replica;
         }
-        self.any().await
+        self.any_node().await
     }
 
     async fn one(&mut self) {
@@ -247,8 +247,7 @@ impl Faults {
     /// over; nothing else happens until all are in sync again. More than that, or a primary that
     /// nobody can replace, may take what no fsync confirmed (DUR-3).
     async fn power(&self, place: Place) {
-        let off = self.nodes.lock().await.spec.quorum == Quorum::Off;
-        if off || !all_in_sync(&self.nodes).await {
+        if self.quorum == Quorum::Off || !all_in_sync(&self.nodes).await {
             return;
         }
         let mut cluster = self.nodes.lock().await;
@@ -318,7 +317,14 @@ pub(crate) async fn serving(nodes: &Nodes) -> Option<ReplicaReport> {
 
 /// Everything runs but for one node perhaps, and every connection is possible.
 pub(crate) async fn put_right(nodes: &Nodes, but: Option<Place>) {
+    // What stepped aside as its disk failed comes back by an operator's word only.
+    let failed = reports(nodes).await.into_iter();
+    let failed = failed.filter(|report| report.disk == DiskState::Failed);
+    let failed: Vec<Place> = failed.map(|report| report.replica).collect();
     let mut cluster = nodes.lock().await;
+    for place in failed {
+        cluster.kill(place).await;
+    }
     cluster.network.heal();
     for place in (0..cluster.nodes.len()).filter(|place| but != Some(*place)) {
         cluster.freeze(place, false);
@@ -334,9 +340,13 @@ pub(crate) async fn put_right(nodes: &Nodes, but: Option<Place>) {
 
 /// Whether one node serves, and says of every other that it is in sync and has everything.
 pub(crate) async fn all_in_sync(nodes: &Nodes) -> bool {
-    let count = nodes.lock().await.nodes.len();
+    let (count, leaving) = {
+        let spec = nodes.lock().await.pool.spec();
+        (spec.members().count(), spec.layout.leaving)
+    };
     let reports = reports(nodes).await;
-    reports.len() == count
+    leaving == 0
+        && reports.len() == count
         && reports
             .iter()
             .any(|report| report.serving && report.peers.iter().all(|peer| peer.in_sync))

@@ -30,6 +30,7 @@ impl Faults {
             Family::Absences => self.long_absence().await,
             Family::Stalls => self.stall().await,
             Family::Disks => self.disk().await,
+            Family::Bricks => self.bricks().await,
         }
     }
 
@@ -96,6 +97,9 @@ impl Faults {
             };
             let others = primary.peers.iter().map(|peer| peer.replica);
             let others: Vec<_> = others.collect();
+            if others.is_empty() {
+                return;
+            }
             let place = others[self.random.index(others.len())];
             let mut cluster = self.nodes.lock().await;
             if !cluster.is_running(place) {
@@ -141,14 +145,17 @@ impl Faults {
     /// One replica is away for long. Another one is away for a while, comes back, and gets the
     /// role; then the first one returns.
     async fn long_absence(&self) {
-        let count = self.nodes.lock().await.nodes.len();
-        if count < 3 || self.quorum == Quorum::Off || !all_in_sync(&self.nodes).await {
+        let members = self.nodes.lock().await.members();
+        if members.len() < 3 || self.quorum == Quorum::Off || !all_in_sync(&self.nodes).await {
             return;
         }
         let Some(primary) = serving(&self.nodes).await.map(|report| report.replica) else {
             return;
         };
-        let others: Vec<_> = (0..count).filter(|place| *place != primary).collect();
+        let others: Vec<_> = members
+            .into_iter()
+            .filter(|place| *place != primary)
+            .collect();
         let first = self.random.index(others.len());
         let second = (first + 1 + self.random.index(others.len() - 1)) % others.len();
         let (long, short) = (others[first], others[second]);

@@ -37,7 +37,9 @@ impl Faults {
             let (nodes, pause) = (Rc::clone(&self.nodes), self.while_long());
             tokio::task::spawn_local(async move {
                 tokio::time::sleep(pause).await;
-                if let Some(handle) = nodes.lock().await.handle(place) {
+                // Nobody else waits while this one is answered.
+                let handle = nodes.lock().await.handle(place);
+                if let Some(handle) = handle {
                     let _ = handle.command(VolumeCommand::ResumeResync).await;
                 }
             });
@@ -134,7 +136,7 @@ impl Faults {
         self.start_after(primary, millis(10));
     }
 
-    /// Another option is configured. Nodes learn of it one after the other.
+    /// Another option is configured. Nodes learn of it one after the other, as the pool tells them.
     pub(super) async fn change_options(&self) {
         let (key, values): (_, &[&str]) = match self.random.within(0..6) {
             0 => ("min-in-sync", &["1", "1", "2"]),
@@ -143,27 +145,21 @@ impl Faults {
             3 => ("resync-max-rate", &["0", "256K", "1M"]),
             _ => ("protocol", &[]),
         };
-        let mut cluster = self.nodes.lock().await;
+        let pool = self.nodes.lock().await.pool.clone();
+        let mut spec = pool.spec();
         if values.is_empty() {
             let protocol = self.protocols[self.random.index(self.protocols.len())];
-            cluster.spec.protocol = protocol;
+            spec.protocol = protocol;
             self.journal
                 .note(format!("the policy is {} now", protocol.name()));
         } else {
             let value = values[self.random.index(values.len())];
             self.journal.note(format!("{key} is {value} now"));
-            let options = &mut cluster.spec.options;
-            options.insert(key.to_owned(), value.to_owned());
+            spec.options.insert(key.to_owned(), value.to_owned());
         }
-        cluster.spec.version += 1;
-        let spec = cluster.spec.clone();
-        drop(cluster);
-        for place in 0..spec.replicas.len() {
-            if let Some(handle) = self.nodes.lock().await.handle(place) {
-                // Whoever takes no message for now goes on by what it knows.
-                let _ = handle.update_spec(spec.clone());
-            }
-            tokio::time::sleep(millis(self.random.within(0..50))).await;
+        let from = self.any_node().await;
+        if !pool.propose_spec(from, spec) {
+            self.journal.note("the pool does not agree".to_owned());
         }
     }
 }

@@ -1,9 +1,11 @@
-//! The pool as a replica sees it: one agreement, changed by compare-and-set, which a node learns
-//! and changes only while it reaches a majority of the voters.
+//! The pool as a replica sees it: one agreement about roles and one about the volume's configuration,
+//! changed by compare-and-set, which a node learns and changes only while it reaches a majority of
+//! the voters.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use protocol::volume::{REPLICAS_MAX, VolumeSpec};
 use replication::machine::{Agreed, Proposed};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -17,8 +19,9 @@ const UNDECIDED_AFTER: Duration = Duration::from_secs(1);
 
 struct State {
     agreed: Option<Agreed>,
-    /// What each node knows.
-    known: Vec<Option<Agreed>>,
+    spec: VolumeSpec,
+    /// What each node knows: both of one moment, as they stand in one log.
+    known: Vec<(Option<Agreed>, VolumeSpec)>,
     tell: Vec<watch::Sender<()>>,
     /// Whose process runs and is not stopped.
     awake: Vec<bool>,
@@ -41,19 +44,21 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// A pool of `nodes`, and the proposals that [`Pool::run`] takes.
+    /// A pool, and the proposals that [`Pool::run`] takes.
     pub(crate) fn new(
-        nodes: usize,
+        spec: VolumeSpec,
         agreed: Option<Agreed>,
         network: Network,
         random: Random,
     ) -> (Self, mpsc::UnboundedReceiver<Proposal>) {
         let (proposals, to_decide) = mpsc::unbounded_channel();
-        let nodes = nodes.max(VOTERS);
+        let nodes = REPLICAS_MAX;
         let state = State {
             agreed,
-            known: vec![agreed; nodes],
+            known: vec![(agreed, spec.clone()); nodes],
+            spec,
             tell: (0..nodes).map(|_| watch::channel(()).0).collect(),
+            // Voters without a brick are never away.
             awake: vec![true; nodes],
         };
         let pool = Self {
@@ -81,7 +86,36 @@ impl Pool {
 
     /// What a node knows of the agreement.
     pub(crate) fn known(&self, node: Place) -> Option<Agreed> {
-        self.state().known[node]
+        self.state().known[node].0
+    }
+
+    /// The volume's configuration.
+    pub(crate) fn spec(&self) -> VolumeSpec {
+        self.state().spec.clone()
+    }
+
+    /// What a node knows of it.
+    pub(crate) fn known_spec(&self, node: Place) -> VolumeSpec {
+        self.state().known[node].1.clone()
+    }
+
+    /// Has the pool agree on another configuration, which was made from the present one. No brick
+    /// is taken away that the pool counts as in sync.
+    pub(crate) fn propose_spec(&self, from: Place, mut next: VolumeSpec) -> bool {
+        if !self.reaches_majority(from) {
+            return false;
+        }
+        let mut state = self.state();
+        let members = next.member_mask();
+        let counted = state.agreed.map_or(0, |agreed| agreed.in_sync.0);
+        if next.version != state.spec.version || counted & !members != 0 {
+            return false;
+        }
+        next.version += 1;
+        state.spec = next;
+        drop(state);
+        self.learn(from);
+        true
     }
 
     /// Wakes when what the node knows changed.
@@ -124,23 +158,26 @@ impl Pool {
 
     /// Every node that reaches a majority learns what is agreed, most of the time.
     fn spread(&self) {
-        let (agreed, known) = {
+        let behind: Vec<Place> = {
             let state = self.state();
-            (state.agreed, state.known.clone())
+            let now = (state.agreed, state.spec.version);
+            let known = state
+                .known
+                .iter()
+                .map(|(agreed, spec)| (*agreed, spec.version));
+            let nodes = known.enumerate().filter(|(_, known)| *known != now);
+            nodes.map(|(node, _)| node).collect()
         };
-        for (node, known) in known.into_iter().enumerate() {
-            if known == agreed || self.random.one_in(3) {
-                continue;
-            }
-            if self.reaches_majority(node) {
-                self.learn(node, agreed);
+        for node in behind {
+            if !self.random.one_in(3) && self.reaches_majority(node) {
+                self.learn(node);
             }
         }
     }
 
-    fn learn(&self, node: Place, agreed: Option<Agreed>) {
+    fn learn(&self, node: Place) {
         let mut state = self.state();
-        state.known[node] = agreed;
+        state.known[node] = (state.agreed, state.spec.clone());
         state.tell[node].send_replace(());
     }
 
@@ -158,6 +195,8 @@ impl Pool {
             let current = state
                 .agreed
                 .is_some_and(|now| now.version + 1 == next.version);
+            // Nobody counts who is no member.
+            let current = current && next.in_sync.0 & !state.spec.member_mask() == 0;
             if current {
                 state.agreed = Some(next);
                 Proposed::Agreed
@@ -173,8 +212,7 @@ impl Pool {
         }
         tokio::time::sleep(Duration::from_millis(self.random.within(1..5))).await;
         if outcome == Proposed::Agreed {
-            let agreed = self.state().agreed;
-            self.learn(from, agreed);
+            self.learn(from);
         }
         let _ = answer.send(outcome);
     }

@@ -24,11 +24,13 @@ pub(crate) enum Family {
     Stalls,
     /// Disks that are slow, fail, are full, and rot.
     Disks,
+    /// Bricks come, go, and take each other's places.
+    Bricks,
 }
 
 impl Family {
     /// Seeds take them in turn.
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Mixed,
         Self::Leases,
         Self::PowerCuts,
@@ -36,6 +38,7 @@ impl Family {
         Self::Absences,
         Self::Stalls,
         Self::Disks,
+        Self::Bricks,
     ];
 
     fn of(seed: u64) -> Self {

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -258,6 +259,16 @@ impl Work {
         record.entries.entry(thing).or_default().push(entry);
     }
 
+    /// Waits for a while, and while everything is held up. False: it is the end.
+    async fn may_go_on(&self, pause_ms: Range<u64>) -> bool {
+        let pause = self.random.within(pause_ms);
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        while self.held_up.get() && !self.ended.get() {
+            self.wake.notified().await;
+        }
+        !self.ended.get()
+    }
+
     /// Works until the end. Each worker of a client has a slot of its own.
     /// One that `watches` mostly looks, and so never waits for a replica.
     pub(crate) async fn run(
@@ -268,12 +279,7 @@ impl Work {
         watches: bool,
     ) {
         loop {
-            let pause = self.random.within(0..2 * pause_ms + 1);
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-            while self.held_up.get() && !self.ended.get() {
-                self.wake.notified().await;
-            }
-            if self.ended.get() {
+            if !self.may_go_on(0..2 * pause_ms + 1).await {
                 return;
             }
             self.under_way.set(self.under_way.get() + 1);
@@ -290,12 +296,7 @@ impl Work {
     /// A mount that comes, works a little and leaves, again and again until the end.
     pub(crate) async fn visit(self: Rc<Self>, mount: impl Fn() -> Client) {
         loop {
-            let pause = self.random.within(20..700);
-            tokio::time::sleep(Duration::from_millis(pause)).await;
-            while self.held_up.get() && !self.ended.get() {
-                self.wake.notified().await;
-            }
-            if self.ended.get() {
+            if !self.may_go_on(20..700).await {
                 return;
             }
             self.under_way.set(self.under_way.get() + 1);
@@ -305,6 +306,9 @@ impl Work {
             for _ in 0..self.random.within(1..4) {
                 self.one(&client, 1).await;
                 self.done.set(self.done.get() + 1);
+                if self.held_up.get() {
+                    break; // what a power cut left is looked at before anything is done with it
+                }
             }
             // A power cut may take a session that was not stable.
             if client.was_forgotten() && self.cut_at.get() < began {

@@ -14,6 +14,7 @@ use tokio::sync::Mutex;
 use tokio::task::LocalSet;
 use tokio::time::Instant;
 
+use super::bricks::manage;
 use super::client::Client;
 use super::cluster::{CLIENTS_FROM, Cluster, Journal};
 use super::disks::mend_disks;
@@ -25,7 +26,7 @@ use super::shape::{Family, Shape};
 use super::work::{Habits, Work};
 
 /// How long things go wrong, in simulated time.
-const LASTS: Duration = Duration::from_secs(40);
+const LASTS: Duration = Duration::from_secs(30);
 /// Mounts that stay.
 const CLIENTS: usize = 3;
 /// How long one node goes without power for longer than the others.
@@ -60,6 +61,7 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
     let journal = Journal::new(aloud);
     let shape = Shape::draw(seed, &random);
     let spec = shape.spec(&random);
+    let volume = spec.id;
     let network = Network::new(random.fork(), shape.latency_ms, shape.jitter_ms);
     let agreed = (shape.quorum == Quorum::Majority).then(|| Agreed {
         version: 1,
@@ -67,11 +69,9 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
         primary: 0,
         in_sync: Mask::first(shape.replicas),
     });
-    let (pool, proposals) = Pool::new(shape.replicas, agreed, network.clone(), random.fork());
+    let (pool, proposals) = Pool::new(spec, agreed, network.clone(), random.fork());
     tokio::task::spawn_local(pool.clone().run(proposals));
-    let volume = spec.id;
     let mut cluster = Cluster::new(
-        spec,
         network.clone(),
         pool,
         journal.clone(),
@@ -96,6 +96,7 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
         tokio::task::spawn_local(client.clone().run());
     }
     let nodes: Nodes = Rc::new(Mutex::new(cluster));
+    tokio::task::spawn_local(manage(Rc::clone(&nodes)));
     let habits = Habits {
         few: shape.family == Family::Leases || random.one_in(4),
         large: shape.cuts,
@@ -275,16 +276,19 @@ async fn finish(nodes: &Nodes, work: &Work, clients: &[Client]) -> bool {
 /// Every replica must hold the same, byte for byte.
 async fn compare_bricks(nodes: &Nodes, work: &Work) {
     let mut cluster = nodes.lock().await;
-    for place in 0..cluster.nodes.len() {
-        cluster.stop(place).await;
+    let members = cluster.members();
+    for place in &members {
+        cluster.stop(*place).await;
     }
-    let first = contents(&cluster, 0);
-    for place in 1..cluster.nodes.len() {
+    let one = members[0];
+    let first = contents(&cluster, one);
+    for place in members.into_iter().skip(1) {
         let other = contents(&cluster, place);
         for key in first.keys().chain(other.keys()) {
             if first.get(key) != other.get(key) {
                 work.fail(format!(
-                    "node1 and node{} differ in {key:?}: {:?} {:?}",
+                    "node{} and node{} differ in {key:?}: {:?} {:?}",
+                    one + 1,
                     place + 1,
                     first.get(key).map(bytes::Bytes::len),
                     other.get(key).map(bytes::Bytes::len)
