@@ -74,7 +74,6 @@ pub(crate) mod set {
 /// OPEN's reply flags.
 pub(crate) mod open {
     pub(crate) const DIRECT_IO: u32 = 1 << 0;
-    pub(crate) const NOFLUSH: u32 = 1 << 5;
     pub(crate) const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 }
 

@@ -29,6 +29,7 @@ pub(crate) use answer::Shape;
 
 /// Tells the kernel that what it keeps of a node is old (linux/fuse.h, FUSE_NOTIFY_INVAL_INODE).
 const NOTIFY_INVAL_INODE: i32 = 2;
+const EIO: i32 = 5;
 const EAGAIN: i32 = 11;
 const EINVAL: i32 = 22;
 const ENOSYS: i32 = 38;
@@ -174,18 +175,23 @@ impl FileSystem {
                 Ok(())
             }
             opcode::RELEASEDIR => {
-                self.listings.forget(fields.u64()?);
+                let handle = fields.u64()?;
+                self.listings.forget(handle);
+                self.session.losses().closed(handle);
                 self.session.close(self.object(header.node));
                 self.refuse(header, 0);
                 Ok(())
             }
             opcode::RELEASE => {
+                self.session.losses().closed(fields.u64()?);
                 self.session.close(self.object(header.node));
                 self.refuse(header, 0);
                 Ok(())
             }
             opcode::FLUSH => {
-                self.refuse(header, 0);
+                // Nothing waits to be delivered; but the last chance to tell of a loss is now.
+                let told = self.session.losses().tells(fields.u64()?);
+                self.refuse(header, if told { EIO } else { 0 });
                 Ok(())
             }
             opcode::READDIR | opcode::READDIRPLUS => self.read_directory(header, &mut fields),

@@ -35,11 +35,13 @@ use protocol::codec::DecodeError;
 use protocol::fs::{Operation, Outcome};
 use protocol::ids::SessionId;
 use protocol::record::Change;
-use protocol::units::{ObjectId, Timestamp};
+use protocol::units::{ObjectId, Sequence, Timestamp};
 
 pub use execute::{execute, seek_outcome};
 pub use inode::{Detail, Inode, latest_change};
-pub use replies::{Admission, Session, admit, end_session, kept_reply, open_session, sessions};
+pub use replies::{
+    Admission, KeptReply, Session, admit, end_session, kept_reply, open_session, sessions,
+};
 pub use tree::{Orphans, is_orphan, mkfs, objects, orphans, path_of, release_orphan, walk};
 
 /// Hard links that a file may have.
@@ -79,6 +81,8 @@ pub struct Context<'a> {
     pub new_object: ObjectId,
     /// Whose request it is: the reply is kept under this.
     pub session: SessionId,
+    /// The record that a change becomes.
+    pub sequence: Sequence,
     /// Whether any session holds the object open: then its last link leaves an orphan.
     pub is_open: &'a dyn Fn(ObjectId) -> bool,
     /// Bytes of storage that the object's data takes.
@@ -169,6 +173,17 @@ pub enum ExecuteError<E: std::error::Error + 'static> {
         /// The slot.
         slot: u16,
     },
+}
+
+/// Whether an object has this id, an unlinked one included.
+pub fn exists<S: Store>(store: &S, object: ObjectId) -> Result<bool, ExecuteError<S::Error>> {
+    let found = store.get(&keys::inode(object));
+    Ok(found.map_err(ExecuteError::Store)?.is_some())
+}
+
+/// The size of a regular file; `None`: there is no such object.
+pub fn size<S: Store>(store: &S, object: ObjectId) -> Result<Option<u64>, ExecuteError<S::Error>> {
+    Ok(transaction::read_inode(store, object)?.map(|inode| inode.size))
 }
 
 /// The object that `operation` opened for its session, if `outcome` says so: the caller counts

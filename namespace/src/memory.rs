@@ -196,7 +196,7 @@ impl MemoryVolume {
         if request.operation.changes() {
             let kept = kept_reply(self, session, request.slot)?;
             match admit(kept, request.number) {
-                Admission::Kept(outcome) => return Ok(outcome),
+                Admission::Kept(kept) => return Ok(kept.outcome),
                 Admission::Past { last } => return Err(ServeError::Past { last }),
                 Admission::Execute => {}
             }
@@ -205,6 +205,7 @@ impl MemoryVolume {
             now,
             new_object,
             session,
+            sequence: new_object.made_at(),
             is_open,
             allocated_bytes: &|object| self.allocated_bytes(object),
             object_bytes_max: i64::MAX as u64,

@@ -5,12 +5,16 @@ use protocol::codec::{DecodeError, Reader, Writer};
 use protocol::fs::{Outcome, SLOTS_MAX};
 use protocol::ids::SessionId;
 use protocol::record::Change;
+use protocol::units::Sequence;
 
 use crate::transaction::damaged;
 use crate::{ExecuteError, Store, keys};
 
-/// Version of a session's and a kept reply's value.
+/// Version of a session's value.
 const VERSION: u8 = 1;
+/// Version of a kept reply's value. The one before did not have the sequence.
+const REPLY_VERSION: u8 = 2;
+const REPLY_VERSION_BEFORE: u8 = 1;
 /// Longest client name that is kept, in bytes.
 const CLIENT_NAME_BYTES_MAX: usize = 255;
 
@@ -25,13 +29,24 @@ pub struct Session {
     pub read_only: bool,
 }
 
+/// The last reply of a slot that changed something.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeptReply {
+    /// The request's number.
+    pub number: u64,
+    /// The record that carries it out; `None` where an older version wrote it down.
+    pub sequence: Option<Sequence>,
+    /// The reply.
+    pub outcome: Outcome,
+}
+
 /// What to do with a numbered request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Admission {
     /// Execute it.
     Execute,
     /// It was executed: reply this.
-    Kept(Outcome),
+    Kept(KeptReply),
     /// Its slot is past it: the client broke the protocol.
     Past {
         /// The slot's last number.
@@ -42,27 +57,27 @@ pub enum Admission {
 /// Decides about request `number`, given the slot's last reply. A failed operation changes
 /// nothing and leaves no kept reply, so numbers may skip.
 #[must_use]
-pub fn admit(kept: Option<(u64, Outcome)>, number: u64) -> Admission {
+pub fn admit(kept: Option<KeptReply>, number: u64) -> Admission {
     match kept {
-        Some((last, outcome)) if last == number => Admission::Kept(outcome),
-        Some((last, _)) if last > number => Admission::Past { last },
+        Some(kept) if kept.number == number => Admission::Kept(kept),
+        Some(kept) if kept.number > number => Admission::Past { last: kept.number },
         _ => Admission::Execute,
     }
 }
 
-pub(crate) fn encode_reply(number: u64, outcome: &Outcome) -> Bytes {
-    let mut w = Writer::with_capacity(112);
-    w.u8(VERSION).u64(number);
+pub(crate) fn encode_reply(number: u64, sequence: Sequence, outcome: &Outcome) -> Bytes {
+    let mut w = Writer::with_capacity(120);
+    w.u8(REPLY_VERSION).u64(number).u64(sequence.0);
     outcome.write(&mut w);
     w.finish()
 }
 
-/// The last reply of a session's slot that is kept in the volume, with its request's number.
+/// The last reply of a session's slot that is kept in the volume.
 pub fn kept_reply<S: Store>(
     store: &S,
     session: SessionId,
     slot: u16,
-) -> Result<Option<(u64, Outcome)>, ExecuteError<S::Error>> {
+) -> Result<Option<KeptReply>, ExecuteError<S::Error>> {
     let key = keys::reply(session, slot);
     let Some(value) = store.get(&key).map_err(ExecuteError::Store)? else {
         return Ok(None);
@@ -82,13 +97,32 @@ fn version(r: &mut Reader, what: &'static str) -> Result<(), DecodeError> {
     }
 }
 
-fn decode_reply(value: Bytes) -> Result<(u64, Outcome), DecodeError> {
+fn decode_reply(value: Bytes) -> Result<KeptReply, DecodeError> {
     let mut r = Reader::new(value);
-    version(&mut r, "kept reply version")?;
+    let what = "kept reply version";
+    let tells_sequence = match r.u8(what)? {
+        REPLY_VERSION => true,
+        REPLY_VERSION_BEFORE => false,
+        other => {
+            return Err(DecodeError::Invalid {
+                what,
+                value: u64::from(other),
+            });
+        }
+    };
     let number = r.u64("number")?;
+    let sequence = if tells_sequence {
+        Some(Sequence(r.u64("sequence")?))
+    } else {
+        None
+    };
     let outcome = Outcome::read(&mut r, &Bytes::new())?;
     r.end("kept reply")?;
-    Ok((number, outcome))
+    Ok(KeptReply {
+        number,
+        sequence,
+        outcome,
+    })
 }
 
 /// Makes the session known on every replica; again: replaces what is known.
@@ -160,4 +194,20 @@ pub fn end_session<S: Store>(
         )
         .map_err(ExecuteError::Store)?;
     Ok(changes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kept_reply_of_the_version_before_is_read() {
+        let mut w = Writer::default();
+        w.u8(REPLY_VERSION_BEFORE).u64(7);
+        Outcome::Done.write(&mut w);
+        let kept = decode_reply(w.finish()).expect("it was written so");
+        assert_eq!((kept.number, kept.sequence), (7, None));
+        let kept = decode_reply(encode_reply(8, Sequence(9), &Outcome::Done)).expect("whole");
+        assert_eq!((kept.number, kept.sequence), (8, Some(Sequence(9))));
+    }
 }

@@ -5,6 +5,7 @@
 //! again under its number, after a reconnect or to another primary, gets the first answer and is
 //! not executed twice (FO-2).
 
+mod replay;
 mod wire;
 
 use bytes::Bytes;
@@ -13,6 +14,8 @@ use crate::codec::{DecodeError, Reader, Writer};
 use crate::frame::RawFrame;
 use crate::ids::{NodeId, SessionId, VolumeId};
 use crate::units::{ObjectId, Sequence, Term, Timestamp};
+
+pub use replay::{AUTHORS_MAX, Author, Place, Present, Replay};
 
 /// Frame kinds of this module.
 pub mod kind {
@@ -32,6 +35,13 @@ pub mod kind {
     pub const PONG: u8 = 22;
     /// Primary to client: this node is primary no more; go elsewhere. Meta as [`super::Elsewhere`].
     pub const ELSEWHERE: u8 = 23;
+    /// Client to primary, after each welcome: [`super::Present`].
+    pub const PRESENT: u8 = 24;
+    /// Client to primary, before [`PRESENTED`]: [`super::Replay`]. Answered by [`REPLY`]: an error
+    /// says that it is not there and cannot be.
+    pub const REPLAY: u8 = 25;
+    /// Client to primary: that was all; requests follow. No meta.
+    pub const PRESENTED: u8 = 26;
 }
 
 /// Every kind of frame between clients and nodes, with its name, for logs and tests.
@@ -47,7 +57,7 @@ pub const KINDS: [(u8, &str); 8] = [
 ];
 
 /// Version of this module's messages.
-pub const FS_VERSION: u16 = 2;
+pub const FS_VERSION: u16 = 3;
 /// Longest name of a directory entry.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest data of one read or write.
@@ -77,6 +87,8 @@ pub struct Hello {
     /// The highest record that an answer to the client rested on, and the term of the primary that
     /// gave it: after a take-over that shows what was confirmed and is lost (DUR-2). Zero: none.
     pub confirmed: (Term, Sequence),
+    /// Terms of the primaries that confirmed what the client keeps until it is stable (DUR-5).
+    pub kept_terms: Vec<Term>,
 }
 
 /// The answer to [`Hello`].
@@ -94,6 +106,15 @@ pub enum HelloReply {
         session_timeout_ms: u32,
         /// Whether it is a block volume.
         block: bool,
+        /// Of the terms that the client named, those that ended before something that they may
+        /// have confirmed: with the last record that is part of this primary's past.
+        ends: Vec<Place>,
+        /// Nothing new is taken until clients have presented what they kept: the client sends what
+        /// was never answered as well.
+        gathers: bool,
+        /// Data of large writes may be lost although their records are here: the client sends
+        /// every write that it does not know to be stable.
+        in_doubt: bool,
     },
     /// This node is not the primary.
     Elsewhere(Elsewhere),
@@ -428,6 +449,11 @@ pub struct Reply {
     /// its answer on, as nobody else has it mounted; 0: it promises nothing. What the answer tells
     /// may be kept for a fifth of that, from the asking on: the rest is for a client that is slow.
     pub fresh_ms: u16,
+    /// It changed something: a record carries it out, the one at `sequence`.
+    pub changed: bool,
+    /// Requests of other sessions that records up to `sequence` carry out, as far as they are not
+    /// stable and this connection was not told of them. At most [`AUTHORS_MAX`].
+    pub authors: Vec<Author>,
     /// The result.
     pub outcome: Outcome,
 }

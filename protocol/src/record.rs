@@ -7,6 +7,8 @@
 //! The data of [`Change::Write`]s stands, concatenated in order, in [`Record::payload`], apart
 //! from the rest, so that a buffer received from a client is forwarded without a copy.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use crate::codec::{DecodeError, Reader, Writer};
@@ -69,6 +71,28 @@ pub enum Change {
         /// The object.
         object: ObjectId,
     },
+}
+
+impl Change {
+    /// The bytes of an object that it may change.
+    #[must_use]
+    pub fn data(&self) -> Option<(ObjectId, Range<u64>)> {
+        match *self {
+            Self::Write {
+                object,
+                offset,
+                len,
+            } => Some((object, offset..offset.saturating_add(u64::from(len)))),
+            Self::Zero {
+                object,
+                offset,
+                len,
+            } => Some((object, offset..offset.saturating_add(len))),
+            Self::Truncate { object, size } => Some((object, size..u64::MAX)),
+            Self::Drop { object } => Some((object, 0..u64::MAX)),
+            Self::Put { .. } | Self::Delete { .. } => None,
+        }
+    }
 }
 
 /// What one operation changed, at its place in the order.

@@ -114,6 +114,13 @@ impl Line {
         self.stretches[after.saturating_sub(1)].generation
     }
 
+    /// The term of the primary that ordered the record at `sequence`; 0 where that is not known.
+    #[must_use]
+    pub fn term_at(&self, sequence: Sequence) -> Term {
+        let after = self.stretches.partition_point(|s| s.after < sequence);
+        self.stretches[after.saturating_sub(1)].term
+    }
+
     /// The last record of `term` and of those before it that is part of this past; `None`: no
     /// later term is known here, so nothing was left out.
     #[must_use]

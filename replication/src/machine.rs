@@ -239,6 +239,11 @@ impl Machine {
 
     // ---- what others may ask -------------------------------------------------------------
 
+    /// Whether it follows a primary that counts it as a member of the in-sync set.
+    #[must_use]
+    pub fn is_joined(&self) -> bool {
+        self.joined
+    }
     /// Where it stands.
     #[must_use]
     pub fn phase(&self) -> Phase {

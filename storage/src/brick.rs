@@ -29,7 +29,7 @@ use crate::unsynced::Marks;
 pub use flush::{FlushId, FlushWhat};
 pub use read::{ReadOutcome, SeekFor};
 pub use records::CatchUp;
-pub use recovery::{Expected, RecoveryReport};
+pub use recovery::{Expected, LastWrite, RecoveryReport};
 
 use checkpoint::CheckpointState;
 use flush::Flushes;

@@ -42,8 +42,8 @@ mod tests;
 
 pub use activity::ACTIVE_EXTENTS_MAX;
 pub use brick::{
-    Brick, BrickEvent, CatchUp, Expected, FlushId, FlushWhat, OBJECT_BYTES_MAX, Options, Pace,
-    Position, ReadOutcome, RecoveryReport, SeekFor, Space,
+    Brick, BrickEvent, CatchUp, Expected, FlushId, FlushWhat, LastWrite, OBJECT_BYTES_MAX, Options,
+    Pace, Position, ReadOutcome, RecoveryReport, SeekFor, Space,
 };
 pub use dirty::{DIRTY_BYTES_MAX, DirtyItem, DirtySummary, PROGRESS_BYTES_MAX};
 pub use error::{BrickError, CreateError, IoFault, NoSpace, OpenError, PointError, ReadError};

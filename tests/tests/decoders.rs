@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 use cairn_tests::{Random, setting};
 use protocol::frame::{RawFrame, take_frame};
-use protocol::fs::{Hello, HelloReply, Operation, Outcome, Reply, Request};
+use protocol::fs::{
+    Author, Hello, HelloReply, Operation, Outcome, Present, Replay, Reply, Request,
+};
 use protocol::ids::{GenerationId, SessionId, VolumeId};
 use protocol::preamble::{PREAMBLE_BYTES, Purpose};
 use protocol::record::{Change, Record};
 use protocol::replica::Message;
-use protocol::units::{ObjectId, Sequence, Term};
+use protocol::units::{ObjectId, Sequence, Term, Timestamp};
 
 fn seeds() -> Vec<RawFrame> {
     let name = Bytes::from_static(b"name");
@@ -48,6 +50,12 @@ fn seeds() -> Vec<RawFrame> {
         ],
         payload: name.clone(),
     };
+    let author = Author {
+        at: (Term(1), Sequence(4)),
+        session: SessionId([1; 16]),
+        slot: 2,
+        number: 3,
+    };
     let reply = |outcome| {
         let (sequence, stable) = (Sequence(4), Sequence(3));
         Reply {
@@ -56,10 +64,44 @@ fn seeds() -> Vec<RawFrame> {
             sequence,
             stable,
             fresh_ms: 1500,
+            changed: true,
+            authors: vec![author],
             outcome,
         }
         .encode()
     };
+    let welcome = HelloReply::Welcome {
+        version: 3,
+        term: Term(4),
+        known: true,
+        session_timeout_ms: 1,
+        block: false,
+        ends: vec![(Term(2), Sequence(8))],
+        gathers: true,
+        in_doubt: false,
+    }
+    .encode();
+    let present = Present {
+        authors: vec![author],
+        stable: (Term(1), Sequence(2)),
+    }
+    .encode();
+    let replay = Replay {
+        order: Some(author.at),
+        at: author.at,
+        time: Timestamp(7),
+        request: Request {
+            slot: 3,
+            number: 9,
+            caller: Default::default(),
+            operation: Operation::Unlink {
+                parent: ObjectId(1),
+                name: name.clone(),
+            },
+            payload: Bytes::new(),
+        },
+    }
+    .encode();
     vec![
         request(
             Operation::Create {
@@ -99,7 +141,7 @@ fn seeds() -> Vec<RawFrame> {
         reply(Outcome::Data(name.clone())),
         reply(Outcome::FileSystem(Default::default())),
         Hello {
-            version: 2,
+            version: 3,
             volume: VolumeId([2; 16]),
             session: SessionId([1; 16]),
             client_name: "c".into(),
@@ -107,8 +149,12 @@ fn seeds() -> Vec<RawFrame> {
             read_only: false,
             opens: vec![ObjectId(3)],
             confirmed: (Term(3), Sequence(5)),
+            kept_terms: vec![Term(2), Term(3)],
         }
         .encode(),
+        welcome,
+        present,
+        replay,
         Message::Record(record).encode(),
         Message::Doubts {
             items: Vec::new(),
@@ -171,6 +217,14 @@ fn decode_all(frame: &RawFrame) {
     }
     if let Ok(reply) = HelloReply::decode(frame) {
         assert_eq!(HelloReply::decode(&reply.encode()).as_ref(), Ok(&reply));
+    }
+    if let Ok(present) = Present::decode(frame) {
+        assert_eq!(Present::decode(&present.encode()).as_ref(), Ok(&present));
+    }
+    if let Ok(replay) = Replay::decode(frame) {
+        let again = Replay::decode(&replay.encode());
+        // Without a place, none is written.
+        assert_eq!(again.as_ref(), Ok(&replay));
     }
     if let Ok(message) = Message::decode(frame) {
         assert_eq!(Message::decode(&message.encode()).as_ref(), Ok(&message));

@@ -13,7 +13,7 @@ use namespace::{Context, Detail, ExecuteError, Executed, Inode, execute};
 use protocol::control::exit;
 use protocol::fs::{Caller, Operation, Outcome, Request, SLOT_NONE};
 use protocol::ids::SessionId;
-use protocol::units::{EXTENT_BYTES, ObjectId, Timestamp};
+use protocol::units::{EXTENT_BYTES, ObjectId, Sequence, Timestamp};
 use protocol::volume::VolumeKind;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use serde_json::json;
@@ -262,6 +262,7 @@ impl Export<'_> {
             now: Timestamp(0),
             new_object: ObjectId::ROOT,
             session: SessionId::NONE,
+            sequence: Sequence::ZERO,
             is_open: &|_| false,
             allocated_bytes: &|_| 0,
             object_bytes_max: i64::MAX as u64,

@@ -83,6 +83,7 @@ impl Filled {
             now: Timestamp(1_700_000_000_123_456_789),
             new_object: ObjectId::allocate(Term(1), sequence).expect("an id"),
             session: SessionId([4; 16]),
+            sequence,
             is_open: &|_| false,
             allocated_bytes: &|_| 0,
             object_bytes_max: i64::MAX as u64,

@@ -4,16 +4,15 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use namespace::{Admission, Context, Executed};
+use namespace::{Admission, Context, ExecuteError, Executed};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
-    Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Reply, Request, SLOT_NONE,
-    SLOTS_MAX, kind, refusal,
+    Author, Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Replay, Reply, Request,
+    SLOT_NONE, SLOTS_MAX, kind, refusal,
 };
 use protocol::ids::SessionId;
 use protocol::mistakes::{Mistake, made};
-use protocol::record::Change;
-use protocol::units::{EXTENT_BYTES, ObjectId, Sequence};
+use protocol::units::{EXTENT_BYTES, ObjectId, Sequence, Timestamp};
 use protocol::volume::VolumeKind;
 use storage::{Medium, ReadError, ReadOutcome, SeekFor};
 use tokio::io::AsyncReadExt;
@@ -22,7 +21,8 @@ use tokio::sync::oneshot;
 use super::driver::{Driver, FlushWaiter, Held, OrderError, PendingReply, Shared, Token, Waiting};
 use super::keys::Keys;
 use super::outbox::Outbox;
-use super::sessions::Session;
+use super::replay::Presented;
+use super::sessions::{Done, Session};
 use super::stream::{ReadHalf, Stream};
 
 /// How long a client may take to greet.
@@ -41,6 +41,13 @@ const EINVAL: i32 = 22;
 const ENFILE: i32 = 23;
 const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
+
+/// What has to be tried again when something changed.
+#[derive(Default)]
+struct Again {
+    request: Option<Box<Request>>,
+    replay: Option<Box<Replay>>,
+}
 
 /// What became of a request.
 enum Taken {
@@ -185,7 +192,7 @@ async fn read_requests<M: Medium>(
     reader: &mut ReadHalf,
     buffer: &mut BytesMut,
 ) {
-    let mut again: Option<Box<Request>> = None;
+    let mut again = Again::default();
     loop {
         let wait = {
             let mut d = driver.borrow_mut();
@@ -228,7 +235,6 @@ impl<M: Medium> Driver<M> {
     ) -> Option<u64> {
         let now = self.now();
         let id = hello.session;
-        self.look_for_losses(&hello.client_name, hello.confirmed);
         let known = self.sessions.by_id.contains_key(&id);
         let described = namespace::Session {
             client_name: hello.client_name.clone(),
@@ -251,11 +257,16 @@ impl<M: Medium> Driver<M> {
                 tracing::warn!(%error, "a session cannot be opened");
                 return None;
             }
-            self.sessions.by_id.insert(id, Session::default());
+            let session = Session {
+                was_unknown: !hello.kept_terms.is_empty(),
+                ..Session::default()
+            };
+            self.sessions.by_id.insert(id, session);
             self.sessions.count_again(self.machine.last());
             self.ask_promises();
             self.hurry.notify_one();
         }
+        let ends = self.ends_of(hello);
         let connection = self.sessions.next_id();
         if let Some(state) = self.sessions.by_id.get_mut(&id) {
             if let Some((_, old)) = state.connection.replace((connection, outbox.clone())) {
@@ -266,6 +277,8 @@ impl<M: Medium> Driver<M> {
             state.read_only = described.read_only;
             state.address = address;
             state.heard = now;
+            state.presents = true;
+            state.told = Sequence::ZERO;
         }
         self.sessions.present(id, &hello.opens);
         let timeout = self.settings.session_timeout.as_millis();
@@ -275,15 +288,22 @@ impl<M: Medium> Driver<M> {
             known,
             session_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
             block: self.spec.kind == VolumeKind::Block,
+            ends,
+            gathers: self.replays.hold_up(),
+            in_doubt: self.wants_data(),
         };
-        self.waiting.push_back(Waiting {
-            until: if made(Mistake::WelcomesEarly) {
-                Sequence::ZERO
-            } else {
+        let (outbox, frame) = (outbox.clone(), welcome.encode());
+        if known || made(Mistake::WelcomesEarly) {
+            let until = if known {
                 self.machine.last()
-            },
-            what: Held::Welcome(outbox.clone(), welcome.encode()),
-        });
+            } else {
+                Sequence::ZERO
+            };
+            let what = Held::Welcome(outbox, frame);
+            self.waiting.push_back(Waiting { until, what });
+        } else {
+            self.sync_waiters.push(FlushWaiter::Welcome(outbox, frame));
+        }
         self.finish_turn();
         Some(connection)
     }
@@ -294,7 +314,7 @@ impl<M: Medium> Driver<M> {
         shared: &Shared<M>,
         session: SessionId,
         buffer: &mut BytesMut,
-        again: &mut Option<Box<Request>>,
+        again: &mut Again,
     ) -> Result<bool, ()> {
         let now = self.now();
         if let Some(state) = self.sessions.by_id.get_mut(&session) {
@@ -307,7 +327,16 @@ impl<M: Medium> Driver<M> {
             if self.failed.is_some() || !self.machine.serves() {
                 return Err(());
             }
-            let request = if let Some(request) = again.take() {
+            match self.take_presented(session, buffer, &mut again.replay) {
+                Ok(Presented::Requests) => {}
+                Ok(Presented::Bytes) => return Ok(false),
+                Ok(Presented::Later) => return Ok(true),
+                Err(reason) => {
+                    tracing::info!(%reason, "closing a client's connection");
+                    return Err(());
+                }
+            }
+            let request = if let Some(request) = again.request.take() {
                 request
             } else {
                 match self.next_request(session, buffer) {
@@ -322,7 +351,7 @@ impl<M: Medium> Driver<M> {
             match self.take(shared, session, request) {
                 Ok(Taken::Yes) => {}
                 Ok(Taken::Later(request)) => {
-                    *again = Some(request);
+                    again.request = Some(request);
                     return Ok(true);
                 }
                 Err(reason) => {
@@ -345,20 +374,7 @@ impl<M: Medium> Driver<M> {
                     let request = Request::decode(&frame).map_err(|e| e.to_string())?;
                     return Ok(Some(Box::new(request)));
                 }
-                kind::PING => {
-                    if let Some((_, outbox)) = self
-                        .sessions
-                        .by_id
-                        .get(&session)
-                        .and_then(|s| s.connection.as_ref())
-                    {
-                        outbox.send(RawFrame {
-                            kind: kind::PONG,
-                            ..frame
-                        });
-                    }
-                }
-                kind::PONG => {}
+                kind::PING | kind::PONG => self.answer_ping(session, frame),
                 kind::GOODBYE => {
                     self.end_session(session);
                     return Err("the client said goodbye".to_owned());
@@ -367,6 +383,18 @@ impl<M: Medium> Driver<M> {
             }
         }
         Ok(None)
+    }
+
+    pub(super) fn answer_ping(&self, session: SessionId, frame: RawFrame) {
+        let state = self.sessions.by_id.get(&session);
+        if let Some((_, outbox)) = state.and_then(|s| s.connection.as_ref())
+            && frame.kind == kind::PING
+        {
+            outbox.send(RawFrame {
+                kind: kind::PONG,
+                ..frame
+            });
+        }
     }
 
     fn take(
@@ -444,10 +472,10 @@ impl<M: Medium> Driver<M> {
             }
             let done = slot.done.clone();
             self.sessions.repeated(session, request.slot);
-            if let Some((sequence, outcome)) = done {
+            if let Some(done) = done {
                 // It tells what was true when it was asked first.
                 let again = (request.slot, request.number);
-                self.answer(session, again, sequence, outcome, 0);
+                self.answer(session, again, done, 0);
             }
             return Ok(Some(Taken::Yes));
         }
@@ -462,33 +490,38 @@ impl<M: Medium> Driver<M> {
                 "slot {} is at {last}, not {}",
                 request.slot, request.number
             )),
-            Admission::Kept(outcome) if self.is_in_doubt(&request.operation, &outcome) => {
+            Admission::Kept(kept) if self.is_in_doubt(&request.operation, &kept.outcome) => {
                 // Its record is here, its data may have gone with the power. It is not answered
                 // yet, so it may take effect now, where it did first.
                 if let (
                     Operation::Write { offset, append, .. },
                     Outcome::Written { offset: at, .. },
-                ) = (&mut request.operation, outcome)
+                ) = (&mut request.operation, kept.outcome)
                 {
                     (*offset, *append) = (at, false);
                 }
                 Ok(None)
             }
-            Admission::Kept(outcome) => {
+            Admission::Kept(kept) => {
+                let outcome = kept.outcome;
                 // It is applied here; what it rests on may still wait for the other replicas.
                 self.note_slot(session, request);
                 if let Some(object) = namespace::opened(&request.operation, &outcome) {
                     self.sessions.open_by_slot(session, request.slot, object);
                 }
-                let sequence = self.machine.last();
+                let sequence = kept.sequence.unwrap_or_else(|| self.machine.last());
                 let (slot, number) = (request.slot, request.number);
-                self.reply_when_confirmed(PendingReply {
-                    session,
-                    slot,
-                    number,
-                    sequence,
-                    since: None,
-                    outcome,
+                self.waiting.push_back(Waiting {
+                    until: self.machine.last(),
+                    what: Held::Reply(PendingReply {
+                        session,
+                        slot,
+                        number,
+                        sequence,
+                        changed: true,
+                        since: None,
+                        outcome,
+                    }),
                 });
                 Ok(Some(Taken::Yes))
             }
@@ -513,7 +546,7 @@ impl<M: Medium> Driver<M> {
     }
 
     /// An errno for a change that is refused whatever it is.
-    fn refuse_change(&mut self, session: SessionId, request: &Request) -> Option<i32> {
+    pub(super) fn refuse_change(&mut self, session: SessionId, request: &Request) -> Option<i32> {
         let read_only = self
             .sessions
             .by_id
@@ -570,9 +603,30 @@ impl<M: Medium> Driver<M> {
             number,
             sequence,
             since: None,
+            changed: false,
             outcome,
         });
         Ok(Taken::Yes)
+    }
+
+    /// What a request comes to, as the volume is now, if a change becomes the next record.
+    pub(super) fn decide_on(
+        &self,
+        session: SessionId,
+        request: &Request,
+        now: Timestamp,
+        new_object: ObjectId,
+    ) -> Result<Executed, ExecuteError<ReadError>> {
+        let context = Context {
+            now,
+            new_object,
+            session,
+            sequence: self.machine.last().next(),
+            is_open: &|object| self.sessions.holds(object),
+            allocated_bytes: &|object| self.brick.allocated_bytes(object).unwrap_or(0),
+            object_bytes_max: self.object_bytes_max,
+        };
+        namespace::execute(&Keys(&self.brick), &context, request)
     }
 
     fn execute(
@@ -585,17 +639,7 @@ impl<M: Medium> Driver<M> {
         let term = self.machine.durable().term;
         let next = self.machine.last().next();
         let new_object = ObjectId::allocate(term, next).ok_or("the volume is out of object ids")?;
-        let executed = {
-            let context = Context {
-                now,
-                new_object,
-                session,
-                is_open: &|object| self.sessions.holds(object),
-                allocated_bytes: &|object| self.brick.allocated_bytes(object).unwrap_or(0),
-                object_bytes_max: self.object_bytes_max,
-            };
-            namespace::execute(&Keys(&self.brick), &context, request)
-        };
+        let executed = self.decide_on(session, request, now, new_object);
         if request.operation.changes() {
             self.note_slot(session, request);
         }
@@ -607,6 +651,7 @@ impl<M: Medium> Driver<M> {
             number,
             sequence,
             since,
+            changed: false,
             outcome,
         };
         match executed {
@@ -618,8 +663,10 @@ impl<M: Medium> Driver<M> {
                 let outcome = self.count_open(session, request, set.outcome);
                 match self.order(set.changes, set.payload) {
                     Ok(sequence) => {
+                        self.note_author(session, request, sequence);
                         let reply = PendingReply {
                             sequence,
+                            changed: true,
                             ..pending(outcome)
                         };
                         self.waiting.push_back(Waiting {
@@ -756,20 +803,26 @@ impl<M: Medium> Driver<M> {
             number,
             sequence,
             since,
+            changed,
             outcome,
         } = reply;
+        let done = Done {
+            sequence,
+            changed,
+            outcome,
+        };
         if slot != SLOT_NONE
             && let Some(state) = self.sessions.by_id.get_mut(&session)
             && let Some(kept) = state.slots.get_mut(&slot)
             && kept.number == number
         {
-            kept.done = Some((sequence, outcome.clone()));
+            kept.done = Some(done.clone());
         }
         let now = self.now();
         if let Some(since) = since {
             self.throttle.answered(now, now.saturating_sub(since));
         }
-        let fresh_ms = match &outcome {
+        let fresh_ms = match &done.outcome {
             Outcome::Entry(_) | Outcome::Attributes(_) | Outcome::Entries(_)
                 if self.machine.may_answer(now) =>
             {
@@ -777,139 +830,56 @@ impl<M: Medium> Driver<M> {
             }
             _ => 0,
         };
-        self.answer(session, (slot, number), sequence, outcome, fresh_ms);
+        self.answer(session, (slot, number), done, fresh_ms);
     }
 
     fn answer(
-        &self,
+        &mut self,
         session: SessionId,
         (slot, number): (u16, u64),
-        sequence: protocol::units::Sequence,
-        outcome: Outcome,
+        done: Done,
         fresh_ms: u16,
     ) {
-        let state = self.sessions.by_id.get(&session);
-        if let Some((_, outbox)) = state.and_then(|s| s.connection.as_ref()) {
-            let stable = self.machine.stable_everywhere();
-            outbox.send(
-                Reply {
-                    slot,
-                    number,
-                    sequence,
-                    stable,
-                    fresh_ms,
-                    outcome,
-                }
-                .encode(),
-            );
-        }
-    }
-
-    // ---- sessions and orphans --------------------------------------------------------------------
-
-    /// A primary takes up the volume: makes the root where there is none, and gives the sessions
-    /// of before time to come back.
-    pub(super) fn take_up_namespace(&mut self) {
-        let now = self.now();
-        if self.machine.last().0 == 0 && self.spec.kind == VolumeKind::Fs {
-            let changes = namespace::mkfs(self.timestamp());
-            if let Err(error) = self.order(changes, Bytes::new()) {
-                tracing::error!(%error, "the root directory cannot be made");
-                return;
-            }
-        }
-        self.sessions.grace_until = None;
-        match namespace::sessions(&Keys(&self.brick)) {
-            Ok(known) => {
-                for (id, session) in known {
-                    self.sessions.by_id.entry(id).or_insert_with(|| Session {
-                        client_name: session.client_name,
-                        mounted_at_ms: session.mounted_at_ms,
-                        read_only: session.read_only,
-                        heard: now,
-                        ..Session::default()
-                    });
-                }
-            }
-            Err(error) => tracing::error!(%error, "the sessions cannot be read"),
-        }
-        self.sessions.inherit_promise(now);
-        self.sessions.count_again(self.machine.last());
-        if !self.sessions.by_id.is_empty() {
-            self.sessions.grace_until = Some(now + self.settings.session_timeout);
-        }
-        match namespace::orphans(&Keys(&self.brick)) {
-            Ok(orphans) => self.sessions.to_release.extend(orphans),
-            Err(error) => tracing::error!(%error, "the unlinked objects cannot be read"),
-        }
-    }
-
-    /// Ends sessions of which nothing was heard, and releases what they held.
-    pub(super) fn expire_sessions(&mut self) {
-        if !self.machine.serves() {
+        let stable = self.machine.stable_everywhere();
+        let alone = self.sessions.by_id.len() < 2;
+        let Some(state) = self.sessions.by_id.get_mut(&session) else {
             return;
-        }
-        let now = self.now();
-        let timeout = self.settings.session_timeout;
-        let expired: Vec<_> = self
-            .sessions
-            .by_id
-            .iter()
-            .filter(|(_, s)| now.saturating_sub(s.heard) > timeout)
-            .map(|(id, _)| *id)
-            .collect();
-        for session in expired {
-            tracing::info!(volume = %self.spec.name, session = %session.short(), "a session ended");
-            self.end_session(session);
-        }
-        if self.sessions.grace_until.is_some_and(|until| now >= until) {
-            self.sessions.grace_until = None;
-            // What was unlinked meanwhile counted as held.
-            match namespace::orphans(&Keys(&self.brick)) {
-                Ok(orphans) => self.sessions.to_release.extend(orphans),
-                Err(error) => tracing::error!(%error, "the unlinked objects cannot be read"),
-            }
-        }
-        self.release_orphans();
-    }
-
-    fn end_session(&mut self, session: SessionId) {
-        self.sessions.remove(session);
-        match namespace::end_session(&Keys(&self.brick), session) {
-            Ok(changes) => {
-                if let Err(error) = self.order(changes, Bytes::new()) {
-                    tracing::warn!(%error, "a session's end could not be ordered");
-                }
-            }
-            Err(error) => tracing::error!(%error, "a session's replies cannot be read"),
-        }
-        self.sessions.count_again(self.machine.last());
-        self.release_orphans();
-    }
-
-    fn release_orphans(&mut self) {
-        if self.sessions.grace_until.is_some() || self.sessions.to_release.is_empty() {
+        };
+        let Some((_, outbox)) = &state.connection else {
             return;
+        };
+        let mut authors = Vec::new();
+        if !alone {
+            let known = &self.replays.authors;
+            authors = known.between(state.told, done.sequence, stable, session);
+            state.told = state.told.max(done.sequence);
         }
-        for object in std::mem::take(&mut self.sessions.to_release) {
-            if self.sessions.holds(object) {
-                continue;
+        outbox.send(
+            Reply {
+                slot,
+                number,
+                sequence: done.sequence,
+                stable,
+                fresh_ms,
+                changed: done.changed,
+                authors,
+                outcome: done.outcome,
             }
-            let changes: Vec<Change> = match namespace::release_orphan(&Keys(&self.brick), object) {
-                Ok(changes) => changes,
-                Err(error) => {
-                    tracing::error!(%error, "an unlinked object cannot be released");
-                    continue;
-                }
-            };
-            if !changes.is_empty()
-                && let Err(error) = self.order(changes, Bytes::new())
-            {
-                tracing::warn!(%error, "an unlinked object is released later");
-                self.sessions.to_release.insert(object);
-                return;
-            }
-        }
+            .encode(),
+        );
+    }
+
+    /// A record carries out a request.
+    fn note_author(&mut self, session: SessionId, request: &Request, sequence: Sequence) {
+        let author = Author {
+            at: (self.machine.durable().term, sequence),
+            session,
+            slot: request.slot,
+            number: request.number,
+        };
+        let stable = self.machine.stable_everywhere();
+        self.replays.authors.note(author, stable);
+        self.replays.changers.note(session);
     }
 }
 

@@ -28,12 +28,13 @@ use replication::throttle::Throttle;
 use storage::{Brick, BrickError, BrickEvent, DirtyItem, FlushWhat, Medium, Pace, RecoveryReport};
 use tokio::sync::{Notify, oneshot};
 
+use super::Host;
 use super::links::LinkIo;
 use super::outbox::Outbox;
+use super::replay::Replays;
 use super::sessions::Sessions;
 use super::settings::Settings;
 use super::words;
-use super::{CommandError, Host};
 
 /// The driver as its thread's tasks share it.
 pub(super) type Shared<M> = Rc<RefCell<Driver<M>>>;
@@ -64,6 +65,8 @@ pub(super) struct PendingReply {
     pub(super) sequence: Sequence,
     /// When the request was taken; `None` if nobody waited for its work.
     pub(super) since: Option<Duration>,
+    /// The record at `sequence` carries the request out.
+    pub(super) changed: bool,
     pub(super) outcome: Outcome,
 }
 
@@ -75,6 +78,9 @@ pub(super) enum FlushWaiter {
         slot: u16,
         since: Option<Duration>,
     },
+    /// A new client is let in once its session is stable: what it keeps can be put back only into a
+    /// session that is known (DUR-5).
+    Welcome(Rc<Outbox>, RawFrame),
     Task(oneshot::Sender<()>),
 }
 
@@ -115,15 +121,17 @@ pub(super) struct Driver<M: Medium> {
     next_token: u64,
     appended: bool,
     /// What the primary was told last.
-    acked: Option<Position>,
+    pub(super) acked: Option<Position>,
     /// Answers to completed flushes, until the lease allows them.
-    flushed: Vec<PendingReply>,
+    flushed: Vec<Held>,
     /// Records of a primary that is gone, acknowledged as received and still to be applied.
     pub(super) left_over: VecDeque<Record>,
     /// Replicas that were left behind as their queues were beyond the bound.
     pub(super) ahead_of: Mask,
     /// Confirmed operations that a take-over lost, as clients showed, since this replica serves.
     pub(super) lost_operations: u64,
+    /// What clients kept.
+    pub(super) replays: Replays,
     pub(super) failed: Option<String>,
     pub(super) throttled: bool,
     /// Clients were not read when the last round ended.
@@ -200,6 +208,7 @@ impl<M: Medium> Driver<M> {
             left_over: VecDeque::new(),
             ahead_of: Mask::default(),
             lost_operations: 0,
+            replays: Replays::default(),
             failed: None,
             throttled: false,
             blocked: false,
@@ -319,6 +328,7 @@ impl<M: Medium> Driver<M> {
             .brick
             .append(&record, mask.0)
             .inspect_err(|error| self.fail(error))?;
+        self.note_data(sequence, &record.changes);
         self.appended = true;
         self.throttled |= pace == Pace::Throttle;
         let mut frame = None;
@@ -346,6 +356,10 @@ impl<M: Medium> Driver<M> {
         let mask = self.machine.dirty_mask();
         let pace = self.brick.append(record, mask.0)?;
         self.machine.followed(record.sequence);
+        if matches!(self.machine.phase(), Phase::Pulling { .. }) {
+            self.note_pulled(&record.changes);
+        }
+        self.note_data(record.sequence, &record.changes);
         self.appended = true;
         self.throttled |= pace == Pace::Throttle;
         Ok(())
@@ -387,34 +401,6 @@ impl<M: Medium> Driver<M> {
         }
         #[cfg(debug_assertions)]
         self.machine.check_invariants();
-    }
-
-    /// As a follower: tells the primary how far this replica is.
-    pub(super) fn acknowledge(&mut self) {
-        self.machine.local_stable(self.brick.stable());
-        let position = self.machine.position_here();
-        if self.acked == Some(position) {
-            return;
-        }
-        for (replica, link) in self.links.iter().enumerate() {
-            let Some(link) = link else { continue };
-            if self.machine.standing(replica) == Some(Standing::MyPrimary) {
-                self.followed_at = Some(self.wall_time());
-                let ack = Message::Ack {
-                    received: position.received,
-                    applied: position.applied,
-                    stable: position.stable,
-                    policy: position.policy,
-                };
-                link.outbox.send(ack.encode());
-                self.acked = Some(position);
-            }
-        }
-    }
-
-    /// Something about the primary changed: the next acknowledgement is sent in any case.
-    pub(super) fn forget_acknowledged(&mut self) {
-        self.acked = None;
     }
 
     fn start_flush(&mut self) {
@@ -608,8 +594,8 @@ impl<M: Medium> Driver<M> {
         if idle || !self.machine.may_answer(self.now()) {
             return;
         }
-        for reply in std::mem::take(&mut self.flushed) {
-            self.reply(reply);
+        for held in std::mem::take(&mut self.flushed) {
+            self.release(held);
         }
         let confirmed = if made(Mistake::AnswersEarly) {
             self.machine.last()
@@ -621,10 +607,14 @@ impl<M: Medium> Driver<M> {
                 self.waiting.push_front(waiting);
                 break;
             }
-            match waiting.what {
-                Held::Reply(reply) => self.reply(reply),
-                Held::Welcome(outbox, frame) => outbox.send(frame),
-            }
+            self.release(waiting.what);
+        }
+    }
+
+    fn release(&mut self, held: Held) {
+        match held {
+            Held::Reply(reply) => self.reply(reply),
+            Held::Welcome(outbox, frame) => outbox.send(frame),
         }
     }
 
@@ -693,14 +683,18 @@ impl<M: Medium> Driver<M> {
                 } => {
                     let sequence = self.machine.confirmed();
                     let outcome = Outcome::Done;
-                    self.flushed.push(PendingReply {
+                    self.flushed.push(Held::Reply(PendingReply {
                         session,
                         slot,
                         number,
                         sequence,
                         since,
+                        changed: false,
                         outcome,
-                    });
+                    }));
+                }
+                FlushWaiter::Welcome(outbox, frame) => {
+                    self.flushed.push(Held::Welcome(outbox, frame));
                 }
                 FlushWaiter::Task(done) => {
                     let _ = done.send(());
@@ -743,6 +737,7 @@ impl<M: Medium> Driver<M> {
         self.ahead_of = Mask::default();
         self.lost_operations = 0;
         self.take_up_namespace();
+        self.begin_gathering(reason);
         self.changed.notify_waiters();
     }
 
@@ -755,6 +750,7 @@ impl<M: Medium> Driver<M> {
             retry_ms: 20,
         };
         self.sessions.send_elsewhere(&elsewhere.encode());
+        self.replays.stop();
         self.waiting.clear();
         self.flushed.clear();
         self.flush_waiters.clear();
@@ -859,6 +855,7 @@ impl<M: Medium> Driver<M> {
         self.machine.tick(now);
         self.look_after_throttle(now);
         self.ask_promises();
+        self.tend_gathering();
         self.look_after_journal();
         self.machine.set_journal_from(self.brick.oldest_kept());
         self.finish_turn();
@@ -912,22 +909,6 @@ impl<M: Medium> Driver<M> {
     }
 
     // ---- commands ------------------------------------------------------------------------------
-
-    /// Hands the role to another replica; the receiver learns how it ended.
-    pub(super) fn promote(&mut self, to: usize) -> Result<oneshot::Receiver<bool>, CommandError> {
-        self.machine.hand_over(to).map_err(|refusal| {
-            words::not_done(&refusal);
-            CommandError::refused(
-                "hand_over_refused",
-                format!("the role cannot be handed over: {refusal}"),
-                "look at `cairn volume status` for the replica's state",
-            )
-        })?;
-        let (done, wait) = oneshot::channel();
-        self.handover_waiters.push(done);
-        self.finish_turn();
-        Ok(wait)
-    }
 
     /// Whether an operation must wait for the end of a hand-over.
     pub(super) fn is_handing_over(&self) -> bool {

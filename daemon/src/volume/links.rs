@@ -554,7 +554,8 @@ impl<M: Medium> Driver<M> {
                 let membership: Membership = from_json(&json)?;
                 self.machine
                     .membership_changed(replica, &membership, true)?;
-                self.recovery.suspect.clear();
+                self.clear_doubts();
+                self.replays.has_everything = true;
                 self.brick.clear_suspects()?;
                 self.resyncs[self.me].finished();
                 self.without_point = false;

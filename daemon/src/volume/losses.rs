@@ -40,9 +40,16 @@ impl<M: Medium> Driver<M> {
             .event("replica_left_behind", &self.spec.name, &text);
     }
 
-    /// A client shows the highest record that an answer to it rested on (DUR-2).
-    pub(super) fn look_for_losses(&mut self, client: &str, (term, sequence): (Term, Sequence)) {
+    /// A client showed the highest record that an answer to it rested on; so many operations were
+    /// put back since (DUR-2).
+    pub(super) fn look_for_losses(
+        &mut self,
+        client: &str,
+        (term, sequence): (Term, Sequence),
+        replayed: u64,
+    ) {
         let lost = self.machine.lost_since(term, sequence);
+        let lost = lost.saturating_sub(replayed);
         if lost <= self.lost_operations {
             return; // nothing, or another client showed as much already
         }

@@ -4,8 +4,10 @@
 //! | --- | --- |
 //! | [`driver`] | the owner: machine, namespace and brick joined, one event at a time |
 //! | [`clients`], [`sessions`] | mounts: connections, requests, what they hold open |
+//! | [`replay`], [`gathering`], [`doubts`] | what clients kept until it is stable, put back after it was lost |
+//! | [`lifetimes`] | how long sessions live, and what they hold open |
 //! | [`keys`] | the brick as the namespace sees it |
-//! | [`links`] | connections between replicas |
+//! | [`links`], [`acks`] | connections between replicas; what a follower tells of itself |
 //! | [`losses`] | what is said about replicas left behind and operations lost |
 //! | [`received`] | what a primary sent and is not applied yet |
 //! | [`points`] | what a target keeps of the time before a resync |
@@ -15,17 +17,22 @@
 //! | [`bricks`] | making, refusing and marking brick directories |
 //! | [`thread`] | the thread, its tasks, its end |
 
+mod acks;
 mod batch;
 mod bricks;
 mod clients;
+mod doubts;
 mod driver;
+mod gathering;
 mod keys;
+mod lifetimes;
 mod links;
 mod losses;
 mod outbox;
 mod pace;
 mod points;
 mod received;
+mod replay;
 mod report;
 mod sessions;
 mod settings;

@@ -20,12 +20,22 @@ pub(super) const OPENS_MAX: usize = 1 << 20;
 pub(super) struct Slot {
     pub(super) number: u64,
     /// The reply, once there is one.
-    pub(super) done: Option<(Sequence, Outcome)>,
+    pub(super) done: Option<Done>,
     /// What it opened for the session.
     opened: Option<ObjectId>,
     /// The session said what it holds since, perhaps without having read the reply: until it
     /// asks again, or uses the slot for something else, the slot holds what was opened.
     holds: bool,
+}
+
+/// A reply that was given.
+#[derive(Clone)]
+pub(super) struct Done {
+    /// At which record it holds.
+    pub(super) sequence: Sequence,
+    /// Whether that record carries the request out.
+    pub(super) changed: bool,
+    pub(super) outcome: Outcome,
 }
 
 /// One mount.
@@ -42,6 +52,13 @@ pub(super) struct Session {
     pub(super) opens: BTreeMap<ObjectId, u32>,
     /// When something was last heard of it.
     pub(super) heard: Duration,
+    /// It has not said yet that it presented everything (DUR-5).
+    pub(super) presents: bool,
+    /// It had operations confirmed and was not known when it came: what took effect of them, and
+    /// what of them was replayed, is not known either.
+    pub(super) was_unknown: bool,
+    /// The last record of which it was told whose request it carries out.
+    pub(super) told: Sequence,
 }
 
 /// All of them.
@@ -139,6 +156,13 @@ impl Sessions {
         if *count == 0 {
             state.opens.remove(&object);
             self.drop_hold(object);
+        }
+    }
+
+    /// The last request of a slot was answered.
+    pub(super) fn answered(&mut self, session: SessionId, slot: u16, done: Done) {
+        if let Some(slot) = self.slot(session, slot) {
+            slot.done = Some(done);
         }
     }
 

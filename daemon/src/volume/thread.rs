@@ -484,6 +484,22 @@ impl<M: Medium> Driver<M> {
         self.finish_turn_if_up();
     }
 
+    /// Hands the role to another replica; the receiver learns how it ended.
+    pub(super) fn promote(&mut self, to: usize) -> Result<oneshot::Receiver<bool>, CommandError> {
+        self.machine.hand_over(to).map_err(|refusal| {
+            super::words::not_done(&refusal);
+            CommandError::refused(
+                "hand_over_refused",
+                format!("the role cannot be handed over: {refusal}"),
+                "look at `cairn volume status` for the replica's state",
+            )
+        })?;
+        let (done, wait) = oneshot::channel();
+        self.handover_waiters.push(done);
+        self.finish_turn();
+        Ok(wait)
+    }
+
     fn finish_turn_if_up(&mut self) {
         if self.failed.is_none() && !self.stopping {
             self.finish_turn();

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use protocol::fs::{FileSystemStatistics, Outcome};
+use protocol::units::ObjectId;
 
 use super::FileSystem;
 use super::listing::Ask;
@@ -18,13 +19,23 @@ const STATFS_BLOCK_BYTES: u64 = 4096;
 #[derive(Debug)]
 pub(crate) enum Shape {
     Entry,
-    Create,
-    Attributes,
-    Open,
-    OpenDirectory {
+    Create {
         handle: u64,
     },
+    Attributes,
+    Open {
+        handle: u64,
+        object: ObjectId,
+    },
+    OpenDirectory {
+        handle: u64,
+        object: ObjectId,
+    },
     Empty,
+    /// The open file that is made stable.
+    Synced {
+        handle: u64,
+    },
     Bytes,
     Xattr {
         size: u32,
@@ -39,8 +50,8 @@ pub(crate) enum Shape {
 }
 
 /// Direct, also for several writers at once: the page cache would have to be told what other
-/// clients do. A close sends nothing: there is nothing that it could deliver.
-const OPEN_FLAGS: u32 = open::DIRECT_IO | open::PARALLEL_DIRECT_WRITES | open::NOFLUSH;
+/// clients do. A close is told: it may have to tell of a loss.
+const OPEN_FLAGS: u32 = open::DIRECT_IO | open::PARALLEL_DIRECT_WRITES;
 
 fn statistics(s: &FileSystemStatistics) -> Body {
     let mut body = Body::with_capacity(80);
@@ -65,17 +76,20 @@ impl Replies for FileSystem {
                 let mut body = Body::with_capacity(ENTRY_OUT_BYTES);
                 self.reply(unique, 0, &[&body.entry(self.node(a.object), &a, fresh).0]);
             }
-            (Shape::Create, Outcome::Entry(a)) => {
+            (Shape::Create { handle }, Outcome::Entry(a)) => {
+                self.session.losses().opened(handle, a.object);
                 let mut body = Body::with_capacity(ENTRY_OUT_BYTES + 16);
                 body.entry(self.node(a.object), &a, fresh)
-                    .open(0, OPEN_FLAGS);
+                    .open(handle, OPEN_FLAGS);
                 self.reply(unique, 0, &[&body.0]);
             }
-            (Shape::Open, Outcome::Attributes(_) | Outcome::Done) => {
+            (Shape::Open { handle, object }, Outcome::Attributes(_) | Outcome::Done) => {
+                self.session.losses().opened(handle, object);
                 let mut body = Body::with_capacity(16);
-                self.reply(unique, 0, &[&body.open(0, OPEN_FLAGS).0]);
+                self.reply(unique, 0, &[&body.open(handle, OPEN_FLAGS).0]);
             }
-            (Shape::OpenDirectory { handle }, Outcome::Attributes(_) | Outcome::Done) => {
+            (Shape::OpenDirectory { handle, object }, Outcome::Attributes(_) | Outcome::Done) => {
+                self.session.losses().opened(handle, object);
                 let mut body = Body::with_capacity(16);
                 self.reply(unique, 0, &[&body.open(handle, 0).0]);
             }
@@ -84,6 +98,11 @@ impl Replies for FileSystem {
                 self.reply(unique, 0, &[&body.attr(&a, fresh).0]);
             }
             (Shape::Empty, Outcome::Done | Outcome::Attributes(_)) => self.reply(unique, 0, &[]),
+            (Shape::Synced { handle }, Outcome::Done) => {
+                // What is gone is not made stable by anything (DUR-5).
+                let told = self.session.losses().tells(handle);
+                self.reply(unique, if told { EIO } else { 0 }, &[]);
+            }
             (Shape::Bytes, Outcome::Data(data)) => self.reply(unique, 0, &[&data]),
             (Shape::Xattr { size: 0 }, Outcome::Data(data)) => {
                 let len = u32::try_from(data.len()).unwrap_or(u32::MAX);

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use protocol::fs::{Caller, IO_BYTES_MAX, NAME_BYTES_MAX, Operation, SetAttributes, SetTime};
 
-use super::{EINVAL, ENOSYS, FileSystem, Shape};
+use super::{EINVAL, EIO, ENOSYS, FileSystem, Shape};
 use crate::abi::{Fields, InHeader, ShortRequest, WRITE_HEADER_BYTES, join, opcode, set, write};
 use crate::session::Waiting;
 
@@ -14,7 +14,8 @@ const O_EXCL: u32 = 0o200;
 const O_APPEND: u32 = 0o2000;
 /// Above this a write's buffer is handed on as it is, and a new one taken; below, copying the
 /// data is cheaper than 1 MiB of fresh memory.
-const COPY_BYTES_MAX: usize = 64 << 10;
+/// A buffer is kept until the write is stable, so little of it may be empty.
+const COPY_BYTES_MAX: usize = 512 << 10;
 
 /// What becomes of a request.
 enum Plan {
@@ -83,6 +84,10 @@ fn attributes_to_set(fields: &mut Fields<'_>) -> Result<SetAttributes, ShortRequ
 }
 
 impl FileSystem {
+    fn new_handle(&self) -> u64 {
+        self.next_handle.fetch_add(1, Ordering::Relaxed)
+    }
+
     pub(super) fn ask(
         &self,
         header: &InHeader,
@@ -90,11 +95,15 @@ impl FileSystem {
     ) -> Result<(), ShortRequest> {
         let object = self.object(header.node);
         let opens = match header.opcode {
-            opcode::OPEN => Some(Shape::Open),
+            opcode::OPEN => {
+                let handle = self.new_handle();
+                Some(Shape::Open { handle, object })
+            }
             // Told to the primary as well: a directory that is removed stays while it is open.
-            opcode::OPENDIR => Some(Shape::OpenDirectory {
-                handle: self.next_handle.fetch_add(1, Ordering::Relaxed),
-            }),
+            opcode::OPENDIR => {
+                let handle = self.new_handle();
+                Some(Shape::OpenDirectory { handle, object })
+            }
             _ => None,
         };
         if let Some(shape) = opens {
@@ -198,7 +207,10 @@ impl FileSystem {
                     mode: mode & 0o7777,
                     exclusive: flags & O_EXCL != 0,
                 };
-                plain(operation, Shape::Create)
+                {
+                    let handle = self.new_handle();
+                    plain(operation, Shape::Create { handle })
+                }
             }
         })
     }
@@ -257,9 +269,12 @@ impl FileSystem {
                 plain(operation, Shape::Bytes)
             }
             opcode::FSYNC | opcode::FSYNCDIR => {
-                fields.skip(8)?;
+                let handle = fields.u64()?;
                 let data_only = fields.u32()? & 1 != 0;
-                plain(Operation::Sync { object, data_only }, Shape::Empty)
+                plain(
+                    Operation::Sync { object, data_only },
+                    Shape::Synced { handle },
+                )
             }
             opcode::SYNCFS => plain(Operation::SyncAll, Shape::Empty),
             opcode::STATFS => plain(Operation::StatFs, Shape::Statistics),
@@ -330,7 +345,7 @@ impl FileSystem {
         buffer: &mut Vec<u8>,
     ) -> Result<(), ShortRequest> {
         let mut fields = Fields::new(&buffer[crate::abi::IN_HEADER_BYTES..]);
-        fields.skip(8)?;
+        let handle = fields.u64()?;
         let (offset, size, write_flags) = (fields.u64()?, fields.u32()?, fields.u32()?);
         fields.skip(8)?;
         let open_flags = fields.u32()?;
@@ -342,6 +357,10 @@ impl FileSystem {
             let whole = Bytes::from(std::mem::take(buffer));
             whole.slice(WRITE_HEADER_BYTES..WRITE_HEADER_BYTES + size as usize)
         };
+        if self.session.losses().tells(handle) {
+            self.refuse(header, EIO);
+            return Ok(());
+        }
         let operation = Operation::Write {
             object: self.object(header.node),
             offset,

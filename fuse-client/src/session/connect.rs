@@ -196,6 +196,7 @@ impl Shared {
                 read_only: self.config.read_only,
                 opens: state.opens.list(OPENS_MAX),
                 confirmed: state.seen,
+                kept_terms: state.keep.terms(),
             };
             (
                 state.places.to_try(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use protocol::frame::RawFrame;
-use protocol::fs::{Elsewhere, Hello, HelloReply, kind, refusal};
+use protocol::fs::{Elsewhere, Hello, HelloReply, Place, kind, refusal};
 use protocol::ids::VolumeId;
 use protocol::node_rpc::{self, LocatedNode, NodeReply, NodeRequest};
 use protocol::preamble::Purpose;
@@ -135,6 +135,10 @@ pub(super) struct Welcomed {
     pub(super) mark: u64,
     pub(super) block: bool,
     pub(super) term: Term,
+    /// What it says of what was confirmed before.
+    pub(super) ends: Vec<Place>,
+    pub(super) gathers: bool,
+    pub(super) in_doubt: bool,
 }
 
 fn refused(code: u16, message: String) -> DialError {
@@ -175,7 +179,13 @@ pub(super) fn hello(
     let (connection, reply) = ask().map_err(io_error(target))?;
     match reply {
         HelloReply::Welcome {
-            known, block, term, ..
+            known,
+            block,
+            term,
+            ends,
+            gathers,
+            in_doubt,
+            ..
         } => Ok(Welcomed {
             connection,
             frames,
@@ -183,6 +193,9 @@ pub(super) fn hello(
             mark,
             block,
             term,
+            ends,
+            gathers,
+            in_doubt,
         }),
         HelloReply::Elsewhere(elsewhere) => Err(DialError::Elsewhere {
             target: target.to_string(),

@@ -6,11 +6,14 @@
 //! says so, that thread finds the primary again, says hello with the same session id and
 //! everything that is held open, and sends again what was not answered, under the same numbers,
 //! so that each operation takes effect once (FO-2). Applications wait meanwhile, and can be
-//! interrupted.
+//! interrupted. What was confirmed and may not be stable is kept in [`keep`], and presented to a
+//! primary that lacks it (DUR-5).
 
 mod connect;
 mod dial;
+pub mod keep;
 mod link;
+mod losses;
 mod opens;
 mod places;
 mod table;
@@ -35,7 +38,9 @@ use crate::connection::{Connector, FrameReader};
 use connect::RETRY_MAX;
 pub use dial::DialError;
 use dial::Welcomed;
+use keep::{Keep, Welcome};
 use link::Link;
+pub(crate) use losses::Losses;
 use opens::Opens;
 use places::Places;
 use table::{Interrupted, Submission, Submitted, Table};
@@ -98,11 +103,14 @@ pub struct Waiting {
 enum Waiter {
     Kernel(Waiting),
     Caller(SyncSender<Outcome>),
+    /// What is kept is made stable, as it is much.
+    Flush,
 }
 
 struct State {
     table: Table<Waiter>,
     opens: Opens,
+    keep: Keep,
     places: Places,
     volume: VolumeId,
     link: Option<Arc<Link>>,
@@ -130,6 +138,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     replies: OnceLock<Arc<dyn Replies>>,
+    losses: Losses,
 }
 
 /// A mount's session.
@@ -174,6 +183,7 @@ impl Session {
             state: Mutex::new(State {
                 table: Table::new(),
                 opens: Opens::default(),
+                keep: Keep::new(),
                 places,
                 volume: VolumeId::NONE,
                 link: None,
@@ -188,6 +198,7 @@ impl Session {
             }),
             changed: Condvar::new(),
             replies: OnceLock::new(),
+            losses: Losses::default(),
             config,
         });
         let welcomed = shared.begin()?;
@@ -281,6 +292,11 @@ impl Session {
         }
     }
 
+    /// Which open files have to be told that something was lost.
+    pub(crate) fn losses(&self) -> &Losses {
+        &self.shared.losses
+    }
+
     /// What carries the session now, for people.
     #[must_use]
     pub fn carrier(&self) -> Option<&'static str> {
@@ -291,6 +307,17 @@ impl Session {
     /// Ends the session: waits a little for what is under way, says goodbye.
     pub fn end(&self) {
         let deadline = Instant::now() + END_TIMEOUT;
+        let keeps = !self.shared.state.lock().keep.is_empty();
+        if keeps {
+            // Nobody keeps it afterwards.
+            self.shared.submit(Submission {
+                unique: None,
+                waiter: Some(Waiter::Flush),
+                caller: Caller::default(),
+                operation: Operation::SyncAll,
+                payload: Bytes::new(),
+            });
+        }
         let mut state = self.shared.state.lock();
         state.ending = true;
         while state.table.len() > 0 && state.link.is_some() {
@@ -366,7 +393,7 @@ impl Shared {
             },
             // Who stopped waiting needs no answer.
             Some(Waiter::Caller(sender)) => drop(sender.send(outcome)),
-            None => {}
+            Some(Waiter::Flush) | None => {}
         }
     }
 
@@ -450,10 +477,20 @@ impl Shared {
     fn replied(&self, link: &Arc<Link>, reply: Reply) {
         let mut state = self.state.lock();
         state.seen.1 = state.seen.1.max(reply.sequence);
-        // An answer to what was given up meanwhile is nobody's.
+        state.keep.told(&reply);
         let Some(answered) = state.table.answered(reply.slot, reply.number, true) else {
+            // An answer to what was given up meanwhile is nobody's.
+            if state.keep.replayed(&reply) {
+                let lost = state.keep.take_lost();
+                drop(state);
+                self.tell_lost(&lost);
+            }
             return;
         };
+        state
+            .keep
+            .confirmed(&answered.operation, &answered.frame, &reply);
+        let more = self.look_after_kept(&mut state, answered.waiter.as_ref());
         state.confirmed |= reply.slot != protocol::fs::SLOT_NONE;
         let opened = table::opened(&answered.operation, &reply.outcome);
         if let (Some(object), true) = (opened, answered.waiter.is_some()) {
@@ -476,8 +513,44 @@ impl Shared {
             Duration::ZERO
         };
         self.answer_fresh(answered.waiter, reply.outcome, fresh);
-        if let Some(frame) = answered.next {
-            link.send(&frame);
+        for frame in answered.next.iter().chain(&more) {
+            link.send(frame);
+        }
+    }
+
+    /// Bounds what is kept: asks for a flush, and holds changes up until it is done. Returns what to
+    /// send.
+    fn look_after_kept(&self, state: &mut State, answered: Option<&Waiter>) -> Vec<RawFrame> {
+        if matches!(answered, Some(Waiter::Flush)) {
+            state.keep.flushed();
+        }
+        let mut frames = Vec::new();
+        if state.keep.wants_flush() {
+            let flush = Submission {
+                unique: None,
+                waiter: Some(Waiter::Flush),
+                caller: Caller::default(),
+                operation: Operation::SyncAll,
+                payload: Bytes::new(),
+            };
+            let connected = state.link.is_some();
+            if let Submitted::Send(frame) = state.table.submit(flush, Instant::now(), connected) {
+                frames.push(frame);
+            }
+        }
+        state.table.hold_up(state.keep.is_full());
+        frames.extend(state.table.refill(state.link.is_some()));
+        frames
+    }
+
+    fn tell_lost(&self, lost: &keep::Lost) {
+        if lost.any || !lost.objects.is_empty() {
+            tracing::error!(
+                objects = lost.objects.len(),
+                any = lost.any,
+                "confirmed operations were lost: their files give EIO once"
+            );
+            self.losses.lost(lost);
         }
     }
 
@@ -512,13 +585,27 @@ impl Shared {
         } else {
             Vec::new()
         };
-        let mut frames = state.table.resend(welcomed.mark);
-        frames.extend(state.table.refill(true));
+        let welcome = Welcome {
+            term: welcomed.term,
+            ends: &welcomed.ends,
+            gathers: welcomed.gathers,
+            in_doubt: welcomed.in_doubt,
+        };
+        let State { keep, table, .. } = &mut *state;
+        let mut frames = keep.welcomed(welcome, table.unanswered());
+        let gone = keep.take_lost();
+        frames.extend(table.resend(welcomed.mark));
         state.refused = false;
         if !state.ended {
             state.link = Some(Arc::clone(&link));
         }
+        frames.extend(self.look_after_kept(&mut state, None));
+        // Before anybody else sends: what is presented comes first.
+        for frame in &frames {
+            link.send(frame);
+        }
         drop(state);
+        self.tell_lost(&gone);
         if !lost.is_empty() {
             tracing::warn!(
                 operations = lost.len(),
@@ -527,9 +614,6 @@ impl Shared {
         }
         for waiter in lost {
             self.answer(Some(waiter), Outcome::Error(EIO));
-        }
-        for frame in &frames {
-            link.send(frame);
         }
         Ok((link, welcomed.frames))
     }

@@ -48,6 +48,8 @@ pub(super) struct Answered<W> {
     /// Who waits, unless he gave up.
     pub(super) waiter: Option<W>,
     pub(super) operation: Operation,
+    /// As it was sent.
+    pub(super) frame: RawFrame,
     /// When it was asked for, at the latest.
     pub(super) submitted: Instant,
     /// The request that waited for the slot.
@@ -89,6 +91,8 @@ pub(super) struct Table<W> {
     by_unique: HashMap<u64, u64>,
     waiting: VecDeque<(u64, Submission<W>, Instant, bool)>,
     next_order: u64,
+    /// No change begins for now.
+    held_up: bool,
 }
 
 impl<W> Table<W> {
@@ -102,12 +106,26 @@ impl<W> Table<W> {
             by_unique: HashMap::new(),
             waiting: VecDeque::new(),
             next_order: 0,
+            held_up: false,
         }
     }
 
     /// Requests under way or waiting.
     pub(super) fn len(&self) -> usize {
         self.pending.len() + self.waiting.len()
+    }
+
+    /// Whether changes have to wait, for another reason than slots. After they had to,
+    /// [`Table::refill`] gives those that may go.
+    pub(super) fn hold_up(&mut self, held_up: bool) {
+        self.held_up = held_up;
+    }
+
+    /// Changes that may have reached a primary and are not answered, in the order of asking.
+    pub(super) fn unanswered(&self) -> impl Iterator<Item = &RawFrame> {
+        let sent = self.pending.values().filter(|(_, pending)| pending.sent);
+        sent.filter(|(key, _)| key.0 != SLOT_NONE)
+            .map(|(_, pending)| &pending.frame)
     }
 
     pub(super) fn submit(
@@ -119,7 +137,8 @@ impl<W> Table<W> {
         let order = self.next_order;
         self.next_order += 1;
         let key = if submission.operation.changes() {
-            let Some(slot) = self.free.pop() else {
+            let free = if self.held_up { None } else { self.free.pop() };
+            let Some(slot) = free else {
                 if self.waiting.len() >= WAITING_MAX {
                     return Submitted::Full(submission.waiter);
                 }
@@ -188,13 +207,19 @@ impl<W> Table<W> {
         Some(Answered {
             waiter: pending.waiter,
             operation: pending.operation,
+            frame: pending.frame,
             submitted: pending.submitted,
             next,
         })
     }
 
     fn reuse(&mut self, slot: u16, connected: bool) -> Option<RawFrame> {
-        let Some((order, submission, submitted, _)) = self.waiting.pop_front() else {
+        let next = if self.held_up {
+            None
+        } else {
+            self.waiting.pop_front()
+        };
+        let Some((order, submission, submitted, _)) = next else {
             self.free.push(slot);
             return None;
         };
@@ -358,7 +383,7 @@ impl<W> Table<W> {
     /// After slots became free without an answer: requests that may go now.
     pub(super) fn refill(&mut self, connected: bool) -> Vec<RawFrame> {
         let mut frames = Vec::new();
-        while !self.waiting.is_empty() {
+        while !self.waiting.is_empty() && !self.held_up {
             let Some(slot) = self.free.pop() else {
                 break;
             };

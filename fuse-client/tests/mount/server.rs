@@ -189,6 +189,9 @@ impl Server {
             known,
             session_timeout_ms: 30_000,
             block: false,
+            ends: Vec::new(),
+            gathers: false,
+            in_doubt: false,
         };
         stream.write_all(&bytes_of(&welcome.encode())).ok()?;
         loop {
@@ -212,6 +215,7 @@ impl Server {
                     }
                     return None;
                 }
+                kind::PRESENT | kind::PRESENTED => continue,
                 other => panic!("a frame of kind {other}"),
             };
             stream.write_all(&bytes_of(&answer)).ok()?;
@@ -266,6 +270,8 @@ impl Server {
             sequence: Sequence(1),
             stable: Sequence(0),
             fresh_ms: 0,
+            changed: false,
+            authors: Vec::new(),
             outcome,
         };
         Some(reply.encode())

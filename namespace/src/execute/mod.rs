@@ -57,7 +57,7 @@ pub fn execute<S: Store>(
     }
     changes.push(Change::Put {
         key: Bytes::copy_from_slice(&keys::reply(context.session, request.slot)),
-        value: encode_reply(request.number, &outcome),
+        value: encode_reply(request.number, context.sequence, &outcome),
     });
     Ok(Executed::Change(ChangeSet {
         changes,

@@ -2,10 +2,13 @@
 
 use protocol::fs::{Operation, Outcome, SLOT_NONE};
 use protocol::ids::SessionId;
+use protocol::units::Sequence;
 
 use super::{Bench, ROOT, name};
 use crate::errno::EEXIST;
-use crate::{Admission, Session, admit, end_session, kept_reply, open_session, sessions};
+use crate::{
+    Admission, KeptReply, Session, admit, end_session, kept_reply, open_session, sessions,
+};
 
 #[test]
 fn a_repeated_append_returns_the_first_answer_and_appends_once() {
@@ -44,8 +47,13 @@ fn a_repeated_exclusive_create_succeeds_and_another_sessions_does_not() {
 
 #[test]
 fn numbers_may_skip_but_not_go_back() {
-    let kept = Some((7, Outcome::Done));
-    assert_eq!(admit(kept.clone(), 7), Admission::Kept(Outcome::Done));
+    let last = KeptReply {
+        number: 7,
+        sequence: Some(Sequence(3)),
+        outcome: Outcome::Done,
+    };
+    let kept = Some(last.clone());
+    assert_eq!(admit(kept.clone(), 7), Admission::Kept(last));
     assert_eq!(admit(kept.clone(), 8), Admission::Execute);
     assert_eq!(admit(kept.clone(), 12), Admission::Execute);
     assert_eq!(admit(kept, 6), Admission::Past { last: 7 });
@@ -65,6 +73,7 @@ fn a_change_without_a_slot_is_an_error_of_the_caller() {
         now: protocol::units::Timestamp(0),
         new_object: protocol::units::ObjectId(2),
         session: bench.session,
+        sequence: Sequence(2),
         is_open: &|_| false,
         allocated_bytes: &|_| 0,
         object_bytes_max: 1 << 40,

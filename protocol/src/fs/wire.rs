@@ -1,5 +1,6 @@
 //! Encoding of the messages between a mount and the primary.
 
+use super::replay::{read_authors, read_places, write_authors, write_places};
 use super::{
     Attributes, Bytes, Caller, DecodeError, DirectoryEntry, Elsewhere, FileSystemStatistics, Hello,
     HelloReply, NAME_BYTES_MAX, NodeId, ObjectId, Operation, Outcome, RawFrame, Reader, Reply,
@@ -65,6 +66,12 @@ impl Hello {
         if self.version >= 2 {
             w.u64(self.confirmed.0.0).u64(self.confirmed.1.0);
         }
+        if self.version >= 3 {
+            w.u32(u32::try_from(self.kept_terms.len()).expect("few terms"));
+            for term in &self.kept_terms {
+                w.u64(term.0);
+            }
+        }
         frame(kind::HELLO, &mut w, Bytes::new())
     }
 
@@ -95,6 +102,12 @@ impl Hello {
             let term = Term(r.u64("confirmed term")?);
             (term, Sequence(r.u64("confirmed")?))
         };
+        let mut kept_terms = Vec::new();
+        if version >= 3 {
+            for _ in 0..r.count(8, "kept terms")? {
+                kept_terms.push(Term(r.u64("kept term")?));
+            }
+        }
         r.end("hello")?;
         Ok(Self {
             version,
@@ -105,6 +118,7 @@ impl Hello {
             read_only,
             opens,
             confirmed,
+            kept_terms,
         })
     }
 }
@@ -152,9 +166,14 @@ impl HelloReply {
                 known,
                 session_timeout_ms,
                 block,
+                ends,
+                gathers,
+                in_doubt,
             } => {
                 w.u8(1).u16(*version).u64(term.0).u8(u8::from(*known));
                 w.u32(*session_timeout_ms).u8(u8::from(*block));
+                write_places(&mut w, ends);
+                w.u8(u8::from(*gathers)).u8(u8::from(*in_doubt));
             }
             Self::Elsewhere(elsewhere) => {
                 w.u8(2);
@@ -177,6 +196,9 @@ impl HelloReply {
                 known: flag(&mut r, "known")?,
                 session_timeout_ms: r.u32("session timeout")?,
                 block: flag(&mut r, "block")?,
+                ends: read_places(&mut r)?,
+                gathers: flag(&mut r, "gathers")?,
+                in_doubt: flag(&mut r, "in doubt")?,
             },
             2 => Self::Elsewhere(Elsewhere::read(&mut r)?),
             3 => Self::Refused {
@@ -760,7 +782,9 @@ impl Reply {
             .u64(self.number)
             .u64(self.sequence.0)
             .u64(self.stable.0)
-            .u16(self.fresh_ms);
+            .u16(self.fresh_ms)
+            .u8(u8::from(self.changed));
+        write_authors(&mut w, &self.authors);
         self.outcome.write(&mut w);
         let payload = match &self.outcome {
             Outcome::Data(data) => data.clone(),
@@ -777,6 +801,8 @@ impl Reply {
         let sequence = Sequence(r.u64("sequence")?);
         let stable = Sequence(r.u64("stable")?);
         let fresh_ms = r.u16("fresh")?;
+        let changed = flag(&mut r, "changed")?;
+        let authors = read_authors(&mut r)?;
         let outcome = Outcome::read(&mut r, &frame.payload)?;
         r.end("reply")?;
         Ok(Self {
@@ -785,6 +811,8 @@ impl Reply {
             sequence,
             stable,
             fresh_ms,
+            changed,
+            authors,
             outcome,
         })
     }

@@ -1,12 +1,12 @@
 //! Making, opening and recovering a brick.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::Bytes;
 use protocol::ids::{BrickId, PoolId, VolumeId};
 use protocol::mistakes::{Mistake, made};
-use protocol::record::Record;
+use protocol::record::{Change, Record};
 use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, ObjectId, Sequence};
 use protocol::volume::REPLICAS_MAX;
 
@@ -58,6 +58,28 @@ pub struct RecoveryReport {
     /// the order says about them is not what stands there. They must be taken from another replica,
     /// or be accepted by it; then call [`Brick::clear_suspects`].
     pub suspect: Vec<(ObjectId, Range<u64>)>,
+    /// Records that changed suspect bytes, as far as the journal tells: what earlier ones had put
+    /// there is not missing.
+    pub last_writes: Vec<LastWrite>,
+}
+
+/// See [`RecoveryReport::last_writes`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LastWrite {
+    /// The object.
+    pub object: ObjectId,
+    /// Bytes of it.
+    pub range: Range<u64>,
+    /// The record.
+    pub sequence: Sequence,
+}
+
+/// Whole blocks of a large write.
+struct Direct {
+    lsn: Lsn,
+    /// Its record's; `None`: a resync put it there.
+    sequence: Option<Sequence>,
+    blocks: Range<u64>,
 }
 
 /// What a replay collects.
@@ -67,7 +89,9 @@ struct Replay {
     position: Position,
     floor: (Sequence, Lsn),
     /// Whole blocks of direct writes that no sync is known for.
-    direct: BTreeMap<ObjectId, Vec<(Lsn, Range<u64>)>>,
+    direct: BTreeMap<ObjectId, Vec<Direct>>,
+    /// Objects with blocks that an earlier recovery left suspect.
+    doubtful: BTreeSet<ObjectId>,
 }
 
 fn open_fault(op: &'static str) -> impl Fn(std::io::Error) -> IoFault {
@@ -209,6 +233,15 @@ impl<M: Medium> Brick<M> {
         let mut collected = Replay {
             position: row.position,
             floor: row.floor,
+            doubtful: core
+                .dirty
+                .next(SUSPECT, None, usize::MAX)
+                .iter()
+                .filter_map(|item| match item {
+                    DirtyItem::Blocks { object, .. } => Some(*object),
+                    _ => None,
+                })
+                .collect(),
             ..Replay::default()
         };
         collected.report.was_clean = superblock.clean;
@@ -340,10 +373,26 @@ impl Replay {
             return Ok(());
         }
         let direct = &mut self.direct;
+        let doubtful = &self.doubtful;
+        let is_record = frame.kind == FrameKind::Record;
+        let sequence = is_record.then(|| record_sequence(frame).unwrap_or(record.sequence));
+        for (object, range) in changes.iter().filter_map(Change::data) {
+            if let (Some(sequence), true) = (sequence, doubtful.contains(&object)) {
+                self.report.last_writes.push(LastWrite {
+                    object,
+                    range,
+                    sequence,
+                });
+            }
+        }
         let mode = Mode::Replay {
             steps: steps.into_iter(),
             direct: &mut |object, blocks| {
-                direct.entry(object).or_default().push((frame.lsn, blocks));
+                direct.entry(object).or_default().push(Direct {
+                    lsn: frame.lsn,
+                    sequence,
+                    blocks,
+                });
             },
         };
         core.apply(&changes, &frame.payload, mode)?;
@@ -362,10 +411,33 @@ impl Replay {
         };
     }
 
+    /// The data that belongs into a block is not there. Blocks come in rising order.
+    fn note_lost(&mut self, object: ObjectId, block: u64) {
+        let mut list = self.direct.get(&object).into_iter().flatten();
+        let last = list.rfind(|direct| direct.blocks.contains(&block));
+        let Some(sequence) = last.and_then(|direct| direct.sequence) else {
+            return;
+        };
+        let range = block * BLOCK_BYTES..(block + 1) * BLOCK_BYTES;
+        match self.report.last_writes.last_mut() {
+            Some(lost)
+                if (lost.object, lost.sequence, lost.range.end)
+                    == (object, sequence, range.start) =>
+            {
+                lost.range.end = range.end;
+            }
+            _ => self.report.last_writes.push(LastWrite {
+                object,
+                range,
+                sequence,
+            }),
+        }
+    }
+
     fn synced(&mut self, objects: &[(ObjectId, Lsn)]) {
         for (object, upto) in objects {
             if let Some(list) = self.direct.get_mut(object) {
-                list.retain(|(lsn, _)| lsn > upto);
+                list.retain(|direct| direct.lsn > *upto);
             }
         }
     }
@@ -376,8 +448,9 @@ impl Replay {
 fn settle_suspects<M: Medium>(core: &mut Core<M>, replay: &mut Replay) -> Result<(), OpenError> {
     let mut suspects: BTreeMap<ObjectId, RangeSet> = BTreeMap::new();
     for (object, list) in &replay.direct {
-        for (_, blocks) in list {
-            suspects.entry(*object).or_default().insert(blocks.clone());
+        for direct in list {
+            let ranges = suspects.entry(*object).or_default();
+            ranges.insert(direct.blocks.clone());
         }
     }
     for (object, extent) in core.activity.list() {
@@ -394,7 +467,10 @@ fn settle_suspects<M: Medium>(core: &mut Core<M>, replay: &mut Replay) -> Result
             match accept_block(core, object, block)? {
                 Found::Whole => {}
                 Found::Zero => zero.insert(block..block + 1),
-                Found::Accepted => accepted.insert(block..block + 1),
+                Found::Accepted => {
+                    accepted.insert(block..block + 1);
+                    replay.note_lost(object, block);
+                }
             }
         }
         if !zero.is_empty() {

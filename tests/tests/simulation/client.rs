@@ -6,9 +6,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use fuse_client::session::keep::{Keep, Lost, Welcome};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
-    Caller, FS_VERSION, Hello, HelloReply, Operation, Outcome, Reply, Request, SLOT_NONE, kind,
+    Caller, FS_VERSION, Hello, HelloReply, Operation, Outcome, Place as Ordered, Reply, Request,
+    SLOT_NONE, kind,
 };
 use protocol::ids::{SessionId, VolumeId};
 use protocol::preamble::Purpose;
@@ -31,7 +33,10 @@ const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
 struct Pending {
+    operation: Operation,
     frame: RawFrame,
+    /// It may have reached a primary.
+    sent: bool,
     answer: Option<oneshot::Sender<Outcome>>,
 }
 
@@ -51,6 +56,30 @@ struct State {
     leaves: bool,
     /// The highest record that an answer rested on, and the term of the primary that gave it.
     seen: (Term, Sequence),
+    /// What was confirmed and may not be stable, as the shipped client keeps it.
+    keep: Keep,
+    /// What could not be put back.
+    lost: Vec<String>,
+}
+
+impl State {
+    /// What is to be sent now; from here on it may have reached a primary.
+    fn take_unsent(&mut self) -> Vec<RawFrame> {
+        let unsent = std::mem::take(&mut self.unsent);
+        if !unsent.is_empty() {
+            for (_, pending) in self.pending.values_mut() {
+                pending.sent = true;
+            }
+        }
+        unsent
+    }
+
+    fn note_losses(&mut self) {
+        let lost = self.keep.take_lost();
+        if lost != Lost::default() {
+            self.lost.push(format!("{lost:?}"));
+        }
+    }
 }
 
 /// A connection on which the session was let in.
@@ -59,9 +88,22 @@ struct Welcomed {
     buffer: BytesMut,
     /// What was asked up to this number was sent behind the hello.
     mark: u64,
+    /// What is kept, nothing, was presented behind the hello.
+    presented: bool,
     known: bool,
     term: Term,
+    ends: Vec<Ordered>,
+    gathers: bool,
+    in_doubt: bool,
 }
+
+/// What a client takes for granted that has nothing to lose.
+const NOTHING_LOST: Welcome<'_> = Welcome {
+    term: Term(0),
+    ends: &[],
+    gathers: false,
+    in_doubt: false,
+};
 
 /// One mount. Clones are one mount.
 #[derive(Clone)]
@@ -69,7 +111,7 @@ pub(crate) struct Client {
     pub(crate) place: Place,
     session: SessionId,
     volume: VolumeId,
-    /// Asks behind its hello, before the node has let it in.
+    /// As long as it has nothing to lose, asks behind its hello, before the node has let it in.
     impatient: bool,
     network: Network,
     directory: Directory,
@@ -103,6 +145,11 @@ impl Client {
         self.state.borrow().forgotten
     }
 
+    /// What was confirmed and is lost for good, as an application would be told; since the last look.
+    pub(crate) fn take_losses(&self) -> Vec<String> {
+        std::mem::take(&mut self.state.borrow_mut().lost)
+    }
+
     /// Does an operation; `slot` is the caller's own, and carries one operation at a time. Waits
     /// for as long as it takes.
     pub(crate) async fn call(&self, slot: u16, operation: Operation, payload: Bytes) -> Outcome {
@@ -129,7 +176,9 @@ impl Client {
             state.asked += 1;
             let order = state.asked;
             let pending = Pending {
+                operation: request.operation,
                 frame,
+                sent: false,
                 answer: Some(answer),
             };
             state.pending.insert(order, (key, pending));
@@ -207,12 +256,23 @@ impl Client {
         }
         let greeted = tokio::time::timeout(GREETING_WITHIN, next_frame(&mut reader, &mut buffer));
         match HelloReply::decode(&greeted.await.ok()??).ok()? {
-            HelloReply::Welcome { known, term, .. } => Some(Welcomed {
+            HelloReply::Welcome {
+                known,
+                term,
+                ends,
+                gathers,
+                in_doubt,
+                ..
+            } => Some(Welcomed {
                 end: End { reader, writer },
                 buffer,
                 mark,
+                presented: !frames.is_empty(),
                 known,
                 term,
+                ends,
+                gathers,
+                in_doubt,
             }),
             HelloReply::Elsewhere(_) => None,
             HelloReply::Refused { message, .. } => panic!("a client was refused: {message}"),
@@ -231,15 +291,19 @@ impl Client {
             read_only: false,
             opens: state.opens.clone(),
             confirmed: state.seen,
+            kept_terms: state.keep.terms(),
         };
-        if !self.impatient {
+        let begins = state.keep.terms().is_empty() && state.pending.values().all(|(_, p)| !p.sent);
+        if !self.impatient || !begins {
             return (hello.encode(), Vec::new(), 0);
         }
-        let frames = state.pending.values().map(|(_, p)| p.frame.clone());
-        (hello.encode(), frames.collect(), state.asked)
+        let mut frames = Keep::new().welcomed(NOTHING_LOST, std::iter::empty());
+        frames.extend(state.pending.values().map(|(_, p)| p.frame.clone()));
+        (hello.encode(), frames, state.asked)
     }
 
-    /// What an answer to the hello says; everything is asked again that was not behind it.
+    /// What an answer to the hello says: what was kept is presented, and everything is asked again
+    /// that was not behind the hello.
     fn let_in(&self, welcomed: &Welcomed) {
         let mut state = self.state.borrow_mut();
         if state.seen.0 != welcomed.term {
@@ -247,9 +311,24 @@ impl Client {
         }
         state.forgotten |= state.welcomed && !welcomed.known;
         state.welcomed = true;
+        let welcome = Welcome {
+            term: welcomed.term,
+            ends: &welcomed.ends,
+            gathers: welcomed.gathers,
+            in_doubt: welcomed.in_doubt,
+        };
+        let State { keep, pending, .. } = &mut *state;
+        let sent = pending.values().filter(|(_, p)| p.sent);
+        let sent = sent.filter(|(key, _)| key.0 != SLOT_NONE);
+        let mut frames = keep.welcomed(welcome, sent.map(|(_, p)| &p.frame));
+        if welcomed.presented {
+            frames.clear();
+        }
         let after = welcomed.mark + 1;
-        let again = state.pending.range(after..).map(|(_, (_, p))| &p.frame);
-        state.unsent = again.cloned().collect();
+        let again = pending.range(after..).map(|(_, (_, p))| &p.frame);
+        frames.extend(again.cloned());
+        state.unsent = frames;
+        state.note_losses();
     }
 
     /// One connection to its end.
@@ -265,7 +344,7 @@ impl Client {
         } = welcomed;
         let mut quiet = 0;
         loop {
-            let unsent = std::mem::take(&mut self.state.borrow_mut().unsent);
+            let unsent = self.state.borrow_mut().take_unsent();
             for frame in &unsent {
                 send(&mut writer, frame).await?;
             }
@@ -298,13 +377,21 @@ impl Client {
                 let reply = Reply::decode(frame).expect("a reply is well formed");
                 let mut state = self.state.borrow_mut();
                 state.seen.1 = state.seen.1.max(reply.sequence);
+                state.keep.told(&reply);
                 let key = (reply.slot, reply.number);
                 let order = state.pending.iter().find(|(_, (k, _))| *k == key);
                 if let Some(order) = order.map(|(order, _)| *order)
                     && let Some((_, pending)) = state.pending.remove(&order)
-                    && let Some(answer) = pending.answer
                 {
-                    let _ = answer.send(reply.outcome);
+                    state
+                        .keep
+                        .confirmed(&pending.operation, &pending.frame, &reply);
+                    if let Some(answer) = pending.answer {
+                        let _ = answer.send(reply.outcome);
+                    }
+                } else {
+                    state.keep.replayed(&reply);
+                    state.note_losses();
                 }
                 Some(())
             }

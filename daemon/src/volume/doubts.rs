@@ -1,0 +1,181 @@
+//! Data of large writes that a crash may have taken although their records are here (DUR-3): where,
+//! and what of it is put back from clients.
+
+use std::ops::Range;
+
+use protocol::fs::{Operation, Replay};
+use protocol::ids::SessionId;
+use protocol::record::Change;
+use protocol::units::{ObjectId, Sequence};
+use storage::{LastWrite, Medium};
+
+use super::driver::Driver;
+use super::gathering::Gathering;
+use super::keys::Keys;
+use super::replay::{Put, was_answered};
+
+/// Writes that are remembered since over what a crash left in doubt.
+const REWRITES_MAX: usize = 16 << 10;
+
+/// What is known besides the recovery's own report.
+#[derive(Default)]
+pub(super) struct Doubts {
+    /// Data is put back that this record had written.
+    rewrites: Option<Sequence>,
+    /// What was written by records that were fetched before this replica served.
+    pulled: Vec<(ObjectId, Range<u64>)>,
+    /// Too much was written since over what a crash left in doubt to say what is still missing.
+    lost_count: bool,
+}
+
+impl<M: Medium> Driver<M> {
+    /// This replica's data is the primary's: nothing is in doubt any more.
+    pub(super) fn clear_doubts(&mut self) {
+        self.recovery.suspect.clear();
+        self.recovery.last_writes.clear();
+        self.replays.doubts = Doubts::default();
+    }
+
+    /// Whether clients shall send writes whose records are here.
+    pub(super) fn wants_data(&self) -> bool {
+        self.doubts().next().is_some() && !self.replays.doubts.lost_count
+    }
+
+    /// Where data may be missing although its records are here.
+    fn doubts(&self) -> impl Iterator<Item = (ObjectId, &Range<u64>)> {
+        let own = self.recovery.suspect.iter();
+        let own = own.map(|(object, range)| (*object, range));
+        let pulled = self.replays.doubts.pulled.iter();
+        own.chain(pulled.map(|(object, range)| (*object, range)))
+    }
+
+    /// A record was fetched from a member that had started again: it gives the data of large writes
+    /// as it finds it, which may be what was there before.
+    pub(super) fn note_pulled(&mut self, changes: &[Change]) {
+        for change in changes {
+            if let Change::Write {
+                object,
+                offset,
+                len,
+            } = *change
+                && self.replays.doubts.pulled.len() < REWRITES_MAX
+            {
+                let range = offset..offset + u64::from(len);
+                self.replays.doubts.pulled.push((object, range));
+            }
+        }
+    }
+
+    /// A record changed data: what it changed of what a crash left in doubt is right from here on,
+    /// and what an earlier write had put there is not missing any more.
+    pub(super) fn note_data(&mut self, sequence: Sequence, changes: &[Change]) {
+        if !self.wants_data() {
+            return;
+        }
+        let sequence = self.replays.doubts.rewrites.unwrap_or(sequence);
+        for (object, range) in changes.iter().filter_map(Change::data) {
+            let meets = self.doubts().any(|(of, doubt)| {
+                of == object && doubt.start < range.end && range.start < doubt.end
+            });
+            if meets {
+                self.recovery.last_writes.push(LastWrite {
+                    object,
+                    range,
+                    sequence,
+                });
+            }
+        }
+        if self.recovery.last_writes.len() > REWRITES_MAX {
+            self.replays.doubts.lost_count = true;
+            self.recovery.last_writes.clear();
+        }
+    }
+
+    /// The record of a large write is here; what a crash took of its data is written again, but for
+    /// what a later write put in its place.
+    pub(super) fn put_data_back(
+        &mut self,
+        session: SessionId,
+        replay: &Replay,
+    ) -> Result<Put, String> {
+        let Operation::Write { object, offset, .. } = replay.request.operation else {
+            return Ok(Put::Taken);
+        };
+        let place = if was_answered(replay) {
+            replay.at
+        } else {
+            replay.order.unwrap_or_default()
+        };
+        let stable = self.replays.gathering.as_ref().map(Gathering::stable);
+        let is_stable = stable.is_some_and(|stable| place <= stable);
+        let late = self.replays.gathering.is_none() && self.replays.changers.any_other(session);
+        if is_stable || late || !self.wants_data() {
+            return Ok(Put::Taken);
+        }
+        let size = namespace::size(&Keys(&self.brick), object).map_err(|e| e.to_string())?;
+        let end = offset
+            .saturating_add(replay.request.payload.len() as u64)
+            .min(size.unwrap_or(0));
+        let mut pieces: Vec<_> = self
+            .doubts()
+            .filter(|(of, _)| *of == object)
+            .map(|(_, range)| range.start.max(offset)..range.end.min(end))
+            .filter(|piece| !piece.is_empty())
+            .collect();
+        let later = self.recovery.last_writes.iter();
+        for lost in later.filter(|l| l.object == object && l.sequence > place.1) {
+            pieces = without(pieces, &lost.range);
+        }
+        let unprepared = |d: &mut Self, piece: &Range<u64>| {
+            let write = Operation::Write {
+                object,
+                offset: piece.start,
+                append: false,
+                kill_privileges: false,
+            };
+            !d.is_prepared(&write, piece.end - piece.start)
+        };
+        if pieces.iter().any(|piece| unprepared(self, piece)) {
+            return Ok(Put::Later);
+        }
+        for piece in pieces {
+            tracing::debug!(%object, ?piece, ?place, "data of a write is put back");
+            let from = usize::try_from(piece.start - offset).map_err(|e| e.to_string())?;
+            let len = u32::try_from(piece.end - piece.start).map_err(|e| e.to_string())?;
+            let payload = replay.request.payload.slice(from..from + len as usize);
+            let change = Change::Write {
+                object,
+                offset: piece.start,
+                len,
+            };
+            self.replays.doubts.rewrites = Some(place.1);
+            let ordered = self.order(vec![change], payload);
+            self.replays.doubts.rewrites = None;
+            if let Err(error) = ordered {
+                return Err(error.to_string());
+            }
+        }
+        Ok(Put::Taken)
+    }
+}
+
+/// Ranges without what lies in another.
+fn without(ranges: Vec<Range<u64>>, other: &Range<u64>) -> Vec<Range<u64>> {
+    let parts = ranges.into_iter().flat_map(|range| {
+        [
+            range.start..range.end.min(other.start),
+            range.start.max(other.end)..range.end,
+        ]
+    });
+    parts.filter(|part| !part.is_empty()).collect()
+}
+
+#[test]
+fn what_a_later_write_replaced_is_left_out() {
+    let one = |start: u64, end: u64| Vec::from([Range { start, end }]);
+    assert_eq!(without(one(0, 10), &(4..6)), [0..4, 6..10]);
+    assert_eq!(without(one(0, 10), &(0..10)), []);
+    assert_eq!(without(one(5, 10), &(0..7)), one(7, 10));
+    assert_eq!(without(one(5, 10), &(10..12)), one(5, 10));
+    assert_eq!(without(one(5, 10), &(0..2)), one(5, 10));
+}

@@ -1,0 +1,128 @@
+//! Which open files have to be told that something confirmed was lost: each once, by EIO at its
+//! next write, fsync or close (DUR-5), as Linux tells of a failed write-back (errseq_t).
+
+use std::collections::HashMap;
+
+use parking_lot::Mutex;
+use protocol::units::ObjectId;
+
+use super::keep::Lost;
+
+/// Objects with a loss that are remembered. Beyond that everybody is told.
+const LOSSES_MAX: usize = 64 << 10;
+
+/// A loss, or several, of one object.
+#[derive(Debug, Clone, Copy, Default)]
+struct Loss {
+    /// Rises with each.
+    count: u64,
+    /// Somebody was told of the last one.
+    was_told: bool,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    objects: HashMap<ObjectId, Loss>,
+    /// Losses that may be about anything.
+    any: u64,
+    /// Of each handle: its object, the losses of that and those about anything that it was told of.
+    handles: HashMap<u64, (ObjectId, u64, u64)>,
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct Losses(Mutex<State>);
+
+impl Losses {
+    /// A file or directory was opened. What was lost before and nobody was told of is told here.
+    pub(crate) fn opened(&self, handle: u64, object: ObjectId) {
+        let mut state = self.0.lock();
+        let loss = state.objects.get(&object).copied().unwrap_or_default();
+        let seen = loss.count - u64::from(loss.count > 0 && !loss.was_told);
+        let any = state.any;
+        state.handles.insert(handle, (object, seen, any));
+    }
+
+    /// A handle is gone.
+    pub(crate) fn closed(&self, handle: u64) {
+        self.0.lock().handles.remove(&handle);
+    }
+
+    /// Something was lost.
+    pub(super) fn lost(&self, lost: &Lost) {
+        let mut state = self.0.lock();
+        if lost.any || state.objects.len() + lost.objects.len() > LOSSES_MAX {
+            state.any += 1;
+            return;
+        }
+        for object in &lost.objects {
+            let loss = state.objects.entry(*object).or_default();
+            loss.count += 1;
+            loss.was_told = false;
+        }
+    }
+
+    /// Whether the handle has to be told of a loss; it is from then on.
+    pub(crate) fn tells(&self, handle: u64) -> bool {
+        let mut state = self.0.lock();
+        let any = state.any;
+        let Some((object, seen, seen_any)) = state.handles.get(&handle).copied() else {
+            return false;
+        };
+        let count = match state.objects.get_mut(&object) {
+            Some(loss) if loss.count > seen => {
+                loss.was_told = true;
+                loss.count
+            }
+            _ => seen,
+        };
+        state.handles.insert(handle, (object, count, any));
+        count > seen || any > seen_any
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: ObjectId = ObjectId(5);
+
+    fn lost(object: ObjectId) -> Lost {
+        Lost {
+            objects: vec![object],
+            any: false,
+        }
+    }
+
+    #[test]
+    fn each_open_file_is_told_of_a_loss_once() {
+        let losses = Losses::default();
+        losses.opened(1, FILE);
+        losses.opened(2, FILE);
+        losses.opened(3, ObjectId(6));
+        assert!(!losses.tells(1));
+        losses.lost(&lost(FILE));
+        assert!(losses.tells(1) && losses.tells(2));
+        assert!(!losses.tells(1) && !losses.tells(2) && !losses.tells(3));
+        losses.opened(4, FILE);
+        assert!(!losses.tells(4), "others were told before it came");
+        losses.lost(&lost(FILE));
+        assert!(losses.tells(1) && losses.tells(4));
+    }
+
+    #[test]
+    fn who_opens_a_file_is_told_what_nobody_was_told_before() {
+        let losses = Losses::default();
+        losses.lost(&lost(FILE));
+        losses.opened(1, FILE);
+        assert!(losses.tells(1) && !losses.tells(1));
+        losses.closed(1);
+        assert!(!losses.tells(1), "it is gone");
+        losses.opened(2, ObjectId(9));
+        losses.lost(&Lost {
+            objects: Vec::new(),
+            any: true,
+        });
+        assert!(losses.tells(2) && !losses.tells(2));
+    }
+}
