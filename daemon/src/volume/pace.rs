@@ -56,4 +56,14 @@ impl<M: Medium> Run<M> {
             tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
+
+    /// The same for the journal's tail, which only `resync-max-rate` holds: who follows a journal
+    /// must be faster than those who write to it, or it never arrives.
+    pub(super) async fn pace_tail(&self, bytes: usize) -> Result<(), Stopped> {
+        let rate = self.with(|d| d.settings.resync_bytes_per_second_max)?;
+        if let Some(rate) = rate {
+            tokio::time::sleep(Duration::from_secs_f64(bytes as f64 / rate as f64)).await;
+        }
+        Ok(())
+    }
 }

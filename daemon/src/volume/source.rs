@@ -471,8 +471,7 @@ impl<M: Medium> Run<M> {
                 }
                 d.brick.push()?;
                 let after = Sequence(next.0 - 1);
-                let most = d.throttle.piece_bytes(BATCH_BYTES_MAX);
-                let records = d.brick.read_records(after, most)?;
+                let records = d.brick.read_records(after, BATCH_BYTES_MAX)?;
                 let mut bytes = 0;
                 for record in records.into_iter().map(|caught| caught.record) {
                     next = record.sequence.next();
@@ -486,7 +485,7 @@ impl<M: Medium> Run<M> {
             })?;
             match sent {
                 Ok(None) => return Ok(()),
-                Ok(Some(bytes)) => self.pace(bytes).await?,
+                Ok(Some(bytes)) => self.pace_tail(bytes).await?,
                 Err(error) => {
                     tracing::error!(%error, "the journal cannot be read for a catch-up");
                     self.give_up()?;
