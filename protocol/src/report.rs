@@ -135,6 +135,25 @@ pub struct SplitBrainReport {
     pub nodes: Vec<String>,
     /// What the volume's option says about it.
     pub policy: String,
+    /// Why the policy keeps nobody, so that an operator has to decide.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// What each of two sides has, in the order of `nodes`.
+    #[serde(default)]
+    pub sides: Vec<SplitSideReport>,
+}
+
+/// One side of a split brain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitSideReport {
+    /// Its node's name.
+    pub node: String,
+    /// Operations that the other side does not have.
+    pub changes: u64,
+    /// The term in which it was given the role; null where an older version did not note it.
+    pub primary_term: Option<u64>,
+    /// The time of that by its own clock. RFC 3339, UTC.
+    pub primary_since: Option<String>,
 }
 
 /// One other replica as a replica sees it.

@@ -33,6 +33,7 @@ mod places;
 pub mod policy;
 mod queue;
 mod quorum;
+mod splits;
 #[cfg(test)]
 mod tests;
 
@@ -44,6 +45,7 @@ use protocol::units::{Sequence, Term};
 use protocol::volume::REPLICAS_MAX;
 
 use crate::line::Relation;
+use crate::split::Split;
 use crate::state::{Disk, DurableState, Mask, Membership, Report, Role, RoleReason};
 
 pub use bugs::Bug;
@@ -75,6 +77,8 @@ struct Link {
     acknowledged: bool,
     /// As primary: until then it promised to ask for no role.
     lease_until: Duration,
+    /// Both went on as primary.
+    split: Option<Split>,
 }
 
 impl Link {
@@ -351,6 +355,9 @@ impl Machine {
             layout: self.state.places.version,
             revision: self.revision,
             policy: self.state.policy,
+            split_policy: self.config.split_policy,
+            role_term: self.state.role_term,
+            primary_since: self.state.primary_since,
         }
     }
     /// The oldest record that the journal holds, for reports.
@@ -507,6 +514,9 @@ impl Machine {
             "a decision was made durable that nobody took"
         );
         self.decisions_open -= 1;
+        if self.state.role_term == state.role_term {
+            self.state.primary_since = state.primary_since;
+        }
         self.durable = state;
         if self.decisions_open > 0 {
             return;
@@ -721,6 +731,10 @@ impl Machine {
                     self.drop_link(replica, DropReason::RoleMoved);
                 }
             }
+        }
+        if self.state.role != Role::Primary {
+            self.state.role_term = Some(term);
+            self.state.primary_since = None;
         }
         self.state.role = Role::Primary;
         self.state.role_reason = reason;

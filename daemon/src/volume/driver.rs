@@ -538,6 +538,7 @@ impl<M: Medium> Driver<M> {
             }
             Output::Pull { from, after } => self.send(from, &Message::Pull { after }),
             Output::Refused { replica, rule } => self.refused(replica, rule),
+            Output::Split { replica, split } => self.tell_split(replica, &split),
             Output::Disconnect { replica, reason } => self.disconnect(replica, reason),
             Output::Serving { term, reason } => self.began_serving(term, reason),
             Output::StoppedServing { reason } => self.stopped_serving(reason),
@@ -590,7 +591,8 @@ impl<M: Medium> Driver<M> {
         self.brick.mark_dirty(index(replica), &items)
     }
 
-    fn make_durable(&mut self, state: DurableState) {
+    fn make_durable(&mut self, mut state: DurableState) {
+        self.note_primary_since(&mut state);
         let bytes = super::links::to_json(&state);
         // The brick makes durable before it whatever the decision rests on (records, marks).
         match self.brick.set_state(bytes) {
@@ -956,6 +958,7 @@ fn config(spec: &VolumeSpec, me: usize, settings: &Settings, host: &dyn Host) ->
         min_in_sync: settings.min_in_sync,
         protocol: settings.protocol,
         queue_bytes_max: settings.queue_bytes_max,
+        split_policy: settings.split_policy,
         // Another one each time: generations are made from it.
         entropy: host.entropy(),
     }

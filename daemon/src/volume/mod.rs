@@ -9,6 +9,7 @@
 //! | [`losses`] | what is said about replicas left behind and operations lost |
 //! | [`received`] | what a primary sent and is not applied yet |
 //! | [`points`] | what a target keeps of the time before a resync |
+//! | [`splits`] | what is said about two histories that diverged |
 //! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
 //! | [`verify`] | replicas compared, single blocks repaired |
 //! | [`words`] | sentences for operators |
@@ -30,6 +31,7 @@ mod report;
 mod sessions;
 mod settings;
 mod source;
+mod splits;
 mod stream;
 mod target;
 mod thread;
@@ -234,12 +236,13 @@ impl Host for RealHost {
     fn event(&self, kind: &str, volume: &str, message: &str) {
         let severity = match kind {
             "block_damaged" | "brick_failed" | "metadata_damaged" | "read_failed"
-            | "resync_stopped" | "operations_lost" => Severity::Error,
+            | "resync_stopped" | "operations_lost" | "split_brain" => Severity::Error,
             "replica_dropped"
             | "replica_lost"
             | "replica_left_behind"
             | "tail_given_up"
             | "replica_refused"
+            | "split_brain_settled"
             | "resync_needs_room"
             | "point_lost"
             | "given_up_kept"

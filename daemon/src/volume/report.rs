@@ -3,12 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use protocol::fs::FileSystemStatistics;
-use protocol::options::Options;
 use protocol::report::{
     ClientReport, ConnectionState, DiskState, LastResyncReport, PeerReport, ReplicaReport,
-    ReplicaRole, ResyncKind, ResyncReport, ResyncRole, SplitBrainReport,
+    ReplicaRole, ResyncKind, ResyncReport, ResyncRole,
 };
-use replication::decision::Rule;
 use replication::machine::{Phase, Standing};
 use replication::state::{Disk, Role};
 use storage::Medium;
@@ -19,7 +17,7 @@ use super::source::{Last, Running};
 use super::words;
 use crate::events::time_text;
 
-fn text(at: SystemTime) -> String {
+pub(super) fn text(at: SystemTime) -> String {
     time_text(OffsetDateTime::from(at))
 }
 
@@ -66,25 +64,6 @@ impl<M: Medium> Driver<M> {
             point,
             kept,
         }
-    }
-
-    pub(super) fn split_brain(&self) -> Option<SplitBrainReport> {
-        let refused =
-            |r: &usize| self.machine.standing(*r) == Some(Standing::Refused(Rule::BothWentOn));
-        let others: Vec<usize> = (0..self.links.len()).filter(refused).collect();
-        let since = others
-            .iter()
-            .filter_map(|r| self.links[*r].as_ref().map(|link| link.since))
-            .min()?;
-        let met = SystemTime::now() - self.now().saturating_sub(since);
-        let names = std::iter::once(self.me).chain(others);
-        Some(SplitBrainReport {
-            since: text(met),
-            nodes: names
-                .map(|r| self.spec.replicas[r].node_name.clone())
-                .collect(),
-            policy: Options::new(&self.spec.options).text("split-brain-policy"),
-        })
     }
 
     fn disk_state(&self) -> DiskState {

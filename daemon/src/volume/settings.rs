@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use protocol::options::Options;
 use protocol::volume::{Protocol, VolumeSpec};
+use replication::split::Policy;
 
 /// Options with their values in force.
 #[derive(Debug, Clone)]
@@ -26,6 +27,8 @@ pub(super) struct Settings {
     pub(super) session_timeout: Duration,
     /// Upper bound of a resync; `None`: none.
     pub(super) resync_bytes_per_second_max: Option<u64>,
+    /// What happens to a split brain.
+    pub(super) split_policy: Policy,
     /// Nobody writes.
     pub(super) read_only: bool,
 }
@@ -45,7 +48,23 @@ impl Settings {
             queue_bytes_max: options.bytes("async-queue-max"),
             session_timeout: options.duration("session-timeout"),
             resync_bytes_per_second_max: (rate > 0).then_some(rate),
+            split_policy: split_policy(spec, &options.text("split-brain-policy")),
             read_only: options.on("read-only"),
+        }
+    }
+}
+
+/// A preferred node that holds no replica any more leaves nobody preferred.
+fn split_policy(spec: &VolumeSpec, text: &str) -> Policy {
+    match text {
+        "discard-fewer-changes" => Policy::DiscardFewerChanges,
+        "discard-older-primary" => Policy::DiscardOlderPrimary,
+        "discard-younger-primary" => Policy::DiscardYoungerPrimary,
+        _ => {
+            let name = text.strip_prefix("prefer=");
+            let mut members = spec.members();
+            let found = members.find(|(_, replica)| Some(&replica.node_name[..]) == name);
+            found.map_or(Policy::Manual, |(place, _)| Policy::Prefer(place))
         }
     }
 }

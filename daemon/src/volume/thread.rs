@@ -462,6 +462,7 @@ impl<M: Medium> Driver<M> {
         self.machine
             .set_replica_deadline(self.settings.replica_deadline);
         self.machine.set_min_in_sync(self.settings.min_in_sync);
+        self.machine.set_split_policy(self.settings.split_policy);
         self.machine
             .set_policy(self.settings.protocol, self.settings.queue_bytes_max);
         let (now, agreed) = (self.now(), self.host.agreed(spec.id));

@@ -84,6 +84,7 @@ impl Machine {
         self.joined = false;
         self.forced = false;
         self.tail_fetched = false;
+        self.giving_up = Mask::default();
         self.forget_received();
         if welcome.how == How::Resync {
             self.state.knows_after = welcome.at;
@@ -256,19 +257,23 @@ impl Machine {
         if !matches!(self.state.disk, Disk::UpToDate | Disk::Consistent) {
             return Err(Refusal::NotWhole);
         }
+        self.giving_up = self.staying().without(self.config.me);
+        self.keep(RoleReason::Forced);
+        Ok(())
+    }
+
+    /// This side stays: it serves in a later term than anybody knows, and the others learn of that.
+    pub(super) fn keep(&mut self, reason: RoleReason) {
         let terms = self.links.iter().flatten().map(|link| link.report.term);
         let highest = terms.max().unwrap_or_default().max(self.state.term);
-        self.stop_serving(RoleReason::Forced);
+        self.stop_serving(reason);
         self.state.disk = Disk::UpToDate;
-        self.giving_up = self.staying().without(self.config.me);
-        self.activate_in(Term(highest.0 + 1), RoleReason::Forced);
-        // They meet again, and the others learn of the later term.
+        self.activate_in(Term(highest.0 + 1), reason);
         for replica in 0..REPLICAS_MAX {
             if self.links[replica].is_some() {
                 self.drop_link(replica, DropReason::RoleMoved);
             }
         }
-        Ok(())
     }
 
     pub(super) fn stop_serving(&mut self, reason: RoleReason) {

@@ -14,8 +14,8 @@ use crate::state::{How, Report, Welcome};
 impl Machine {
     // ---- meeting -----------------------------------------------------------------------------
 
-    /// A replica is connected and told about itself.
-    pub fn met(&mut self, now: Duration, replica: usize, report: Report) {
+    /// A replica is connected and told about itself; on this connection it was told `told`.
+    pub fn met(&mut self, now: Duration, replica: usize, told: &Report, report: Report) {
         assert!(
             replica != self.config.me && replica < REPLICAS_MAX,
             "a peer is another"
@@ -36,7 +36,11 @@ impl Machine {
             behind_since: None,
             acknowledged: false,
             lease_until: Duration::ZERO,
+            split: None,
         });
+        if self.notice_split(now, replica, told) {
+            return;
+        }
         match self.phase {
             Phase::Waiting { .. } => self.try_activate(now),
             Phase::Serving if later => self.step_down(),
@@ -135,7 +139,9 @@ impl Machine {
         if self.state.full.has(replica) && decision != Decision::Refuse {
             (decision, rule) = (Decision::Full, Rule::ResyncContinues);
         }
-        if rule == Rule::BothWentOn && self.giving_up.has(replica) {
+        // Where both sides were kept, by two operators, neither takes the other on.
+        let both_kept = link.report.serving && link.report.term == mine.term;
+        if rule == Rule::BothWentOn && self.giving_up.has(replica) && !both_kept {
             (decision, rule) = (Decision::Full, Rule::Operator);
         }
         if decision == Decision::Refuse {

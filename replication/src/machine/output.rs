@@ -7,6 +7,7 @@ use protocol::volume::Protocol;
 
 use super::quorum::Agreed;
 use crate::decision::{Decision, Rule};
+use crate::split::{Policy, Split};
 use crate::state::{DurableState, Membership, RoleReason, Welcome};
 
 /// What does not change while the machine lives, but for the deadlines.
@@ -34,6 +35,8 @@ pub struct Config {
     /// Under A: bytes of records that a replica may lack before it is left behind. One record is
     /// always let through.
     pub queue_bytes_max: u64,
+    /// What happens to a split brain.
+    pub split_policy: Policy,
     /// Random, different at each start: generations are made from it.
     pub entropy: [u8; 16],
 }
@@ -151,6 +154,13 @@ pub enum Output {
         replica: usize,
         /// Why.
         rule: Rule,
+    },
+    /// The replica and this one both went on as primary (ONE-3).
+    Split {
+        /// Which replica.
+        replica: usize,
+        /// What each has, and who stays.
+        split: Box<Split>,
     },
     /// Close the connection to this replica.
     Disconnect {

@@ -14,6 +14,7 @@ use super::bugs::Bug;
 use super::*;
 use crate::decision::{Decision, Means, Rule};
 use crate::line::Line;
+use crate::split::{Policy, Split, Verdict};
 use crate::state::Welcome;
 
 mod hunt;
@@ -23,6 +24,7 @@ mod policies;
 mod pool;
 mod scenarios;
 mod schedules;
+mod splits;
 
 type Key = u8;
 
@@ -36,7 +38,8 @@ struct ToyRecord {
 
 #[derive(Debug, Clone)]
 enum Wire {
-    Hello(Box<Report>),
+    /// What the sender tells of itself, and what it was told.
+    Hello(Box<(Report, Report)>),
     Welcome(Box<Welcome>),
     Ask(Sequence, Term, u64),
     /// `None`: the log does not reach back so far.
@@ -148,6 +151,12 @@ struct Volume {
     given_up: usize,
     /// The primary has no clients: it asks for no promises.
     quiet: bool,
+    /// What happens to a split brain.
+    split_policy: Policy,
+    /// Two sides have confirmed what the other lacks.
+    parted: bool,
+    /// Split brains that were told.
+    splits: Vec<(usize, Split)>,
 }
 
 const LEASE: Duration = Duration::from_millis(60);
@@ -222,6 +231,9 @@ impl Volume {
             synced: Vec::new(),
             given_up: 0,
             quiet: false,
+            split_policy: Policy::Manual,
+            parted: false,
+            splits: Vec::new(),
         };
         for node in 0..count {
             volume.boot(node);
@@ -267,6 +279,7 @@ impl Volume {
             min_in_sync: 1,
             protocol: node.protocol,
             queue_bytes_max: QUEUE_MAX,
+            split_policy: self.split_policy,
             entropy,
         };
         let mut machine = Machine::new(config, node.live.state.clone(), Self::last(&node.live), 0);
@@ -348,9 +361,9 @@ impl Volume {
             }
         }
         for (from, to) in [(a, b), (b, a)] {
-            let report = self.nodes[from].machine.as_ref().unwrap().report();
-            self.wires
-                .insert((from, to), VecDeque::from([Wire::Hello(Box::new(report))]));
+            let told = |node: usize| self.nodes[node].machine.as_ref().unwrap().report();
+            let hello = Wire::Hello(Box::new((told(from), told(to))));
+            self.wires.insert((from, to), VecDeque::from([hello]));
         }
     }
 
@@ -504,7 +517,7 @@ impl Volume {
         let is_lost = |r: &ToyRecord| machine.lost_since(r.term, r.sequence) > 0;
         let lost: Vec<_> = self.confirmed.iter().filter(|r| is_lost(r)).collect();
         let reason = machine.durable().role_reason;
-        let forced = reason == RoleReason::Forced;
+        let forced = reason == RoleReason::Forced || self.parted;
         let may_lose = |r: &ToyRecord| {
             forced || (reason == RoleReason::TookOver && self.loose.contains(&r.value))
         };
