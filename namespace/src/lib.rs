@@ -40,7 +40,9 @@ use protocol::units::{ObjectId, Timestamp};
 pub use execute::{execute, seek_outcome};
 pub use inode::{Detail, Inode, latest_change};
 pub use replies::{Admission, Session, admit, end_session, kept_reply, open_session, sessions};
-pub use tree::{Orphans, is_orphan, mkfs, objects, orphans, path_of, release_orphan, walk};
+pub use tree::{
+    Orphans, about, inode_of, is_orphan, mkfs, objects, orphans, path_of, release_orphan, walk,
+};
 
 /// Hard links that a file may have.
 pub const LINKS_MAX: u32 = 65_000;

@@ -156,6 +156,47 @@ pub struct SplitSideReport {
     pub primary_since: Option<String>,
 }
 
+/// What differs between two sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DifferenceKind {
+    /// Bytes of a file.
+    Data,
+    /// A name, mode, owner, size, time or attribute.
+    Metadata,
+    /// One side alone has it.
+    OnlyOneSide,
+}
+
+/// One thing that differs, or may differ, between two sides of a split brain, or between a side
+/// that was given up and the volume.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Difference {
+    /// Where it is, from the volume's root on; null where neither side names it any more.
+    pub path: Option<String>,
+    /// What differs.
+    pub kind: DifferenceKind,
+    /// The first byte, for data; else 0.
+    pub offset: u64,
+    /// How many bytes, for data and for what one side alone has.
+    pub length: u64,
+    /// Whose node changed it, or alone has it; of a side that was given up `given-up` or `volume`.
+    pub on: String,
+    /// The object's number, the same on both sides.
+    pub object: u64,
+}
+
+/// What one node knows of the differences between two sides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Differences {
+    /// As many as were asked for, in the order of paths.
+    pub differences: Vec<Difference>,
+    /// How many more there are.
+    pub more: u64,
+    /// False: it is known that things differ, and not which: everything may.
+    pub complete: bool,
+}
+
 /// One other replica as a replica sees it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PeerReport {

@@ -714,7 +714,19 @@ impl Machine {
     }
 
     fn activate(&mut self, reason: RoleReason) {
-        self.activate_in(Term(self.state.term.0 + 1), reason);
+        self.activate_in(self.next_term(self.state.term), reason);
+    }
+
+    /// A term after `above` that no other replica ever begins: where the bricks decide, nobody
+    /// counts terms for all, and objects of two sides that parted must not get the same ids.
+    fn next_term(&self, above: Term) -> Term {
+        let count = REPLICAS_MAX as u64;
+        let round = above.0 / count * count + self.config.me as u64;
+        Term(if round > above.0 {
+            round
+        } else {
+            round + count
+        })
     }
 
     fn activate_in(&mut self, term: Term, reason: RoleReason) {

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::Duration;
 
@@ -29,20 +30,36 @@ fn events(lab: &Lab, node: usize, kind: &str) -> Result<Vec<String>> {
         .collect())
 }
 
+/// What a side writes over the file that both have.
+fn changed(side: u8) -> Vec<u8> {
+    let mut bytes = vec![7; 200_000];
+    bytes[8192..16_384].fill(side);
+    bytes
+}
+
+fn change(mount: &Path, side: u8) -> Result<()> {
+    let file = File::options().write(true).open(mount.join("changed"))?;
+    file.write_all_at(&[side; 8192], 8192)?;
+    Ok(file.sync_all()?)
+}
+
 /// The second node is made primary by force and goes on alone with many changes; then the first
 /// one goes on alone with one. Both run in the end.
 fn part(lab: &mut Lab, mount: &Path) -> Result<()> {
     put(mount, "both", "everyone has this")?;
+    fs::write(mount.join("changed"), vec![7; 200_000])?;
     lab.wait_volume(0, VOLUME, "in sync", WITHIN, is_in_sync)?;
     lab.kill(0);
     lab.cairn(1, &["volume", "promote", VOLUME, "node2", "--force"])?;
     for number in 0..20 {
         put(mount, &format!("second{number}"), "only node2 has this")?;
     }
+    change(mount, 2)?;
     lab.kill(1);
     lab.start(0)?;
     // It was primary, and goes on by itself when it has waited for the other.
     put(mount, "first", "only node1 has this")?;
+    change(mount, 1)?;
     lab.start(1)
         .map_err(|error| anyhow::anyhow!("node2 does not start: {error}"))
 }
@@ -50,7 +67,7 @@ fn part(lab: &mut Lab, mount: &Path) -> Result<()> {
 #[test]
 fn a_split_brain_ends_by_the_volumes_policy_and_the_side_that_goes_is_kept() -> Result<()> {
     let Some(Mounted {
-        dir: _dir,
+        dir,
         mut lab,
         mount,
     }) = Mounted::new(VOLUME, 2)?
@@ -83,8 +100,67 @@ fn a_split_brain_ends_by_the_volumes_policy_and_the_side_that_goes_is_kept() -> 
     }
     let listed = lab.json(1, &["volume", "split-brain", VOLUME, "list"])?;
     assert_eq!(listed["kept"][0]["node"], "node1", "{listed}");
+    check_kept_side(&mut lab, &mount, &dir.path().join("given-up"))?;
     all_equal(&lab, 0, VOLUME)?;
     lab.finish()?;
+    Ok(())
+}
+
+/// What node1 held alone is named, mounted and read while the volume goes on, and dropped.
+fn check_kept_side(lab: &mut Lab, mount: &Path, at: &Path) -> Result<()> {
+    let list = ["volume", "split-brain", VOLUME, "list"];
+    let listed = lab.json(1, &list)?;
+    let rows = listed["kept"][0]["differences"].clone();
+    let has = |path: &str, kind: &str, on: &str| -> Result<()> {
+        let rows = rows.as_array().cloned().unwrap_or_default();
+        let found = rows
+            .iter()
+            .any(|row| row["path"] == path && row["kind"] == kind && row["on"] == on);
+        ensure!(found, "{path} {kind} {on}: {listed}");
+        Ok(())
+    };
+    has("first", "only_one_side", "given-up")?;
+    has("second0", "only_one_side", "volume")?;
+    has("changed", "data", "volume")?;
+    let few = lab.json(1, &[&list[..], &["--limit", "2"]].concat())?;
+    assert_eq!(
+        few["kept"][0]["differences"].as_array().map(Vec::len),
+        Some(2)
+    );
+    let all = rows.as_array().map_or(0, Vec::len) as u64;
+    assert_eq!(few["kept"][0]["more"], all - 2, "{few}");
+    let shown = lab.cairn(1, &[&list[..], &["--limit", "2"]].concat())?;
+    ensure!(shown.contains(&format!("and {} more", all - 2)), "{shown}");
+
+    fs::create_dir(at)?;
+    let dir = at.display().to_string();
+    lab.cairn(
+        1,
+        &["volume", "split-brain", VOLUME, "mount", "node1", &dir],
+    )?;
+    assert_eq!(fs::read_to_string(at.join("first"))?, "only node1 has this");
+    assert_eq!(fs::read(at.join("changed"))?, changed(1));
+    assert!(!at.join("second0").exists(), "that is the volume's");
+    let refused = fs::write(at.join("more"), b"x").map_err(|error| error.raw_os_error());
+    assert_eq!(refused, Err(Some(30)), "read-only");
+    // The volume goes on, also in what the kept side has in another way.
+    File::options()
+        .write(true)
+        .open(mount.join("changed"))?
+        .write_all(&[9; 200_000])?;
+    fs::remove_file(mount.join("both"))?;
+    assert_eq!(fs::read(at.join("changed"))?, changed(1));
+    assert_eq!(fs::read_to_string(at.join("both"))?, "everyone has this");
+
+    let drop = ["volume", "split-brain", VOLUME, "drop", "node1", "--force"];
+    let ran = lab.run(1, &drop)?;
+    ensure!(ran.status == 1 && ran.stderr.contains("mounted"), "{ran:?}");
+    lab.umount(at)?;
+    lab.wait_volume(1, VOLUME, "dropped", WITHIN, |_| {
+        lab.run(1, &drop).is_ok_and(|ran| ran.status == 0)
+    })?;
+    let listed = lab.json(1, &list)?;
+    assert_eq!(listed["kept"], serde_json::json!([]));
     Ok(())
 }
 
@@ -113,6 +189,29 @@ fn an_open_split_brain_says_what_to_do_and_ends_when_a_policy_is_set() -> Result
         changes("node1") > Some(0) && changes("node2") > changes("node1"),
         "{status}"
     );
+    let listed = lab.json(1, &["volume", "split-brain", VOLUME, "list"])?;
+    let rows = listed["differences"]
+        .as_array()
+        .cloned()
+        .unwrap_or_default();
+    let has = |path: &str, kind: &str, on: &str| {
+        rows.iter()
+            .any(|row| row["path"] == path && row["kind"] == kind && row["on"] == on)
+    };
+    let named = has("first", "only_one_side", "node1")
+        && has("second19", "only_one_side", "node2")
+        && !has("both", "data", "node1");
+    ensure!(named, "{listed}");
+    for node in ["node1", "node2"] {
+        let mut ranges = rows
+            .iter()
+            .filter(|row| row["path"] == "changed" && row["kind"] == "data" && row["on"] == node);
+        let found = ranges
+            .next()
+            .map(|row| (row["offset"].clone(), row["length"].clone()));
+        assert_eq!(found, Some((8192.into(), 8192.into())), "{listed}");
+    }
+    assert_eq!(listed["complete"], true);
     let why = lab.cairn(0, &["why", VOLUME])?;
     ensure!(why.contains("resolve --keep"), "{why}");
     let prefer = [

@@ -27,7 +27,7 @@ use replication::machine::{
 use replication::state::{DurableState, Mask, Places};
 use replication::throttle::Throttle;
 use storage::{Brick, BrickError, BrickEvent, DirtyItem, FlushWhat, Medium, Pace, RecoveryReport};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::links::LinkIo;
 use super::outbox::Outbox;
@@ -149,6 +149,9 @@ pub(super) struct Driver<M: Medium> {
     pub(super) needs_room: Option<String>,
     /// An operator said that it may begin without.
     pub(super) without_point: bool,
+    /// Who reads states of the brick beside this thread.
+    pub(super) readers: Arc<Semaphore>,
+    pub(super) mounted_points: super::kept::MountedPoints,
     own: Weak<RefCell<Self>>,
 }
 
@@ -219,6 +222,8 @@ impl<M: Medium> Driver<M> {
             followed_at: None,
             needs_room: None,
             without_point: false,
+            readers: Arc::new(Semaphore::new(super::kept::READERS_MAX as usize)),
+            mounted_points: super::kept::MountedPoints::default(),
             host,
             own: Weak::new(),
             brick,

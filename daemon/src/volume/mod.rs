@@ -6,6 +6,8 @@
 //! | [`clients`], [`sessions`] | mounts: connections, requests, what they hold open |
 //! | [`keys`] | the brick as the namespace sees it |
 //! | [`links`] | connections between replicas |
+//! | [`kept`] | sides that were given up, served to mounts |
+//! | [`differences`] | what differs between two sides, by name |
 //! | [`losses`] | what is said about replicas left behind and operations lost |
 //! | [`received`] | what a primary sent and is not applied yet |
 //! | [`points`] | what a target keeps of the time before a resync |
@@ -19,7 +21,9 @@
 mod batch;
 mod bricks;
 mod clients;
+mod differences;
 mod driver;
+mod kept;
 mod keys;
 mod links;
 mod losses;
@@ -61,6 +65,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::events::{EventLog, Severity};
 use crate::pool::{ChangeError, PoolClient};
 
+pub use kept::kept_id;
 pub use keys::Keys;
 pub use stream::Stream;
 
@@ -432,6 +437,14 @@ impl VolumeHandle {
             tracing::warn!("a volume's thread takes no more messages for now");
         }
         taken
+    }
+
+    /// Whether the id names a point of this replica's brick.
+    #[must_use]
+    pub fn keeps(&self, id: VolumeId) -> bool {
+        let spec = self.inner.spec.lock();
+        let brick = spec.replicas.get(self.inner.me).map(|own| own.brick);
+        brick.is_some_and(|brick| kept::point_of(id, spec.id, brick).is_some())
     }
 
     /// This replica's view. A thread that does not answer in time is reported as such.

@@ -270,6 +270,14 @@ impl<M: Medium> Driver<M> {
                 "wait until the replica is up to date",
             ));
         }
+        let mounts: usize = ids.iter().map(|id| self.mounted_points.count(*id)).sum();
+        if mounts > 0 {
+            return Err(CommandError::refused(
+                "mounted",
+                format!("the kept side is mounted, by {mounts}"),
+                "unmount it first",
+            ));
+        }
         for id in &ids {
             if let Err(error) = self.brick.drop_point(*id) {
                 self.fail(&error);

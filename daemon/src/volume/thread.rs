@@ -22,7 +22,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::driver::{Driver, Shared, refused};
 use super::links::{HEARTBEAT, keep_dialling, serve_link};
 use super::points::{self, NotForced, WentBack};
-use super::{CommandError, Host, Said, StartError, bricks, clients, verify};
+use super::{CommandError, Host, Said, StartError, bricks, clients, differences, kept, verify};
 
 /// How often deadlines are looked at.
 const TICK: Duration = Duration::from_millis(50);
@@ -170,6 +170,9 @@ async fn serve<M: Medium>(shared: Shared<M>, accepted: super::AcceptedStream, pu
     let accepting = shared.borrow().host.accept(accepted);
     match tokio::time::timeout(Duration::from_secs(5), accepting).await {
         Ok(Ok(stream)) => match purpose {
+            Purpose::Client(id) if id != shared.borrow().spec.id => {
+                kept::serve(shared, stream, id).await;
+            }
             Purpose::Client(_) => clients::serve_client(shared, stream).await,
             Purpose::Replica(_) => {
                 // It logs its own end.
@@ -328,6 +331,13 @@ async fn execute<M: Medium>(
             .await;
         }
         VolumeCommand::DropKept {} => return shared.borrow_mut().drop_kept(),
+        VolumeCommand::Differences { with, max } => {
+            return differences::open(shared, with, max).await;
+        }
+        VolumeCommand::KeptDifferences { point, max } => {
+            return differences::kept(shared, point, max).await;
+        }
+        VolumeCommand::Names { objects } => return differences::names(shared, objects).await,
         VolumeCommand::ResyncWithoutPoint {} => {
             shared.borrow_mut().without_point = true;
             return Ok(serde_json::json!({ "allowed": true }));
@@ -345,6 +355,9 @@ async fn execute<M: Medium>(
         VolumeCommand::Promote { to, .. } => promote(shared, to).await,
         VolumeCommand::KeepSide {}
         | VolumeCommand::DropKept {}
+        | VolumeCommand::Differences { .. }
+        | VolumeCommand::KeptDifferences { .. }
+        | VolumeCommand::Names { .. }
         | VolumeCommand::ResyncWithoutPoint {} => Ok(serde_json::Value::Null),
         VolumeCommand::Resync { replica, full } => {
             shared.borrow_mut().resync(replica, full);
@@ -585,9 +598,10 @@ async fn stop<M: Medium>(shared: &Shared<M>) {
             }
         }
     }
+    shared.borrow_mut().stopping = true;
+    kept::end_reading(shared).await;
     let mut d = shared.borrow_mut();
     d.apply_what_was_received();
-    d.stopping = true;
     d.sessions.close_connections();
     for link in d.links.iter().flatten() {
         link.outbox.close();

@@ -268,7 +268,7 @@ impl Machine {
         let highest = terms.max().unwrap_or_default().max(self.state.term);
         self.stop_serving(reason);
         self.state.disk = Disk::UpToDate;
-        self.activate_in(Term(highest.0 + 1), reason);
+        self.activate_in(self.next_term(highest), reason);
         for replica in 0..REPLICAS_MAX {
             if self.links[replica].is_some() {
                 self.drop_link(replica, DropReason::RoleMoved);

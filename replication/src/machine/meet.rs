@@ -139,9 +139,7 @@ impl Machine {
         if self.state.full.has(replica) && decision != Decision::Refuse {
             (decision, rule) = (Decision::Full, Rule::ResyncContinues);
         }
-        // Where both sides were kept, by two operators, neither takes the other on.
-        let both_kept = link.report.serving && link.report.term == mine.term;
-        if rule == Rule::BothWentOn && self.giving_up.has(replica) && !both_kept {
+        if rule == Rule::BothWentOn && self.giving_up.has(replica) {
             (decision, rule) = (Decision::Full, Rule::Operator);
         }
         if decision == Decision::Refuse {
