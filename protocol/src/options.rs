@@ -176,6 +176,24 @@ pub const OPTIONS: &[OptionRule] = &[
         meaning: "Command that makes sure that a vanished node cannot serve; empty: none.",
     },
     OptionRule {
+        key: "fence-delay",
+        kind: OptionKind::Duration {
+            ms_min: 0,
+            ms_max: 600_000,
+        },
+        default: "5s",
+        meaning: "How much longer than a primary a secondary waits before it fences; longer than the command takes.",
+    },
+    OptionRule {
+        key: "fence-timeout",
+        kind: OptionKind::Duration {
+            ms_min: 100,
+            ms_max: 600_000,
+        },
+        default: "30s",
+        meaning: "How long the fence command may take.",
+    },
+    OptionRule {
         key: "preferred-primary",
         kind: OptionKind::Text { bytes_max: 64 },
         default: "",
@@ -186,6 +204,15 @@ pub const OPTIONS: &[OptionRule] = &[
         kind: OptionKind::Switch,
         default: "off",
         meaning: "Whether the primary moves back to preferred-primary once that is up to date.",
+    },
+    OptionRule {
+        key: "failback-delay",
+        kind: OptionKind::Duration {
+            ms_min: 0,
+            ms_max: 86_400_000,
+        },
+        default: "1m",
+        meaning: "How long preferred-primary must have been up to date, without a break, before the primary moves back.",
     },
     OptionRule {
         key: "auth.allow",
@@ -289,9 +316,10 @@ impl OptionRule {
         match self.key {
             "protocol" | "async-queue-max" | "quorum" | "size" | "resync-max-rate"
             | "replica-deadline" | "session-timeout" | "min-in-sync" | "read-only"
-            | "split-brain-policy" => Effect::InForce,
+            | "split-brain-policy" | "fence-command" | "fence-delay" | "fence-timeout"
+            | "preferred-primary" | "failback" | "failback-delay" => Effect::InForce,
             _ if default || value.is_empty() => Effect::InForce,
-            "auth.allow" | "root-squash" | "fence-command" => Effect::Refused,
+            "auth.allow" | "root-squash" => Effect::Refused,
             _ => Effect::Later,
         }
     }

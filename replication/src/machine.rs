@@ -25,6 +25,7 @@
 //! is being made durable, both the old and the new set are waited for.
 
 mod bugs;
+mod fencing;
 mod flushes;
 mod follow;
 mod meet;
@@ -51,6 +52,8 @@ use crate::state::{Disk, DurableState, Mask, Membership, Report, Role, RoleReaso
 pub use bugs::Bug;
 #[cfg(any(test, debug_assertions))]
 pub use bugs::make_mistake;
+use fencing::Loss;
+pub use fencing::{Fencing, Suspended};
 use flushes::{Flush, Own};
 pub use output::{Config, DropReason, FlushId, Output, Phase, Refusal, Standing};
 use policy::Missing;
@@ -142,6 +145,12 @@ pub struct Machine {
     heir_of: Option<usize>,
     /// The longer tail that somebody had was asked for already.
     tail_fetched: bool,
+    /// Replicas that are gone and have to be fenced.
+    losses: Vec<Option<Loss>>,
+    /// Replicas that said that they go.
+    parted: Mask,
+    /// As follower: the primary goes on without this replica only when it cannot take over.
+    primary_fences: bool,
     outputs: VecDeque<Output>,
     #[cfg(any(test, debug_assertions))]
     bug: Option<Bug>,
@@ -187,6 +196,9 @@ impl Machine {
             giving_up: Mask::default(),
             heir_of: None,
             tail_fetched: false,
+            losses: vec![None; REPLICAS_MAX],
+            parted: Mask::default(),
+            primary_fences: false,
             outputs: VecDeque::new(),
             #[cfg(any(test, debug_assertions))]
             bug: bugs::chosen(),
@@ -440,6 +452,10 @@ impl Machine {
         };
         link.heard = now;
         let begins = !std::mem::replace(&mut link.acknowledged, true);
+        self.is_outdated(replica);
+        let Some(link) = self.links[replica].as_mut() else {
+            return;
+        };
         if position.applied.max(position.received) > last {
             // It would be a lie, or a replica that took records from elsewhere.
             self.drop_link(replica, DropReason::StaleTerm);
@@ -598,6 +614,7 @@ impl Machine {
             in_sync: self.state.in_sync,
             since: self.state.since,
             policy: self.state.policy,
+            fences: self.fences(),
         }
     }
 
@@ -640,7 +657,8 @@ impl Machine {
             return;
         }
         let not_yet = !others.iter().all(met) || self.last_primary_is_there();
-        if not_yet && (now < until || needs_all) {
+        let fences = self.waits_for_the_others() && !others.iter().all(met);
+        if not_yet && (now < until || needs_all || fences) {
             return;
         }
         let longest = others
@@ -733,6 +751,7 @@ impl Machine {
         self.state.term = term;
         self.joined = false;
         self.forced = false;
+        self.losses.fill(None);
         self.received = self.last;
         self.begin_policy();
         let even = self.heir_of.take();
@@ -767,7 +786,11 @@ impl Machine {
         }
         // Members that are here join again by the rules, within milliseconds; until then they
         // must not be waited for.
-        self.state.in_sync = Mask::of(self.config.me);
+        self.state.in_sync = if reason == RoleReason::Resumed {
+            self.keep_candidates()
+        } else {
+            Mask::of(self.config.me)
+        };
         self.phase = Phase::Activating;
         self.decide();
     }
@@ -794,7 +817,9 @@ impl Machine {
         let silent = links.map(|l| l.heard.min(l.behind_since.unwrap_or(l.heard)));
         let silent = silent.min().map(|t| t + self.config.replica_deadline);
         let quorum = self.quorum_deadline();
-        waiting.into_iter().chain(silent).chain(quorum).min()
+        let fencing = self.fencing_deadline();
+        let all = waiting.into_iter().chain(silent).chain(quorum);
+        all.chain(fencing).min()
     }
 
     /// Time passed.
@@ -805,6 +830,7 @@ impl Machine {
         self.ask_for_members(now);
         self.ask_for_handover(now);
         self.note_waiting(now);
+        self.shoot(now);
         let deadline = self.config.replica_deadline;
         let overdue = self.overdue(now);
         for replica in 0..REPLICAS_MAX {

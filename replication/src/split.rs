@@ -93,6 +93,8 @@ pub struct Split {
     pub theirs: Side,
     /// The policy that was asked.
     pub policy: Policy,
+    /// No more than one side has something of its own: no split brain, and no policy is asked.
+    pub one_sided: bool,
     /// What it says.
     pub verdict: Verdict,
 }
@@ -121,14 +123,21 @@ pub fn between(me: usize, mine: &Report, them: usize, theirs: &Report) -> Option
     };
     let i_alone = alone(i_went_on, mine, them);
     let they_alone = alone(they_went_on, theirs, me);
-    // Whoever knows the later term has the word, and takes on who has nothing of its own.
-    let split = match mine.term.cmp(&theirs.term) {
-        std::cmp::Ordering::Greater => they_alone,
-        std::cmp::Ordering::Less => i_alone,
-        std::cmp::Ordering::Equal => i_alone || they_alone,
+    // Whoever knows the later term has the word, and takes on who has nothing of its own. Where the
+    // other one alone has something, or alone serves, the word is its own.
+    let mine_stays = match (i_alone, they_alone) {
+        (true, true) => None,
+        (false, false) if mine.serving == theirs.serving => return None,
+        (false, false) => Some(mine.serving),
+        (i_alone, _) => Some(i_alone),
     };
-    if !split {
-        return None;
+    let later = match mine_stays {
+        Some(true) => mine.term > theirs.term,
+        Some(false) => theirs.term > mine.term,
+        None => false,
+    };
+    if later {
+        return None; // it goes by the rules
     }
     let side = |report: &Report| Side {
         changes: report.last.0.saturating_sub(at.0),
@@ -136,16 +145,20 @@ pub fn between(me: usize, mine: &Report, them: usize, theirs: &Report) -> Option
         primary_since: report.primary_since,
     };
     let (my_side, their_side) = (side(mine), side(theirs));
-    let verdict = if mine.split_policy == theirs.split_policy {
-        decide(mine.split_policy, (me, my_side), (them, their_side))
-    } else {
-        Verdict::Open(Open::PoliciesDiffer)
+    let verdict = match mine_stays {
+        Some(true) => Verdict::Mine,
+        Some(false) => Verdict::Theirs,
+        None if mine.split_policy == theirs.split_policy => {
+            decide(mine.split_policy, (me, my_side), (them, their_side))
+        }
+        None => Verdict::Open(Open::PoliciesDiffer),
     };
     Some(Split {
         common: at,
         mine: my_side,
         theirs: their_side,
         policy: mine.split_policy,
+        one_sided: mine_stays.is_some(),
         verdict,
     })
 }
@@ -288,13 +301,17 @@ mod tests {
     fn who_confirmed_nothing_alone_is_no_side() {
         let (mut first, second) = sides(Policy::Manual);
         first.in_sync = first.in_sync.with(1);
+        assert_eq!(between(1, &second, 0, &first), None, "it waited");
+        first.term = Term(3);
+        let kept = (Verdict::Theirs, Verdict::Mine);
         assert_eq!(
-            between(1, &second, 0, &first),
-            None,
-            "it waited for the other"
+            verdicts(&first, &second),
+            kept,
+            "its later term says nothing"
         );
         first.policy.protocol = Protocol::B;
-        assert!(between(1, &second, 0, &first).is_some(), "by B it did not");
+        let split = between(1, &second, 0, &first).expect("by B it did not wait");
+        assert!(!split.one_sided);
         let (mut first, second) = sides(Policy::Manual);
         first.last = Sequence(50);
         assert_eq!(

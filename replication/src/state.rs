@@ -202,6 +202,8 @@ pub enum RoleReason {
     Forced,
     /// The volume's policy kept its side of a split brain.
     Kept,
+    /// It fenced the last primary.
+    Fenced,
 }
 
 impl DurableState {
@@ -319,6 +321,9 @@ pub struct Welcome {
     /// See [`DurableState::policy`].
     #[serde(default)]
     pub policy: InForce,
+    /// The primary goes on without a member of the set only when that one cannot take over.
+    #[serde(default)]
+    pub fences: bool,
     /// About how many bytes a resync will change; `None`: perhaps everything. The driver fills it in.
     #[serde(default)]
     pub changes_bytes: Option<u64>,
@@ -345,6 +350,9 @@ pub struct Membership {
     /// [`Places::version`] that the set is told in.
     #[serde(default)]
     pub layout: u64,
+    /// See [`Welcome::fences`].
+    #[serde(default)]
+    pub fences: bool,
     /// The set.
     pub in_sync: Mask,
     /// See [`DurableState::since`].

@@ -149,6 +149,10 @@ pub(super) struct Driver<M: Medium> {
     pub(super) needs_room: Option<String>,
     /// An operator said that it may begin without.
     pub(super) without_point: bool,
+    /// Since when the preferred replica could have the role.
+    pub(super) preferred_since: Option<Duration>,
+    /// Why the last fence command failed.
+    pub(super) fencing_failed: Option<String>,
     /// Who reads states of the brick beside this thread.
     pub(super) readers: Arc<Semaphore>,
     pub(super) mounted_points: super::kept::MountedPoints,
@@ -222,6 +226,8 @@ impl<M: Medium> Driver<M> {
             followed_at: None,
             needs_room: None,
             without_point: false,
+            preferred_since: None,
+            fencing_failed: None,
             readers: Arc::new(Semaphore::new(super::kept::READERS_MAX as usize)),
             mounted_points: super::kept::MountedPoints::default(),
             host,
@@ -544,6 +550,7 @@ impl<M: Medium> Driver<M> {
             Output::Pull { from, after } => self.send(from, &Message::Pull { after }),
             Output::Refused { replica, rule } => self.refused(replica, rule),
             Output::Split { replica, split } => self.tell_split(replica, &split),
+            Output::Fence { replica } => self.fence(replica),
             Output::Disconnect { replica, reason } => self.disconnect(replica, reason),
             Output::Serving { term, reason } => self.began_serving(term, reason),
             Output::StoppedServing { reason } => self.stopped_serving(reason),
@@ -907,6 +914,7 @@ impl<M: Medium> Driver<M> {
             }
         }
         self.expire_sessions();
+        self.fail_back();
         self.brick.give_back();
         self.finish_turn();
     }
@@ -964,6 +972,7 @@ fn config(spec: &VolumeSpec, me: usize, settings: &Settings, host: &dyn Host) ->
         protocol: settings.protocol,
         queue_bytes_max: settings.queue_bytes_max,
         split_policy: settings.split_policy,
+        fencing: settings.fencing,
         // Another one each time: generations are made from it.
         entropy: host.entropy(),
     }

@@ -598,6 +598,7 @@ impl<M: Medium> Driver<M> {
             Message::Pulled => {
                 self.machine.pulled(now);
             }
+            Message::Leaving => self.machine.parting(replica),
             Message::Resync(record) => self.take_resync(replica, &record)?,
             Message::Resynced { batch } => self.batch_done(replica, batch),
             Message::Ask {

@@ -8,6 +8,8 @@
 //! | [`links`] | connections between replicas |
 //! | [`kept`] | sides that were given up, served to mounts |
 //! | [`differences`] | what differs between two sides, by name |
+//! | [`failback`] | the role goes back to the preferred node |
+//! | [`fencing`] | the volume's fence command |
 //! | [`losses`] | what is said about replicas left behind and operations lost |
 //! | [`received`] | what a primary sent and is not applied yet |
 //! | [`points`] | what a target keeps of the time before a resync |
@@ -23,6 +25,8 @@ mod bricks;
 mod clients;
 mod differences;
 mod driver;
+mod failback;
+mod fencing;
 mod kept;
 mod keys;
 mod links;
@@ -65,6 +69,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::events::{EventLog, Severity};
 use crate::pool::{ChangeError, PoolClient};
 
+pub use fencing::FenceOrder;
 pub use kept::kept_id;
 pub use keys::Keys;
 pub use stream::Stream;
@@ -121,6 +126,17 @@ pub trait Host: Send + Sync {
     fn changes(&self) -> watch::Receiver<()>;
     /// Has the pool agree on this if it is still at the version before. Answers within a second.
     fn propose(&self, volume: VolumeId, next: Agreed) -> oneshot::Receiver<Proposed>;
+    /// A member's address as it is told to others; empty: it is not known.
+    fn address(&self, node: NodeId) -> String {
+        let _ = node;
+        String::new()
+    }
+    /// Runs a fence command. The answer is why it failed.
+    fn fence(&self, order: FenceOrder) -> oneshot::Receiver<Result<(), String>> {
+        let (answer, wait) = oneshot::channel();
+        let _ = answer.send(Err(format!("`{}` cannot be run here", order.command)));
+        wait
+    }
     /// Something that operators should know.
     fn event(&self, kind: &str, volume: &str, message: &str);
 }
@@ -238,16 +254,34 @@ impl Host for RealHost {
         wait
     }
 
+    fn address(&self, node: NodeId) -> String {
+        let member = self.context.pool.member(node);
+        member.map_or_else(String::new, |member| member.address)
+    }
+
+    fn fence(&self, order: FenceOrder) -> oneshot::Receiver<Result<(), String>> {
+        let (answer, wait) = oneshot::channel();
+        self.runtime.spawn_blocking(move || {
+            // Whoever asked may be gone; the node is fenced all the same.
+            let _ = answer.send(order.run());
+        });
+        wait
+    }
+
     fn event(&self, kind: &str, volume: &str, message: &str) {
         let severity = match kind {
             "block_damaged" | "brick_failed" | "metadata_damaged" | "read_failed"
-            | "resync_stopped" | "operations_lost" | "split_brain" => Severity::Error,
+            | "resync_stopped" | "operations_lost" | "split_brain" | "fencing_failed" => {
+                Severity::Error
+            }
             "replica_dropped"
             | "replica_lost"
             | "replica_left_behind"
             | "tail_given_up"
             | "replica_refused"
             | "split_brain_settled"
+            | "fencing"
+            | "fenced"
             | "resync_needs_room"
             | "point_lost"
             | "given_up_kept"

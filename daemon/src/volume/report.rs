@@ -39,7 +39,7 @@ impl<M: Medium> Driver<M> {
             role_reason: Some(words::role_reason(state.role_reason).to_owned()),
             disk: self.disk_state(),
             reason: self.failed.clone().or_else(|| self.waiting_reason()),
-            serving: serving && self.failed.is_none(),
+            serving: serving && self.failed.is_none() && self.machine.suspended().is_none(),
             term: state.term.0,
             generation: Some(state.line.current()),
             in_sync: state.in_sync.has(self.me),
@@ -81,6 +81,9 @@ impl<M: Medium> Driver<M> {
     }
 
     fn waiting_reason(&self) -> Option<String> {
+        if let Some(reason) = self.fencing_reason() {
+            return Some(reason);
+        }
         match self.machine.phase() {
             Phase::Waiting { .. } if self.machine.waits_for_every_report() => Some(format!(
                 "waits for every other replica of its last in-sync set: under protocol {} they may \

@@ -20,6 +20,7 @@ pub(super) fn role_reason(reason: RoleReason) -> &'static str {
         RoleReason::TookOver => "took over when the last primary was gone",
         RoleReason::Forced => "made primary by an operator, by force",
         RoleReason::Deposed => "the pool made another replica primary",
+        RoleReason::Fenced => "took over after it had fenced the last primary",
         RoleReason::Kept => "its side of a split brain was kept by the volume's policy",
     }
 }
@@ -66,6 +67,25 @@ pub(super) fn refused(node: &str, rule: Rule) -> String {
         _ => "nothing can be done with what it holds",
     };
     format!("{node} is not taken on: {why} (rule {})", rule.name())
+}
+
+/// The command against a node begins.
+pub(super) fn fencing_begins(own: &str, node: &str, serving: bool) -> String {
+    if serving {
+        format!("{own}, the primary, fences {node}, which is gone, before it goes on without it")
+    } else {
+        format!("{own} fences {node}, the primary, which is gone, before it takes over")
+    }
+}
+
+/// It succeeded.
+pub(super) fn fenced(node: &str) -> String {
+    format!("{node} was fenced: its fence command ended with success")
+}
+
+/// It failed.
+pub(super) fn not_fenced(node: &str, reason: &str) -> String {
+    format!("{node} was not fenced: the fence command failed, {reason}; it is tried again")
 }
 
 /// Two sides that both went on since the last common record, and how that ends.

@@ -80,11 +80,13 @@ impl Machine {
             How::Resync => Disk::Inconsistent,
         };
         self.state.policy = welcome.policy;
+        self.primary_fences = welcome.fences;
         self.phase = Phase::Following;
         self.joined = false;
         self.forced = false;
         self.tail_fetched = false;
         self.giving_up = Mask::default();
+        self.losses.fill(None);
         self.forget_received();
         if welcome.how == How::Resync {
             self.state.knows_after = welcome.at;
@@ -183,6 +185,7 @@ impl Machine {
         self.state.in_sync = membership.in_sync;
         self.state.since = membership.since;
         self.state.policy = membership.policy;
+        self.primary_fences = membership.fences;
         if joined {
             self.state.point = None;
             self.state.disk = Disk::UpToDate;
@@ -214,6 +217,7 @@ impl Machine {
         match self.phase {
             Phase::Following | Phase::Waiting { .. } => {}
             Phase::Claiming { .. } => return Err(Refusal::PoolDecides),
+            Phase::Serving => return self.go_on_by_force(),
             _ => return Err(Refusal::AlreadyPrimary),
         }
         let serves =
@@ -284,6 +288,7 @@ impl Machine {
             self.settling = false;
             self.entering = Mask::default();
             self.joining = Mask::default();
+            self.losses.fill(None);
             self.outputs.push_back(Output::StoppedServing { reason });
         }
     }

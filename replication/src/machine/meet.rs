@@ -38,6 +38,7 @@ impl Machine {
             lease_until: Duration::ZERO,
             split: None,
         });
+        self.met_again(replica);
         if self.notice_split(now, replica, told) {
             return;
         }
@@ -226,6 +227,7 @@ impl Machine {
             in_sync: self.state.in_sync,
             since: self.state.since,
             policy: self.state.policy,
+            fences: self.fences(),
             changes_bytes: None,
         });
         self.outputs.push_back(Output::Source {
@@ -298,15 +300,15 @@ impl Machine {
                     since: link.stable,
                 });
             }
-            if self.state.in_sync.has(replica) {
-                self.state.in_sync = self.state.in_sync.without(replica);
-                let generation = self.fresh_generation();
-                let term = self.state.term;
-                self.state.line.begin(generation, term, self.last);
+            if self.state.in_sync.has(replica) && !self.suspend_for(now, replica) {
+                self.leave_set(replica);
             }
             self.joining = self.joining.without(replica);
             self.decide();
             self.ask_for_members(now);
+        }
+        if !link.gets_records() {
+            self.look_after_loss(now, replica);
         }
         self.look_after_primary(now);
         self.wait_for_members(now);

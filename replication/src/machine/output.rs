@@ -5,6 +5,7 @@ use std::time::Duration;
 use protocol::units::{Sequence, Term};
 use protocol::volume::Protocol;
 
+use super::fencing::Fencing;
 use super::quorum::Agreed;
 use crate::decision::{Decision, Rule};
 use crate::split::{Policy, Split};
@@ -37,6 +38,8 @@ pub struct Config {
     pub queue_bytes_max: u64,
     /// What happens to a split brain.
     pub split_policy: Policy,
+    /// Where the bricks decide about roles: how a replica that is gone is kept from serving.
+    pub fencing: Option<Fencing>,
     /// Random, different at each start: generations are made from it.
     pub entropy: [u8; 16],
 }
@@ -161,6 +164,12 @@ pub enum Output {
         replica: usize,
         /// What each has, and who stays.
         split: Box<Split>,
+    },
+    /// Make sure that the replica, which is gone, cannot serve, then call
+    /// [`super::Machine::fenced`].
+    Fence {
+        /// Which replica.
+        replica: usize,
     },
     /// Close the connection to this replica.
     Disconnect {

@@ -48,18 +48,24 @@ impl Machine {
         let Some(split) = between(self.config.me, told, replica, &link.report) else {
             return false;
         };
-        link.split = Some(split);
-        link.standing = Standing::Refused(Rule::BothWentOn);
+        if !split.one_sided {
+            link.split = Some(split);
+            link.standing = Standing::Refused(Rule::BothWentOn);
+        }
         let later_serves = link.report.serving && link.report.term > self.state.term;
-        let split_out = Box::new(split);
-        self.outputs.push_back(Output::Split {
-            replica,
-            split: split_out,
-        });
+        if !split.one_sided {
+            let split = Box::new(split);
+            self.outputs.push_back(Output::Split { replica, split });
+        }
         match split.verdict {
             Verdict::Mine => {
                 self.giving_up = self.giving_up.with(replica);
-                self.keep(RoleReason::Kept);
+                let reason = if split.one_sided {
+                    self.state.role_reason
+                } else {
+                    RoleReason::Kept
+                };
+                self.keep(reason);
             }
             Verdict::Theirs if self.serves() => self.step_down(),
             Verdict::Theirs if matches!(self.phase, Phase::Waiting { .. }) => {

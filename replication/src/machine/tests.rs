@@ -17,6 +17,7 @@ use crate::line::Line;
 use crate::split::{Policy, Split, Verdict};
 use crate::state::Welcome;
 
+mod fencing;
 mod hunt;
 mod messages;
 mod places;
@@ -54,6 +55,7 @@ enum Wire {
     HandOver(Term, Option<Agreed>),
     Pull(Sequence),
     Pulled,
+    Leaving,
     Flush(u64),
     Flushed(u64),
     AskPromise(Term, Duration),
@@ -155,6 +157,10 @@ struct Volume {
     split_policy: Policy,
     /// Two sides have confirmed what the other lacks.
     parted: bool,
+    /// How replicas are fenced.
+    fencing: Option<Fencing>,
+    /// Who shoots whom, and has not hit yet.
+    shots: Vec<(usize, usize)>,
     /// Split brains that were told.
     splits: Vec<(usize, Split)>,
 }
@@ -233,6 +239,8 @@ impl Volume {
             quiet: false,
             split_policy: Policy::Manual,
             parted: false,
+            fencing: None,
+            shots: Vec::new(),
             splits: Vec::new(),
         };
         for node in 0..count {
@@ -280,6 +288,7 @@ impl Volume {
             protocol: node.protocol,
             queue_bytes_max: QUEUE_MAX,
             split_policy: self.split_policy,
+            fencing: self.fencing,
             entropy,
         };
         let mut machine = Machine::new(config, node.live.state.clone(), Self::last(&node.live), 0);
@@ -295,6 +304,7 @@ impl Volume {
             self.nodes[me].stable = self.nodes[me].live.clone();
         }
         self.nodes[me].machine = None;
+        self.shots.retain(|(from, _)| *from != me);
         self.nodes[me].held.clear();
         self.nodes[me].syncs.clear();
         self.nodes[me].confirmable = Sequence::ZERO;

@@ -132,6 +132,7 @@ impl Volume {
             }
             Output::Serving { .. } => self.began_serving(me),
             Output::Refused { .. } => {}
+            Output::Fence { replica } => self.shots.push((me, replica)),
             Output::Split { split, .. } => self.splits.push((me, *split)),
         }
     }
@@ -406,6 +407,7 @@ impl Volume {
                 self.send(to, from, Wire::Pulled);
             }
             Wire::Pulled => machine.pulled(now),
+            Wire::Leaving => machine.parting(from),
             Wire::Flush(id) => {
                 self.flush(to);
                 self.send(to, from, Wire::Flushed(id));
