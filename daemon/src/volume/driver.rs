@@ -21,8 +21,7 @@ use protocol::replica::{Message, live_record_frame};
 use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
 use protocol::volume::{Protocol, REPLICAS_MAX, VolumeSpec};
 use replication::machine::{
-    Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Position, Proposed, Refusal,
-    Standing,
+    Config, DropReason, FlushId, Machine, Output, Phase, Position, Refusal, Standing,
 };
 use replication::state::{DurableState, Mask, Places};
 use replication::throttle::Throttle;
@@ -640,60 +639,6 @@ impl<M: Medium> Driver<M> {
                 Held::Reply(reply) => self.reply(reply),
                 Held::Welcome(outbox, frame) => outbox.send(frame),
             }
-        }
-    }
-
-    // ---- what the pool agrees ------------------------------------------------------------------
-
-    fn propose(&self, next: Agreed) {
-        let Some(shared) = self.shared() else { return };
-        let answer = self.host.propose(self.spec.id, next);
-        tokio::task::spawn_local(async move {
-            let outcome = answer.await.unwrap_or(Proposed::Undecided);
-            let mut d = shared.borrow_mut();
-            if d.stopping || d.failed.is_some() {
-                return;
-            }
-            let learned = d.learn_agreement();
-            let now = d.now();
-            // What was agreed cannot be told before the replicas are known that it is about: until
-            // then it may or may not have happened.
-            let outcome = if learned {
-                outcome
-            } else {
-                Proposed::Undecided
-            };
-            d.machine.proposed(now, next, outcome);
-            d.finish_turn();
-        });
-    }
-
-    /// Tells the machine what this node knows of the pool's agreement. False: not yet, as it is
-    /// about replicas that this one has not learned of.
-    pub(super) fn learn_agreement(&mut self) -> bool {
-        let now = self.now();
-        // Read first: it is no newer than the layout.
-        let agreed = self.host.agreed(self.spec.id);
-        if self.host.layout(self.spec.id) > self.spec.layout.version {
-            return false;
-        }
-        if let Some(agreed) = agreed {
-            self.machine.agreement(now, agreed);
-        }
-        true
-    }
-
-    /// As primary: has every follower promise to ask for no role for a while.
-    /// Asks the other replicas not to take over: as long as there are clients to answer.
-    pub(super) fn ask_promises(&mut self) {
-        let asked = self.machine.agreed().is_some() && !self.sessions.by_id.is_empty();
-        if !asked || !self.machine.serves() {
-            return;
-        }
-        let sent_us = u64::try_from(self.now().as_micros()).unwrap_or(u64::MAX);
-        let term = self.machine.durable().term;
-        for replica in 0..self.links.len() {
-            self.send(replica, &Message::AskPromise { term, sent_us });
         }
     }
 

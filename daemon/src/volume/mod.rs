@@ -2,6 +2,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | [`agreement`] | what the pool agrees about roles |
 //! | [`driver`] | the owner: machine, namespace and brick joined, one event at a time |
 //! | [`clients`], [`sessions`] | mounts: connections, requests, what they hold open |
 //! | [`keys`] | the brick as the namespace sees it |
@@ -20,6 +21,7 @@
 //! | [`bricks`] | making, refusing and marking brick directories |
 //! | [`thread`] | the thread, its tasks, its end |
 
+mod agreement;
 mod batch;
 mod bricks;
 mod clients;
