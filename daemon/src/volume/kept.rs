@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use namespace::{Context, Executed, execute, seek_outcome};
-use protocol::frame::{RawFrame, take_frame};
+use protocol::frame::RawFrame;
 use protocol::fs::{
     FS_VERSION, FileSystemStatistics, Hello, HelloReply, Outcome, Reply, Request, kind, refusal,
 };
@@ -20,6 +20,7 @@ use storage::{Brick, Medium, PointId, PointKind, ReadError, SeekFor};
 use tokio::io::AsyncReadExt;
 
 use super::CommandError;
+use super::clients::next_frame;
 use super::driver::Shared;
 use super::keys::Keys;
 use super::outbox::Outbox;
@@ -159,23 +160,6 @@ pub(super) async fn serve<M: Medium>(shared: Shared<M>, stream: Stream, id: Volu
     }
     outbox.close();
     let _ = tokio::time::timeout(GREETING_TIMEOUT, writing).await;
-}
-
-async fn next_frame(reader: &mut ReadHalf, buffer: &mut BytesMut) -> Option<RawFrame> {
-    loop {
-        match take_frame(buffer) {
-            Ok(Some(frame)) => return Some(frame),
-            Ok(None) => {}
-            Err(error) => {
-                tracing::info!(%error, "closing the connection of a mount of a kept side");
-                return None;
-            }
-        }
-        buffer.reserve(READ_BYTES);
-        if reader.read_buf(buffer).await.ok()? == 0 {
-            return None;
-        }
-    }
 }
 
 fn greet<M: Medium>(
