@@ -489,8 +489,22 @@ pub(crate) enum VolumeCommand {
 /// `volume split-brain NAME …`.
 #[derive(Debug, Clone, PartialEq, Eq, Subcommand)]
 pub(crate) enum SplitBrainAction {
-    /// Show an open split brain, and the given-up sides that are kept
-    List,
+    /// Show an open split brain and the given-up sides that are kept, with what differs
+    List {
+        /// Most files and ranges to show of each
+        #[arg(long, default_value_t = 1000)]
+        limit: usize,
+    },
+    /// Mount what a node keeps of a side that was given up, read-only
+    Mount {
+        /// The node
+        node: String,
+        /// Where
+        dir: PathBuf,
+        /// Which of several, by its number in `list`; without it the newest
+        #[arg(long)]
+        point: Option<u64>,
+    },
     /// Drop what a node keeps of sides that were given up
     Drop {
         /// The node

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use protocol::identity::{self, PeerIdError};
+use protocol::ids::VolumeId;
 use protocol::preamble::{BadPreamble, PREAMBLE_BYTES, Purpose};
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -18,7 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::logging::RateLimit;
 use crate::pool::{Caller, Node, ServeError};
 use crate::rpc::ReadError;
-use crate::volume::AcceptedStream;
+use crate::volume::{AcceptedStream, VolumeHandle};
 
 /// Connections between `accept` and the end of the handshake. At the limit new ones wait in the
 /// kernel's backlog.
@@ -136,6 +137,12 @@ impl Listener {
         }
     }
 
+    /// The volume's replica, or the one that keeps the given-up side of that id.
+    fn replica_for(&self, volume: VolumeId) -> Option<VolumeHandle> {
+        let volumes = &self.node.volumes;
+        volumes.handle(volume).or_else(|| volumes.keeper(volume))
+    }
+
     fn complain(&self, from: &dyn std::fmt::Display, reason: &Closed) {
         if reason.is_ordinary() {
             tracing::debug!(%from, %reason, "a connection ended");
@@ -158,7 +165,7 @@ impl Listener {
         match purpose {
             Purpose::Rpc | Purpose::Join => {}
             Purpose::Replica(volume) | Purpose::Client(volume) => {
-                let handle = self.node.volumes.handle(volume).ok_or(Closed::NoReplica)?;
+                let handle = self.replica_for(volume).ok_or(Closed::NoReplica)?;
                 let stream = stream.into_std()?;
                 stream.set_nonblocking(false)?;
                 handle.accept(AcceptedStream::Tcp(stream), purpose);
@@ -198,7 +205,7 @@ impl Listener {
                 Ok(())
             }
             Purpose::Client(volume) => {
-                let handle = self.node.volumes.handle(volume).ok_or(Closed::NoReplica)?;
+                let handle = self.replica_for(volume).ok_or(Closed::NoReplica)?;
                 let stream = stream.into_std()?;
                 stream.set_nonblocking(false)?;
                 handle.accept(AcceptedStream::Unix(stream), purpose);

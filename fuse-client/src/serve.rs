@@ -190,7 +190,7 @@ impl FileSystem {
             }
             opcode::FLUSH => {
                 // Nothing waits to be delivered; but the last chance to tell of a loss is now.
-                let told = self.session.losses().tells(fields.u64()?);
+                let told = self.session.losses().tells_at_close(fields.u64()?);
                 self.refuse(header, if told { EIO } else { 0 });
                 Ok(())
             }

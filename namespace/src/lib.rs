@@ -42,7 +42,9 @@ pub use inode::{Detail, Inode, latest_change};
 pub use replies::{
     Admission, KeptReply, Session, admit, end_session, kept_reply, open_session, sessions,
 };
-pub use tree::{Orphans, is_orphan, mkfs, objects, orphans, path_of, release_orphan, walk};
+pub use tree::{
+    Orphans, about, inode_of, is_orphan, mkfs, objects, orphans, path_of, release_orphan, walk,
+};
 
 /// Hard links that a file may have.
 pub const LINKS_MAX: u32 = 65_000;

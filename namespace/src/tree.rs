@@ -193,6 +193,28 @@ pub fn walk<S: Store>(
     Ok(())
 }
 
+/// The object that a key and its value are about: an inode, an attribute of it, or the entry that
+/// names it. `None`: the key says nothing about what users see, or names nothing.
+#[must_use]
+pub fn about(key: &[u8], value: Option<&[u8]>) -> Option<ObjectId> {
+    match *key.first()? {
+        keys::INODE | keys::XATTR => keys::object_of(key),
+        keys::ENTRY => {
+            let slot = Slot::decode(Bytes::copy_from_slice(value?)).ok()?;
+            slot.entry.map(|entry| entry.object)
+        }
+        _ => None,
+    }
+}
+
+/// The inode of an object; `None`: there is none.
+pub fn inode_of<S: Store>(
+    store: &S,
+    object: ObjectId,
+) -> Result<Option<Inode>, ExecuteError<S::Error>> {
+    read_inode(store, object)
+}
+
 /// A path (without a leading `/`) that names the object, the root's being empty. Walks the tree
 /// until it finds one: for people, not for a request.
 pub fn path_of<S: Store>(

@@ -185,6 +185,13 @@ pub enum ControlRequest {
         /// What the others alone hold may be lost.
         force: bool,
     },
+    /// What differs between the sides of a split brain, or between a kept side and the volume.
+    VolumeDifferences {
+        /// Name.
+        name: String,
+        /// Most rows.
+        max: usize,
+    },
     /// Drop what a replica keeps of sides that were given up.
     VolumeDropKept {
         /// Name.

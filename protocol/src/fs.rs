@@ -45,7 +45,7 @@ pub mod kind {
 }
 
 /// Every kind of frame between clients and nodes, with its name, for logs and tests.
-pub const KINDS: [(u8, &str); 8] = [
+pub const KINDS: [(u8, &str); 11] = [
     (kind::HELLO, "client-hello"),
     (kind::HELLO_REPLY, "client-hello-reply"),
     (kind::REQUEST, "client-request"),
@@ -54,6 +54,9 @@ pub const KINDS: [(u8, &str); 8] = [
     (kind::PING, "client-ping"),
     (kind::PONG, "client-pong"),
     (kind::ELSEWHERE, "client-elsewhere"),
+    (kind::PRESENT, "client-present"),
+    (kind::REPLAY, "client-replay"),
+    (kind::PRESENTED, "client-presented"),
 ];
 
 /// Version of this module's messages.

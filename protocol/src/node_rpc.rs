@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::frame::{META_BYTES_MAX, RawFrame};
 use crate::ids::{NodeId, PoolId, VolumeId};
 use crate::report::ReplicaReport;
+use crate::units::ObjectId;
 use crate::volume::{VolumeKind, VolumeSpec};
 
 /// Frame kinds of this module.
@@ -68,6 +69,9 @@ impl std::fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
+/// Most objects that one question about names may have.
+pub const NAMES_MAX: usize = 1000;
+
 /// What a volume is told to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -85,6 +89,27 @@ pub enum VolumeCommand {
     KeepSide {},
     /// Drop what this replica keeps of sides that were given up. Sent to the node of the replica.
     DropKept {},
+    /// What this replica changed and that one, the other side of a split brain, does not have. Sent
+    /// to the node of the replica.
+    Differences {
+        /// The other side.
+        with: usize,
+        /// Most rows.
+        max: usize,
+    },
+    /// How the side that this replica gave up and keeps differs from the volume. Sent to the node
+    /// of the replica.
+    KeptDifferences {
+        /// The point.
+        point: u64,
+        /// Most rows.
+        max: usize,
+    },
+    /// Paths of objects, at most [`NAMES_MAX`], as this replica has them. Sent to its node.
+    Names {
+        /// The objects.
+        objects: Vec<ObjectId>,
+    },
     /// Let the next resync of this replica begin although what it changes cannot be kept. Sent to
     /// the node of the replica.
     ResyncWithoutPoint {},

@@ -13,6 +13,13 @@ use serde::Serialize;
 pub enum OptionKind {
     /// One of these words.
     Word(&'static [&'static str]),
+    /// One of these words, or a node's name after this one.
+    WordOrNode {
+        /// Words that stand alone.
+        words: &'static [&'static str],
+        /// The word before `=NODE`.
+        before: &'static str,
+    },
     /// Bytes.
     Bytes {
         /// Least.
@@ -85,9 +92,17 @@ pub const OPTIONS: &[OptionRule] = &[
     },
     OptionRule {
         key: "split-brain-policy",
-        kind: OptionKind::Word(&["manual", "keep-newest", "keep-most-changes", "keep-primary"]),
+        kind: OptionKind::WordOrNode {
+            words: &[
+                "manual",
+                "discard-fewer-changes",
+                "discard-older-primary",
+                "discard-younger-primary",
+            ],
+            before: "prefer",
+        },
         default: "manual",
-        meaning: "Which side is kept when two histories diverged; the other side is kept readable.",
+        meaning: "Which side goes when two histories diverged; it is kept readable.",
     },
     OptionRule {
         key: "resync-max-rate",
@@ -161,6 +176,24 @@ pub const OPTIONS: &[OptionRule] = &[
         meaning: "Command that makes sure that a vanished node cannot serve; empty: none.",
     },
     OptionRule {
+        key: "fence-delay",
+        kind: OptionKind::Duration {
+            ms_min: 0,
+            ms_max: 600_000,
+        },
+        default: "5s",
+        meaning: "How much longer than a primary a secondary waits before it fences; longer than the command takes.",
+    },
+    OptionRule {
+        key: "fence-timeout",
+        kind: OptionKind::Duration {
+            ms_min: 100,
+            ms_max: 600_000,
+        },
+        default: "30s",
+        meaning: "How long the fence command may take.",
+    },
+    OptionRule {
         key: "preferred-primary",
         kind: OptionKind::Text { bytes_max: 64 },
         default: "",
@@ -171,6 +204,15 @@ pub const OPTIONS: &[OptionRule] = &[
         kind: OptionKind::Switch,
         default: "off",
         meaning: "Whether the primary moves back to preferred-primary once that is up to date.",
+    },
+    OptionRule {
+        key: "failback-delay",
+        kind: OptionKind::Duration {
+            ms_min: 0,
+            ms_max: 86_400_000,
+        },
+        default: "1m",
+        meaning: "How long preferred-primary must have been up to date, without a break, before the primary moves back.",
     },
     OptionRule {
         key: "auth.allow",
@@ -273,11 +315,11 @@ impl OptionRule {
         let default = self.normalize(self.default).is_ok_and(|it| it == value);
         match self.key {
             "protocol" | "async-queue-max" | "quorum" | "size" | "resync-max-rate"
-            | "replica-deadline" | "session-timeout" | "min-in-sync" | "read-only" => {
-                Effect::InForce
-            }
+            | "replica-deadline" | "session-timeout" | "min-in-sync" | "read-only"
+            | "split-brain-policy" | "fence-command" | "fence-delay" | "fence-timeout"
+            | "preferred-primary" | "failback" | "failback-delay" => Effect::InForce,
             _ if default || value.is_empty() => Effect::InForce,
-            "auth.allow" | "root-squash" | "fence-command" => Effect::Refused,
+            "auth.allow" | "root-squash" => Effect::Refused,
             _ => Effect::Later,
         }
     }
@@ -287,6 +329,9 @@ impl OptionRule {
     pub fn range(&self) -> String {
         match self.kind {
             OptionKind::Word(words) => words.join(" | "),
+            OptionKind::WordOrNode { words, before } => {
+                format!("{} | {before}=NODE", words.join(" | "))
+            }
             OptionKind::Bytes { min, max } => {
                 format!("{} to {} bytes", size_text(min), size_text(max))
             }
@@ -311,6 +356,15 @@ impl OptionRule {
                 .iter()
                 .find(|word| word.eq_ignore_ascii_case(value))
                 .map(|word| (*word).to_owned()),
+            OptionKind::WordOrNode { words, before } => {
+                let word = words.iter().find(|word| word.eq_ignore_ascii_case(value));
+                let named = value.split_once('=').filter(|(word, node)| {
+                    let clean = !node.is_empty() && node.len() <= 64;
+                    word.eq_ignore_ascii_case(before) && clean && !node.contains(char::is_control)
+                });
+                word.map(|word| (*word).to_owned())
+                    .or_else(|| named.map(|(_, node)| format!("{before}={node}")))
+            }
             OptionKind::Bytes { min, max } => parse_size(value)
                 .filter(|bytes| (min..=max).contains(bytes))
                 .map(|bytes| bytes.to_string()),
@@ -527,6 +581,17 @@ mod tests {
         assert_eq!(effect("compression", "zstd"), Effect::Later);
         assert_eq!(effect("protocol", "C"), Effect::InForce);
         assert_eq!(effect("read-only", "on"), Effect::InForce);
+    }
+
+    #[test]
+    fn a_node_is_named_after_its_word_only() {
+        let rule = rule("split-brain-policy").expect("rule");
+        let normal = |value| rule.normalize(value).ok();
+        assert_eq!(normal("Prefer=node1").as_deref(), Some("prefer=node1"));
+        assert_eq!(normal("MANUAL").as_deref(), Some("manual"));
+        for bad in ["prefer", "prefer=", "manual=node1", "=node1", "keep-newest"] {
+            assert_eq!(normal(bad), None, "{bad}");
+        }
     }
 
     #[test]

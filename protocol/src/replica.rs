@@ -41,6 +41,7 @@ mod kind {
     pub(super) const FETCH: u8 = 53;
     pub(super) const FETCHED: u8 = 54;
     pub(super) const ASK: u8 = 55;
+    pub(super) const LEAVING: u8 = 56;
     pub(super) const ASK_PROMISE: u8 = 70;
     pub(super) const PROMISE: u8 = 71;
 }
@@ -232,6 +233,9 @@ pub enum Message {
     },
     /// All that was asked for was sent.
     Pulled,
+    /// The sender's process ends in order: until the two meet again it neither serves nor asks for
+    /// the role.
+    Leaving,
     /// A sign of life.
     Heartbeat {
         /// The sender's term.
@@ -400,6 +404,7 @@ impl Message {
                 kind::PULL
             }
             Self::Pulled => kind::PULLED,
+            Self::Leaving => kind::LEAVING,
             Self::Heartbeat {
                 term,
                 free_bytes,
@@ -577,6 +582,7 @@ impl Message {
                 after: Sequence(r.u64("after")?),
             },
             kind::PULLED => Self::Pulled,
+            kind::LEAVING => Self::Leaving,
             kind::HEARTBEAT => Self::Heartbeat {
                 term: Term(r.u64("term")?),
                 free_bytes: r.u64("free")?,
@@ -813,6 +819,7 @@ mod tests {
             },
             Message::Pull { after: Sequence(3) },
             Message::Pulled,
+            Message::Leaving,
             Message::Heartbeat {
                 term: Term(1),
                 free_bytes: 2,

@@ -135,6 +135,66 @@ pub struct SplitBrainReport {
     pub nodes: Vec<String>,
     /// What the volume's option says about it.
     pub policy: String,
+    /// Why the policy keeps nobody, so that an operator has to decide.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// What each of two sides has, in the order of `nodes`.
+    #[serde(default)]
+    pub sides: Vec<SplitSideReport>,
+}
+
+/// One side of a split brain.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitSideReport {
+    /// Its node's name.
+    pub node: String,
+    /// Operations that the other side does not have.
+    pub changes: u64,
+    /// The term in which it was given the role; null where an older version did not note it.
+    pub primary_term: Option<u64>,
+    /// The time of that by its own clock. RFC 3339, UTC.
+    pub primary_since: Option<String>,
+}
+
+/// What differs between two sides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DifferenceKind {
+    /// Bytes of a file.
+    Data,
+    /// A name, mode, owner, size, time or attribute.
+    Metadata,
+    /// One side alone has it.
+    OnlyOneSide,
+}
+
+/// One thing that differs, or may differ, between two sides of a split brain, or between a side
+/// that was given up and the volume.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Difference {
+    /// Where it is, from the volume's root on; null where neither side names it any more.
+    pub path: Option<String>,
+    /// What differs.
+    pub kind: DifferenceKind,
+    /// The first byte, for data; else 0.
+    pub offset: u64,
+    /// How many bytes, for data and for what one side alone has.
+    pub length: u64,
+    /// Whose node changed it, or alone has it; of a side that was given up `given-up` or `volume`.
+    pub on: String,
+    /// The object's number, the same on both sides.
+    pub object: u64,
+}
+
+/// What one node knows of the differences between two sides.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Differences {
+    /// As many as were asked for, in the order of paths.
+    pub differences: Vec<Difference>,
+    /// How many more there are.
+    pub more: u64,
+    /// False: it is known that things differ, and not which: everything may.
+    pub complete: bool,
 }
 
 /// One other replica as a replica sees it.

@@ -218,6 +218,7 @@ fn behind(
 mod tests {
     use super::*;
     use crate::line::Line;
+    use crate::split::Policy;
     use crate::state::{InForce, Mask};
     use protocol::ids::GenerationId;
     use protocol::units::Term;
@@ -238,6 +239,9 @@ mod tests {
             layout: 0,
             revision: 0,
             policy: InForce::default(),
+            split_policy: Policy::default(),
+            role_term: None,
+            primary_since: None,
         }
     }
 

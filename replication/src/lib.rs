@@ -6,6 +6,7 @@
 //!
 //! * [`mod@line`]: a replica's past as generations, and how two pasts relate.
 //! * [`decision`]: what two replicas that meet have to do, and the rule that says so.
+//! * [`split`]: two that both went on as primary, and which side stays.
 //! * [`state`]: what a replica must not forget, and what it tells on meeting.
 //! * [`machine`]: roles, activation, the in-sync set, confirmation, flushes, hand-over.
 //! * [`progress`]: how far a resync is and when it will end.
@@ -17,5 +18,6 @@ pub mod decision;
 pub mod line;
 pub mod machine;
 pub mod progress;
+pub mod split;
 pub mod state;
 pub mod throttle;

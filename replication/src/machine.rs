@@ -25,6 +25,7 @@
 //! is being made durable, both the old and the new set are waited for.
 
 mod bugs;
+mod fencing;
 mod flushes;
 mod follow;
 mod meet;
@@ -33,6 +34,7 @@ mod places;
 pub mod policy;
 mod queue;
 mod quorum;
+mod splits;
 #[cfg(test)]
 mod tests;
 
@@ -44,11 +46,14 @@ use protocol::units::{Sequence, Term};
 use protocol::volume::REPLICAS_MAX;
 
 use crate::line::Relation;
+use crate::split::Split;
 use crate::state::{Disk, DurableState, Mask, Membership, Report, Role, RoleReason};
 
 pub use bugs::Bug;
 #[cfg(any(test, debug_assertions))]
 pub use bugs::make_mistake;
+use fencing::Loss;
+pub use fencing::{Fencing, Suspended};
 use flushes::{Flush, Own};
 pub use output::{Config, DropReason, FlushId, Output, Phase, Refusal, Standing};
 use policy::Missing;
@@ -75,6 +80,8 @@ struct Link {
     acknowledged: bool,
     /// As primary: until then it promised to ask for no role.
     lease_until: Duration,
+    /// Both went on as primary.
+    split: Option<Split>,
 }
 
 impl Link {
@@ -138,6 +145,12 @@ pub struct Machine {
     heir_of: Option<usize>,
     /// The longer tail that somebody had was asked for already.
     tail_fetched: bool,
+    /// Replicas that are gone and have to be fenced.
+    losses: Vec<Option<Loss>>,
+    /// Replicas that said that they go.
+    parted: Mask,
+    /// As follower: the primary goes on without this replica only when it cannot take over.
+    primary_fences: bool,
     outputs: VecDeque<Output>,
     #[cfg(any(test, debug_assertions))]
     bug: Option<Bug>,
@@ -183,6 +196,9 @@ impl Machine {
             giving_up: Mask::default(),
             heir_of: None,
             tail_fetched: false,
+            losses: vec![None; REPLICAS_MAX],
+            parted: Mask::default(),
+            primary_fences: false,
             outputs: VecDeque::new(),
             #[cfg(any(test, debug_assertions))]
             bug: bugs::chosen(),
@@ -356,6 +372,9 @@ impl Machine {
             layout: self.state.places.version,
             revision: self.revision,
             policy: self.state.policy,
+            split_policy: self.config.split_policy,
+            role_term: self.state.role_term,
+            primary_since: self.state.primary_since,
         }
     }
     /// The oldest record that the journal holds, for reports.
@@ -438,6 +457,10 @@ impl Machine {
         };
         link.heard = now;
         let begins = !std::mem::replace(&mut link.acknowledged, true);
+        self.is_outdated(replica);
+        let Some(link) = self.links[replica].as_mut() else {
+            return;
+        };
         if position.applied.max(position.received) > last {
             // It would be a lie, or a replica that took records from elsewhere.
             self.drop_link(replica, DropReason::StaleTerm);
@@ -512,6 +535,9 @@ impl Machine {
             "a decision was made durable that nobody took"
         );
         self.decisions_open -= 1;
+        if self.state.role_term == state.role_term {
+            self.state.primary_since = state.primary_since;
+        }
         self.durable = state;
         if self.decisions_open > 0 {
             return;
@@ -593,6 +619,7 @@ impl Machine {
             in_sync: self.state.in_sync,
             since: self.state.since,
             policy: self.state.policy,
+            fences: self.fences(),
         }
     }
 
@@ -635,7 +662,8 @@ impl Machine {
             return;
         }
         let not_yet = !others.iter().all(met) || self.last_primary_is_there();
-        if not_yet && (now < until || needs_all) {
+        let fences = self.waits_for_the_others() && !others.iter().all(met);
+        if not_yet && (now < until || needs_all || fences) {
             return;
         }
         let longest = others
@@ -709,13 +737,26 @@ impl Machine {
     }
 
     fn activate(&mut self, reason: RoleReason) {
-        self.activate_in(Term(self.state.term.0 + 1), reason);
+        self.activate_in(self.next_term(self.state.term), reason);
+    }
+
+    /// A term after `above` that no other replica ever begins: where the bricks decide, nobody
+    /// counts terms for all, and objects of two sides that parted must not get the same ids.
+    fn next_term(&self, above: Term) -> Term {
+        let count = REPLICAS_MAX as u64;
+        let round = above.0 / count * count + self.config.me as u64;
+        Term(if round > above.0 {
+            round
+        } else {
+            round + count
+        })
     }
 
     fn activate_in(&mut self, term: Term, reason: RoleReason) {
         self.state.term = term;
         self.joined = false;
         self.forced = false;
+        self.losses.fill(None);
         self.received = self.last;
         self.begin_policy();
         let even = self.heir_of.take();
@@ -726,6 +767,10 @@ impl Machine {
                     self.drop_link(replica, DropReason::RoleMoved);
                 }
             }
+        }
+        if self.state.role != Role::Primary {
+            self.state.role_term = Some(term);
+            self.state.primary_since = None;
         }
         self.state.role = Role::Primary;
         self.state.role_reason = reason;
@@ -746,7 +791,11 @@ impl Machine {
         }
         // Members that are here join again by the rules, within milliseconds; until then they
         // must not be waited for.
-        self.state.in_sync = Mask::of(self.config.me);
+        self.state.in_sync = if reason == RoleReason::Resumed {
+            self.keep_candidates()
+        } else {
+            Mask::of(self.config.me)
+        };
         self.phase = Phase::Activating;
         self.decide();
     }
@@ -773,7 +822,9 @@ impl Machine {
         let silent = links.map(|l| l.heard.min(l.behind_since.unwrap_or(l.heard)));
         let silent = silent.min().map(|t| t + self.config.replica_deadline);
         let quorum = self.quorum_deadline();
-        waiting.into_iter().chain(silent).chain(quorum).min()
+        let fencing = self.fencing_deadline();
+        let all = waiting.into_iter().chain(silent).chain(quorum);
+        all.chain(fencing).min()
     }
 
     /// Time passed.
@@ -784,6 +835,7 @@ impl Machine {
         self.ask_for_members(now);
         self.ask_for_handover(now);
         self.note_waiting(now);
+        self.shoot(now);
         let deadline = self.config.replica_deadline;
         let overdue = self.overdue(now);
         for replica in 0..REPLICAS_MAX {

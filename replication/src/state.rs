@@ -1,11 +1,12 @@
 //! What a replica must not forget, and what it tells a replica that it meets.
 
 use protocol::ids::BrickId;
-use protocol::units::{Sequence, Term};
+use protocol::units::{Sequence, Term, Timestamp};
 use protocol::volume::{Protocol, REPLICAS_MAX, VolumeSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::line::Line;
+use crate::split::Policy;
 
 /// A set of replicas, one bit an index in the volume's list.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
@@ -170,6 +171,13 @@ pub struct DurableState {
     /// under this number.
     #[serde(default)]
     pub point: Option<u64>,
+    /// The term in which this replica was given the role of primary that it has, or had last; going
+    /// on after a restart does not change it. `None`: it never was, or an older version noted none.
+    #[serde(default)]
+    pub role_term: Option<Term>,
+    /// The time of day of that, for people; the driver fills it in.
+    #[serde(default)]
+    pub primary_since: Option<Timestamp>,
 }
 
 /// Why a replica has its role.
@@ -192,6 +200,10 @@ pub enum RoleReason {
     Deposed,
     /// An operator made it primary although another may have gone on.
     Forced,
+    /// The volume's policy kept its side of a split brain.
+    Kept,
+    /// It fenced the last primary.
+    Fenced,
 }
 
 impl DurableState {
@@ -218,6 +230,8 @@ impl DurableState {
             role_reason: RoleReason::Created,
             policy: InForce::default(),
             point: None,
+            role_term: (me == 0).then_some(Term(0)),
+            primary_since: None,
         }
     }
 
@@ -268,6 +282,15 @@ pub struct Report {
     /// By which policy it confirmed, as primary, or was confirmed, as member.
     #[serde(default)]
     pub policy: InForce,
+    /// What it knows of the volume's policy about split brains.
+    #[serde(default)]
+    pub split_policy: Policy,
+    /// See [`DurableState::role_term`].
+    #[serde(default)]
+    pub role_term: Option<Term>,
+    /// See [`DurableState::primary_since`].
+    #[serde(default)]
+    pub primary_since: Option<Timestamp>,
 }
 
 /// What a primary tells a replica that it takes on.
@@ -298,6 +321,9 @@ pub struct Welcome {
     /// See [`DurableState::policy`].
     #[serde(default)]
     pub policy: InForce,
+    /// The primary goes on without a member of the set only when that one cannot take over.
+    #[serde(default)]
+    pub fences: bool,
     /// About how many bytes a resync will change; `None`: perhaps everything. The driver fills it in.
     #[serde(default)]
     pub changes_bytes: Option<u64>,
@@ -324,6 +350,9 @@ pub struct Membership {
     /// [`Places::version`] that the set is told in.
     #[serde(default)]
     pub layout: u64,
+    /// See [`Welcome::fences`].
+    #[serde(default)]
+    pub fences: bool,
     /// The set.
     pub in_sync: Mask,
     /// See [`DurableState::since`].

@@ -49,6 +49,38 @@ fn the_role_moves_by_command_and_by_an_orderly_end_and_the_writer_sees_no_error(
     Ok(())
 }
 
+/// FO-4: the role goes back by itself, in order, only where an option asks.
+#[test]
+fn the_role_goes_back_to_the_preferred_node_and_the_writer_sees_no_error() -> Result<()> {
+    let Some(Mounted {
+        dir: _dir,
+        mut lab,
+        mount,
+    }) = Mounted::new(VOLUME, 2)?
+    else {
+        return Ok(());
+    };
+    let set = |key: &str, value: &str| lab.cairn(0, &["volume", "set", VOLUME, key, value]);
+    let ran = lab.run(0, &["volume", "set", VOLUME, "preferred-primary", "node9"])?;
+    anyhow::ensure!(ran.status == 1 && ran.stderr.contains("node9"), "{ran:?}");
+    set("preferred-primary", "node1")?;
+    set("failback-delay", "1s")?;
+    let writer = Writer::start(&mount, 5)?;
+    lab.cairn(0, &["volume", "promote", VOLUME, "node2"])?;
+    lab.wait_volume(0, VOLUME, "moved", WITHIN, primary_is(lab.name(1)))?;
+    set("failback", "on")?;
+    lab.wait_volume(0, VOLUME, "moved back", WITHIN, primary_is(lab.name(0)))?;
+    // Also after the preferred node was away.
+    lab.stop(0)?;
+    let moved = |volume: &Value| volume["primary"] == "node2";
+    lab.wait_volume(1, VOLUME, "handed over at the end", WITHIN, moved)?;
+    lab.start(0)?;
+    lab.wait_volume(1, VOLUME, "back again", WITHIN, primary_is(lab.name(0)))?;
+    nothing_lost(&lab, VOLUME, &mount, writer)?;
+    lab.finish()?;
+    Ok(())
+}
+
 /// ONE-2, ONE-3, BAD-5: two nodes, nobody to vote. The primary dies; an operator forces the other.
 /// What the dead one had confirmed alone makes a split brain, which nobody overwrites until an
 /// operator says which side stays.

@@ -10,6 +10,7 @@ mod demo;
 mod events;
 mod mount;
 mod peer;
+mod split_brain;
 mod status;
 mod volume;
 

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use protocol::control::{ControlRequest, exit};
 use protocol::options;
-use protocol::report::{PointReport, VolumesStatus};
+use protocol::report::VolumesStatus;
 use serde_json::Value;
 
 use super::create::Change;
-use super::{act, ask, create, status, typed};
+use super::{act, ask, create, split_brain, status, typed};
 use crate::args::{Global, HealArg, SplitBrainAction, VolumeCommand};
 use crate::failure::Failure;
 use crate::output::{Output, bytes_text, table};
@@ -41,7 +41,13 @@ pub(super) fn run(global: &Global, output: &Output, command: VolumeCommand) -> R
             Some(SplitBrainAction::Drop { node, force }) => {
                 ControlRequest::VolumeDropKept { name, node, force }
             }
-            Some(SplitBrainAction::List) | None => return split_brain(global, output, name),
+            Some(SplitBrainAction::Mount { node, dir, point }) => {
+                return split_brain::mount(global, output, &name, &node, dir, point);
+            }
+            Some(SplitBrainAction::List { limit }) => {
+                return split_brain::list(global, output, name, limit);
+            }
+            None => return split_brain::list(global, output, name, split_brain::ROWS),
         },
         VolumeCommand::Create(args) => create::request(args)?,
         VolumeCommand::AddBrick(args) => create::bricks(args, Change::Add)?,
@@ -114,47 +120,6 @@ fn list(global: &Global, output: &Output) -> Result<u8, Failure> {
 
 fn array(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
-}
-
-fn split_brain(global: &Global, output: &Output, name: String) -> Result<u8, Failure> {
-    let answer = ask(
-        global,
-        output,
-        &ControlRequest::VolumeStatus { name: Some(name) },
-    )?;
-    let status: VolumesStatus = typed(&answer.data)?;
-    let split = status.volumes.first().and_then(|v| v.split_brain.as_ref());
-    let replicas = status.volumes.iter().flat_map(|volume| &volume.replicas);
-    let kept: Vec<(&str, &PointReport)> = replicas
-        .flat_map(|replica| replica.kept.iter().map(|kept| (&replica.node[..], kept)))
-        .collect();
-    if output.json {
-        let kept: Vec<Value> = kept
-            .iter()
-            .map(|(node, kept)| serde_json::json!({ "node": node, "point": kept }))
-            .collect();
-        output.value(&serde_json::json!({ "split_brain": split, "kept": kept }));
-        return Ok(exit::DONE);
-    }
-    for (node, kept) in &kept {
-        output.line(&format!(
-            "{node} keeps what it held alone as of {}, {} of copies (point {}).\n\
-             Drop it: `cairn volume split-brain NAME drop {node}`.",
-            kept.as_of,
-            bytes_text(kept.kept_bytes),
-            kept.id
-        ));
-    }
-    match split {
-        Some(split) => output.line(&format!(
-            "Split brain since {}: {} each hold what the others do not.\n\
-             Keep one side: `cairn volume split-brain NAME resolve --keep NODE`.",
-            split.since,
-            split.nodes.join(", ")
-        )),
-        None => output.done("There is no split brain."),
-    }
-    Ok(exit::DONE)
 }
 
 fn info(global: &Global, output: &Output, name: Option<String>) -> Result<u8, Failure> {

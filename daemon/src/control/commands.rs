@@ -172,6 +172,9 @@ async fn dispatch_volume(
                 data,
             })
         }
+        ControlRequest::VolumeDifferences { name, max } => {
+            facts(&node.differences(&name, max).await?)
+        }
         ControlRequest::VolumeResync {
             name,
             node: only,

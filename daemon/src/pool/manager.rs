@@ -91,6 +91,17 @@ impl VolumeManager {
         }
     }
 
+    /// The running replica whose brick has the point that the id names.
+    #[must_use]
+    pub fn keeper(&self, id: VolumeId) -> Option<VolumeHandle> {
+        let slots = self.slots.lock();
+        let mut handles = slots.values().filter_map(|slot| match slot {
+            Slot::Running { handle, .. } => Some(handle),
+            Slot::Failed { .. } => None,
+        });
+        handles.find(|handle| handle.keeps(id)).cloned()
+    }
+
     /// What this node's replicas say.
     pub async fn reports(&self, only: Option<VolumeId>) -> Vec<ReplicaReport> {
         let mut reports = Vec::new();

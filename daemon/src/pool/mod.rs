@@ -4,6 +4,7 @@ mod bricks;
 mod client;
 mod code;
 mod create;
+mod differences;
 mod join;
 mod manager;
 mod members;

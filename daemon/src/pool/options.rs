@@ -203,10 +203,15 @@ fn check_option(spec: &VolumeSpec, key: &str, value: &str) -> Result<(), Refusal
         ));
     }
     let known = |name: &str| spec.members().any(|(_, replica)| replica.node_name == name);
-    if key == "preferred-primary" && !value.is_empty() && !known(value) {
+    let named = match key {
+        "preferred-primary" => Some(value).filter(|name| !name.is_empty()),
+        "split-brain-policy" => value.strip_prefix("prefer="),
+        _ => None,
+    };
+    if let Some(name) = named.filter(|name| !known(name)) {
         return Err(refuse(
             "option_value",
-            format!("{value} holds no replica of the volume"),
+            format!("{name} holds no replica of the volume"),
             "Name a node that holds one, or reset the option.",
         ));
     }

@@ -161,6 +161,12 @@ impl Node {
     /// Where a volume's replicas are, and which of them is primary as far as this node knows.
     pub(crate) async fn locate(&self, name: &str, caller: Caller) -> Result<NodeReply, Refusal> {
         let state = self.pool.state();
+        if let Some((volume, rest)) = name.split_once('@') {
+            let spec = state
+                .volume_named(volume)
+                .ok_or_else(|| no_volume(volume))?;
+            return self.locate_kept(spec, rest, caller);
+        }
         let spec = state.volume_named(name).ok_or_else(|| no_volume(name))?;
         if spec.state != VolumeState::Started {
             return Err(not_started(name));
@@ -190,6 +196,50 @@ impl Node {
             volume_id: spec.id,
             kind: spec.kind,
             nodes,
+        })
+    }
+
+    /// Where a given-up side is mounted from; `rest` is NODE@POINT. Whether it is kept there, that
+    /// node says.
+    fn locate_kept(
+        &self,
+        spec: &VolumeSpec,
+        rest: &str,
+        caller: Caller,
+    ) -> Result<NodeReply, Refusal> {
+        if spec.state != VolumeState::Started {
+            return Err(not_started(&spec.name));
+        }
+        let named = rest.split_once('@').and_then(|(node, point)| {
+            let mut members = spec.members();
+            let found = members.find(|(_, replica)| replica.node_name == node);
+            found.zip(point.parse::<u64>().ok())
+        });
+        let state = self.pool.state();
+        let member = named.and_then(|((_, replica), _)| state.members.get(&replica.node));
+        let Some((((_, replica), point), member)) = named.zip(member) else {
+            return Err(refuse(
+                code::NO_SUCH_VOLUME,
+                format!(
+                    "`{rest}` names no side of volume `{}` that was given up",
+                    spec.name
+                ),
+                "See `cairn volume split-brain NAME list`; it is mounted by \
+                 `cairn volume split-brain NAME mount NODE DIR`.",
+            ));
+        };
+        let near = caller == Caller::Local || caller == Caller::Key(self.id);
+        let socket = near && replica.node == self.id;
+        Ok(NodeReply::Located {
+            volume_id: volume::kept_id(spec.id, replica.brick, point),
+            kind: spec.kind,
+            nodes: vec![LocatedNode {
+                id: replica.node,
+                name: member.name.clone(),
+                address: member.address.clone(),
+                unix_socket: socket.then(|| self.data_dir.join("data.sock").display().to_string()),
+                primary: true,
+            }],
         })
     }
 

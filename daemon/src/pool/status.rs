@@ -8,7 +8,7 @@ use protocol::node_rpc::{NodeReply, NodeRequest};
 use protocol::options::Options;
 use protocol::report::{
     ConnectionState, DiskState, Health, NodeState, NodeStatus, PeerReport, PeerStatus, PoolStatus,
-    ReplicaReport, ReplicaRole, ReplicaStatus, VolumeStatus,
+    ReplicaReport, ReplicaRole, ReplicaStatus, SplitBrainReport, VolumeStatus,
 };
 use protocol::volume::{Quorum, VolumeSpec, VolumeState};
 
@@ -204,6 +204,12 @@ fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> Vol
         .iter()
         .flatten()
         .find_map(|report| report.split_brain.clone());
+    let mut notes = notes(state, spec, primary);
+    notes.extend(
+        split_brain
+            .as_ref()
+            .map(|split| split_note(&spec.name, split)),
+    );
     VolumeStatus {
         name: spec.name.clone(),
         id: spec.id,
@@ -213,7 +219,7 @@ fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> Vol
         quorum: spec.quorum,
         health,
         reason,
-        notes: notes(state, spec, primary),
+        notes,
         primary: primary_name,
         term: primary.map(|report| report.term),
         generation: primary.and_then(|report| report.generation),
@@ -351,6 +357,19 @@ fn disk_text(disk: DiskState) -> &'static str {
         DiskState::Diskless => "without a brick",
         DiskState::Unknown => "unknown",
     }
+}
+
+/// What an operator can do about a split brain.
+fn split_note(name: &str, split: &SplitBrainReport) -> String {
+    let reason = split.reason.as_ref().map_or_else(String::new, |reason| {
+        format!(" (policy {}: {reason})", split.policy)
+    });
+    format!(
+        "split brain between {}{reason}: see what differs by `cairn volume split-brain {name} \
+         list`, then keep one side by `cairn volume split-brain {name} resolve --keep NODE`; the \
+         other one stays readable",
+        split.nodes.join(" and ")
+    )
 }
 
 fn notes(state: &PoolState, spec: &VolumeSpec, primary: Option<&ReplicaReport>) -> Vec<String> {

@@ -17,6 +17,8 @@ use crate::rpc::CALL_WITHIN;
 
 /// A switch-over hands a primary over; it may have to wait for a resync's last blocks.
 const PROMOTE_WITHIN: Duration = Duration::from_secs(60);
+/// Naming what differs walks the tree.
+const DIFFERENCES_WITHIN: Duration = Duration::from_secs(120);
 /// Comparing replicas reads all of them. A dead node ends the connection long before.
 const VERIFY_WITHIN: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -367,6 +369,9 @@ impl Node {
         let within = match &command {
             VolumeCommand::Promote { .. } | VolumeCommand::KeepSide {} => PROMOTE_WITHIN,
             VolumeCommand::Verify { .. } => VERIFY_WITHIN,
+            VolumeCommand::Differences { .. }
+            | VolumeCommand::KeptDifferences { .. }
+            | VolumeCommand::Names { .. } => DIFFERENCES_WITHIN,
             _ => CALL_WITHIN,
         };
         let request = NodeRequest::VolumeCommand {

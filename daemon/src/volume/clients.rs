@@ -115,7 +115,8 @@ async fn wait_until_let_in<M: Medium>(driver: &Shared<M>, frame: &RawFrame, allo
     driver.borrow_mut().sessions.newcomers -= 1;
 }
 
-async fn next_frame(reader: &mut ReadHalf, buffer: &mut BytesMut) -> Option<RawFrame> {
+/// The next frame; `None`: the connection ended, or what came is none.
+pub(super) async fn next_frame(reader: &mut ReadHalf, buffer: &mut BytesMut) -> Option<RawFrame> {
     loop {
         match take_frame(buffer) {
             Ok(Some(frame)) => return Some(frame),

@@ -21,12 +21,12 @@ use protocol::replica::{Message, live_record_frame};
 use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
 use protocol::volume::{Protocol, REPLICAS_MAX, VolumeSpec};
 use replication::machine::{
-    Agreed, Config, DropReason, FlushId, Machine, Output, Phase, Position, Proposed, Standing,
+    Config, DropReason, FlushId, Machine, Output, Phase, Position, Standing,
 };
 use replication::state::{DurableState, Mask, Places};
 use replication::throttle::Throttle;
 use storage::{Brick, BrickError, BrickEvent, DirtyItem, FlushWhat, Medium, Pace, RecoveryReport};
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::Host;
 use super::links::LinkIo;
@@ -156,6 +156,13 @@ pub(super) struct Driver<M: Medium> {
     pub(super) needs_room: Option<String>,
     /// An operator said that it may begin without.
     pub(super) without_point: bool,
+    /// Since when the preferred replica could have the role.
+    pub(super) preferred_since: Option<Duration>,
+    /// Why the last fence command failed.
+    pub(super) fencing_failed: Option<String>,
+    /// Who reads states of the brick beside this thread.
+    pub(super) readers: Arc<Semaphore>,
+    pub(super) mounted_points: super::kept::MountedPoints,
     own: Weak<RefCell<Self>>,
 }
 
@@ -227,6 +234,10 @@ impl<M: Medium> Driver<M> {
             followed_at: None,
             needs_room: None,
             without_point: false,
+            preferred_since: None,
+            fencing_failed: None,
+            readers: Arc::new(Semaphore::new(super::kept::READERS_MAX as usize)),
+            mounted_points: super::kept::MountedPoints::default(),
             host,
             own: Weak::new(),
             brick,
@@ -523,6 +534,8 @@ impl<M: Medium> Driver<M> {
             }
             Output::Pull { from, after } => self.send(from, &Message::Pull { after }),
             Output::Refused { replica, rule } => self.refused(replica, rule),
+            Output::Split { replica, split } => self.tell_split(replica, &split),
+            Output::Fence { replica } => self.fence(replica),
             Output::Disconnect { replica, reason } => self.disconnect(replica, reason),
             Output::Serving { term, reason } => self.began_serving(term, reason),
             Output::StoppedServing { reason } => self.stopped_serving(reason),
@@ -575,7 +588,8 @@ impl<M: Medium> Driver<M> {
         self.brick.mark_dirty(index(replica), &items)
     }
 
-    fn make_durable(&mut self, state: DurableState) {
+    fn make_durable(&mut self, mut state: DurableState) {
+        self.note_primary_since(&mut state);
         let bytes = super::links::to_json(&state);
         // The brick makes durable before it whatever the decision rests on (records, marks).
         match self.brick.set_state(bytes) {
@@ -615,60 +629,6 @@ impl<M: Medium> Driver<M> {
         match held {
             Held::Reply(reply) => self.reply(reply),
             Held::Welcome(outbox, frame) => outbox.send(frame),
-        }
-    }
-
-    // ---- what the pool agrees ------------------------------------------------------------------
-
-    fn propose(&self, next: Agreed) {
-        let Some(shared) = self.shared() else { return };
-        let answer = self.host.propose(self.spec.id, next);
-        tokio::task::spawn_local(async move {
-            let outcome = answer.await.unwrap_or(Proposed::Undecided);
-            let mut d = shared.borrow_mut();
-            if d.stopping || d.failed.is_some() {
-                return;
-            }
-            let learned = d.learn_agreement();
-            let now = d.now();
-            // What was agreed cannot be told before the replicas are known that it is about: until
-            // then it may or may not have happened.
-            let outcome = if learned {
-                outcome
-            } else {
-                Proposed::Undecided
-            };
-            d.machine.proposed(now, next, outcome);
-            d.finish_turn();
-        });
-    }
-
-    /// Tells the machine what this node knows of the pool's agreement. False: not yet, as it is
-    /// about replicas that this one has not learned of.
-    pub(super) fn learn_agreement(&mut self) -> bool {
-        let now = self.now();
-        // Read first: it is no newer than the layout.
-        let agreed = self.host.agreed(self.spec.id);
-        if self.host.layout(self.spec.id) > self.spec.layout.version {
-            return false;
-        }
-        if let Some(agreed) = agreed {
-            self.machine.agreement(now, agreed);
-        }
-        true
-    }
-
-    /// As primary: has every follower promise to ask for no role for a while.
-    /// Asks the other replicas not to take over: as long as there are clients to answer.
-    pub(super) fn ask_promises(&mut self) {
-        let asked = self.machine.agreed().is_some() && !self.sessions.by_id.is_empty();
-        if !asked || !self.machine.serves() {
-            return;
-        }
-        let sent_us = u64::try_from(self.now().as_micros()).unwrap_or(u64::MAX);
-        let term = self.machine.durable().term;
-        for replica in 0..self.links.len() {
-            self.send(replica, &Message::AskPromise { term, sent_us });
         }
     }
 
@@ -896,6 +856,7 @@ impl<M: Medium> Driver<M> {
             }
         }
         self.expire_sessions();
+        self.fail_back();
         self.brick.give_back();
         self.finish_turn();
     }
@@ -936,6 +897,8 @@ fn config(spec: &VolumeSpec, me: usize, settings: &Settings, host: &dyn Host) ->
         min_in_sync: settings.min_in_sync,
         protocol: settings.protocol,
         queue_bytes_max: settings.queue_bytes_max,
+        split_policy: settings.split_policy,
+        fencing: settings.fencing,
         // Another one each time: generations are made from it.
         entropy: host.entropy(),
     }

@@ -215,8 +215,9 @@ pub(super) async fn serve_link<M: Medium>(
     let writing = tokio::task::spawn_local(outbox.clone().run(writer));
     let mut buffer = BytesMut::with_capacity(READ_BYTES);
     let result = async {
+        let mut told = None;
         if dialled.is_some() {
-            send_hello(&driver, &outbox).await;
+            told = Some(send_hello(&driver, &outbox).await);
         }
         let greeted = tokio::time::timeout(GREETING_TIMEOUT, next_frame(&mut reader, &mut buffer));
         let frame = greeted.await.map_err(|_| LinkError::Timeout)??;
@@ -224,16 +225,17 @@ pub(super) async fn serve_link<M: Medium>(
         if dialled.is_some_and(|expected| expected != replica) {
             return Err(LinkError::Foreign);
         }
-        if dialled.is_none() {
-            send_hello(&driver, &outbox).await;
-        }
+        let told = match told {
+            Some(told) => told,
+            None => send_hello(&driver, &outbox).await,
+        };
         let epoch = {
             let mut d = driver.borrow_mut();
             if d.stopping || d.failed.is_some() {
                 return Err(LinkError::Closed);
             }
             d.check_in_step();
-            let epoch = d.link_up(replica, outbox.clone(), report);
+            let epoch = d.link_up(replica, outbox.clone(), &told, report);
             d.finish_turn();
             epoch
         };
@@ -324,14 +326,15 @@ async fn read_link<M: Medium, R: AsyncRead + Unpin>(
 }
 
 /// Waits until nothing that was acknowledged as received is still to be applied, and then says
-/// hello: what it tells of this replica must hold all of that.
-async fn send_hello<M: Medium>(driver: &Shared<M>, outbox: &Outbox) {
+/// hello: what it tells of this replica must hold all of that. Returns that.
+async fn send_hello<M: Medium>(driver: &Shared<M>, outbox: &Outbox) -> Report {
     loop {
         let changed = {
             let d = driver.borrow();
             if !d.machine.has_received() {
-                outbox.send(hello(&d));
-                return;
+                let report = d.machine.report();
+                outbox.send(hello(&d, &report));
+                return report;
             }
             d.changed.clone()
         };
@@ -339,7 +342,7 @@ async fn send_hello<M: Medium>(driver: &Shared<M>, outbox: &Outbox) {
     }
 }
 
-fn hello<M: Medium>(driver: &Driver<M>) -> protocol::frame::RawFrame {
+fn hello<M: Medium>(driver: &Driver<M>, report: &Report) -> protocol::frame::RawFrame {
     let replica = &driver.spec.replicas[driver.me];
     Message::Hello {
         version: REPLICA_VERSION,
@@ -347,7 +350,7 @@ fn hello<M: Medium>(driver: &Driver<M>) -> protocol::frame::RawFrame {
         replica: u8::try_from(driver.me).expect("REPLICAS_MAX"),
         brick: replica.brick,
         incarnation: driver.incarnation,
-        report: to_json(&driver.machine.report()),
+        report: to_json(report),
     }
     .encode()
 }
@@ -415,7 +418,13 @@ impl<M: Medium> Driver<M> {
         }
     }
 
-    fn link_up(&mut self, replica: usize, outbox: Rc<Outbox>, report: Report) -> u64 {
+    fn link_up(
+        &mut self,
+        replica: usize,
+        outbox: Rc<Outbox>,
+        told: &Report,
+        report: Report,
+    ) -> u64 {
         if self.links[replica].is_some() {
             self.link_lost(replica, None);
         }
@@ -434,7 +443,7 @@ impl<M: Medium> Driver<M> {
             total_bytes: None,
             questions: super::verify::Questions::default(),
         });
-        self.machine.met(now, replica, report);
+        self.machine.met(now, replica, told, report);
         self.heartbeat(replica);
         epoch
     }
@@ -588,6 +597,7 @@ impl<M: Medium> Driver<M> {
             Message::Pulled => {
                 self.machine.pulled(now);
             }
+            Message::Leaving => self.machine.parting(replica),
             Message::Resync(record) => self.take_resync(replica, &record)?,
             Message::Resynced { batch } => self.batch_done(replica, batch),
             Message::Ask {

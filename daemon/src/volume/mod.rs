@@ -2,15 +2,21 @@
 //!
 //! | module | what |
 //! | --- | --- |
+//! | [`agreement`] | what the pool agrees about roles |
 //! | [`driver`] | the owner: machine, namespace and brick joined, one event at a time |
 //! | [`clients`], [`sessions`] | mounts: connections, requests, what they hold open |
 //! | [`replay`], [`gathering`], [`doubts`] | what clients kept until it is stable, put back after it was lost |
 //! | [`lifetimes`] | how long sessions live, and what they hold open |
 //! | [`keys`] | the brick as the namespace sees it |
 //! | [`links`], [`acks`] | connections between replicas; what a follower tells of itself |
+//! | [`kept`] | sides that were given up, served to mounts |
+//! | [`differences`] | what differs between two sides, by name |
+//! | [`failback`] | the role goes back to the preferred node |
+//! | [`fencing`] | the volume's fence command |
 //! | [`losses`] | what is said about replicas left behind and operations lost |
 //! | [`received`] | what a primary sent and is not applied yet |
 //! | [`points`] | what a target keeps of the time before a resync |
+//! | [`splits`] | what is said about two histories that diverged |
 //! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
 //! | [`verify`] | replicas compared, single blocks repaired |
 //! | [`words`] | sentences for operators |
@@ -18,12 +24,17 @@
 //! | [`thread`] | the thread, its tasks, its end |
 
 mod acks;
+mod agreement;
 mod batch;
 mod bricks;
 mod clients;
+mod differences;
 mod doubts;
 mod driver;
+mod failback;
+mod fencing;
 mod gathering;
+mod kept;
 mod keys;
 mod lifetimes;
 mod links;
@@ -37,6 +48,7 @@ mod report;
 mod sessions;
 mod settings;
 mod source;
+mod splits;
 mod stream;
 mod target;
 mod thread;
@@ -66,6 +78,8 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 use crate::events::{EventLog, Severity};
 use crate::pool::{ChangeError, PoolClient};
 
+pub use fencing::FenceOrder;
+pub use kept::kept_id;
 pub use keys::Keys;
 pub use stream::Stream;
 
@@ -121,6 +135,17 @@ pub trait Host: Send + Sync {
     fn changes(&self) -> watch::Receiver<()>;
     /// Has the pool agree on this if it is still at the version before. Answers within a second.
     fn propose(&self, volume: VolumeId, next: Agreed) -> oneshot::Receiver<Proposed>;
+    /// A member's address as it is told to others; empty: it is not known.
+    fn address(&self, node: NodeId) -> String {
+        let _ = node;
+        String::new()
+    }
+    /// Runs a fence command. The answer is why it failed.
+    fn fence(&self, order: FenceOrder) -> oneshot::Receiver<Result<(), String>> {
+        let (answer, wait) = oneshot::channel();
+        let _ = answer.send(Err(format!("`{}` cannot be run here", order.command)));
+        wait
+    }
     /// Something that operators should know.
     fn event(&self, kind: &str, volume: &str, message: &str);
 }
@@ -238,15 +263,34 @@ impl Host for RealHost {
         wait
     }
 
+    fn address(&self, node: NodeId) -> String {
+        let member = self.context.pool.member(node);
+        member.map_or_else(String::new, |member| member.address)
+    }
+
+    fn fence(&self, order: FenceOrder) -> oneshot::Receiver<Result<(), String>> {
+        let (answer, wait) = oneshot::channel();
+        self.runtime.spawn_blocking(move || {
+            // Whoever asked may be gone; the node is fenced all the same.
+            let _ = answer.send(order.run());
+        });
+        wait
+    }
+
     fn event(&self, kind: &str, volume: &str, message: &str) {
         let severity = match kind {
             "block_damaged" | "brick_failed" | "metadata_damaged" | "read_failed"
-            | "resync_stopped" | "operations_lost" => Severity::Error,
+            | "resync_stopped" | "operations_lost" | "split_brain" | "fencing_failed" => {
+                Severity::Error
+            }
             "replica_dropped"
             | "replica_lost"
             | "replica_left_behind"
             | "tail_given_up"
             | "replica_refused"
+            | "split_brain_settled"
+            | "fencing"
+            | "fenced"
             | "resync_needs_room"
             | "point_lost"
             | "given_up_kept"
@@ -436,6 +480,14 @@ impl VolumeHandle {
             tracing::warn!("a volume's thread takes no more messages for now");
         }
         taken
+    }
+
+    /// Whether the id names a point of this replica's brick.
+    #[must_use]
+    pub fn keeps(&self, id: VolumeId) -> bool {
+        let spec = self.inner.spec.lock();
+        let brick = spec.replicas.get(self.inner.me).map(|own| own.brick);
+        brick.is_some_and(|brick| kept::point_of(id, spec.id, brick).is_some())
     }
 
     /// This replica's view. A thread that does not answer in time is reported as such.

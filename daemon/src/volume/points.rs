@@ -4,8 +4,6 @@
 //! it is up to date. If its source is gone, an operator's word takes the replica back to it. What
 //! the replica held alone and may have been confirmed is kept until an operator drops it (ONE-3).
 
-use std::time::{Duration, UNIX_EPOCH};
-
 use protocol::report::{PointReport, PointState};
 use protocol::units::{Sequence, Timestamp};
 use protocol::volume::Protocol;
@@ -13,13 +11,11 @@ use replication::line::Relation;
 use replication::machine::Refusal;
 use replication::state::{Disk, DurableState, How, Mask, Places, Role, RoleReason, Welcome};
 use storage::{BrickError, Medium, Point, PointError, PointId, PointKind};
-use time::OffsetDateTime;
 
 use super::CommandError;
 use super::driver::{Driver, name_places};
 use super::links::{LinkError, to_json};
 use super::words;
-use crate::events::time_text;
 
 /// Records looked at for the time of the last change.
 const RECORDS_FOR_TIME: u64 = 64;
@@ -28,8 +24,7 @@ const BYTES_FOR_TIME: usize = 1 << 20;
 
 /// The time that a point shows.
 fn time_of(point: &Point) -> String {
-    let since = Duration::from_nanos(point.as_of.0.max(0).unsigned_abs());
-    time_text(OffsetDateTime::from(UNIX_EPOCH + since))
+    super::splits::shown(point.as_of)
 }
 
 fn brick_error(error: PointError) -> BrickError {
@@ -273,6 +268,14 @@ impl<M: Medium> Driver<M> {
                 "resync_under_way",
                 "the kept side is what this replica goes back to if its resync's source dies",
                 "wait until the replica is up to date",
+            ));
+        }
+        let mounts: usize = ids.iter().map(|id| self.mounted_points.count(*id)).sum();
+        if mounts > 0 {
+            return Err(CommandError::refused(
+                "mounted",
+                format!("the kept side is mounted, by {mounts}"),
+                "unmount it first",
             ));
         }
         for id in &ids {

@@ -3,12 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use protocol::fs::FileSystemStatistics;
-use protocol::options::Options;
 use protocol::report::{
     ClientReport, ConnectionState, DiskState, LastResyncReport, PeerReport, ReplicaReport,
-    ReplicaRole, ResyncKind, ResyncReport, ResyncRole, SplitBrainReport,
+    ReplicaRole, ResyncKind, ResyncReport, ResyncRole,
 };
-use replication::decision::Rule;
 use replication::machine::{Phase, Standing};
 use replication::state::{Disk, Role};
 use storage::Medium;
@@ -19,7 +17,7 @@ use super::source::{Last, Running};
 use super::words;
 use crate::events::time_text;
 
-fn text(at: SystemTime) -> String {
+pub(super) fn text(at: SystemTime) -> String {
     time_text(OffsetDateTime::from(at))
 }
 
@@ -41,7 +39,7 @@ impl<M: Medium> Driver<M> {
             role_reason: Some(words::role_reason(state.role_reason).to_owned()),
             disk: self.disk_state(),
             reason: self.failed.clone().or_else(|| self.waiting_reason()),
-            serving: serving && self.failed.is_none(),
+            serving: serving && self.failed.is_none() && self.machine.suspended().is_none(),
             term: state.term.0,
             generation: Some(state.line.current()),
             in_sync: state.in_sync.has(self.me),
@@ -68,25 +66,6 @@ impl<M: Medium> Driver<M> {
         }
     }
 
-    pub(super) fn split_brain(&self) -> Option<SplitBrainReport> {
-        let refused =
-            |r: &usize| self.machine.standing(*r) == Some(Standing::Refused(Rule::BothWentOn));
-        let others: Vec<usize> = (0..self.links.len()).filter(refused).collect();
-        let since = others
-            .iter()
-            .filter_map(|r| self.links[*r].as_ref().map(|link| link.since))
-            .min()?;
-        let met = SystemTime::now() - self.now().saturating_sub(since);
-        let names = std::iter::once(self.me).chain(others);
-        Some(SplitBrainReport {
-            since: text(met),
-            nodes: names
-                .map(|r| self.spec.replicas[r].node_name.clone())
-                .collect(),
-            policy: Options::new(&self.spec.options).text("split-brain-policy"),
-        })
-    }
-
     fn disk_state(&self) -> DiskState {
         if self.failed.is_some() {
             return DiskState::Failed;
@@ -102,6 +81,9 @@ impl<M: Medium> Driver<M> {
     }
 
     fn waiting_reason(&self) -> Option<String> {
+        if let Some(reason) = self.fencing_reason() {
+            return Some(reason);
+        }
         match self.machine.phase() {
             Phase::Waiting { .. } if self.machine.waits_for_every_report() => Some(format!(
                 "waits for every other replica of its last in-sync set: under protocol {} they may \

@@ -4,6 +4,11 @@ use std::time::Duration;
 
 use protocol::options::Options;
 use protocol::volume::{Protocol, VolumeSpec};
+use replication::machine::Fencing;
+use replication::split::Policy;
+
+/// Pause after a fence command that failed.
+const FENCE_AGAIN: Duration = Duration::from_secs(5);
 
 /// Options with their values in force.
 #[derive(Debug, Clone)]
@@ -26,6 +31,20 @@ pub(super) struct Settings {
     pub(super) session_timeout: Duration,
     /// Upper bound of a resync; `None`: none.
     pub(super) resync_bytes_per_second_max: Option<u64>,
+    /// What happens to a split brain.
+    pub(super) split_policy: Policy,
+    /// Where a replica that is gone is fenced, and in what time.
+    pub(super) fencing: Option<Fencing>,
+    /// The command for that.
+    pub(super) fence_command: String,
+    /// How long it may take.
+    pub(super) fence_timeout: Duration,
+    /// The replica that shall be primary where there is a choice.
+    pub(super) preferred: Option<usize>,
+    /// The role goes back to it.
+    pub(super) failback: bool,
+    /// When it has been in sync for so long.
+    pub(super) failback_delay: Duration,
     /// Nobody writes.
     pub(super) read_only: bool,
 }
@@ -43,16 +62,29 @@ impl Settings {
     pub(super) fn of(spec: &VolumeSpec) -> Self {
         let options = Options::new(&spec.options);
         let rate = options.bytes("resync-max-rate");
+        let replica_deadline = options.duration("replica-deadline");
+        let fence_command = options.text("fence-command");
         Self {
             activation_wait: Duration::from_secs(2),
             role_lease: Duration::from_millis(150),
             claim_after: Duration::from_millis(500),
-            replica_deadline: options.duration("replica-deadline"),
+            replica_deadline,
+            fencing: (!fence_command.is_empty()).then_some(Fencing {
+                grace: replica_deadline,
+                delay: options.duration("fence-delay"),
+                again: FENCE_AGAIN,
+            }),
+            fence_command,
+            fence_timeout: options.duration("fence-timeout"),
             min_in_sync: u32::try_from(options.count("min-in-sync")).unwrap_or(1),
             protocol: spec.protocol,
             queue_bytes_max: options.bytes("async-queue-max"),
             session_timeout: options.duration("session-timeout"),
             resync_bytes_per_second_max: (rate > 0).then_some(rate),
+            split_policy: split_policy(spec, &options.text("split-brain-policy")),
+            preferred: place_of(spec, &options.text("preferred-primary")),
+            failback: options.on("failback"),
+            failback_delay: options.duration("failback-delay"),
             read_only: options.on("read-only"),
         }
     }
@@ -61,6 +93,26 @@ impl Settings {
 fn heartbeat(replica_deadline: Duration) -> Duration {
     // Within the deadline one may be late and another one be on its way.
     (replica_deadline * 3 / 8).min(HEARTBEAT_MAX)
+}
+
+/// The place of a node's replica; `None`: it holds none.
+fn place_of(spec: &VolumeSpec, node: &str) -> Option<usize> {
+    let mut members = spec.members();
+    let found = members.find(|(_, replica)| replica.node_name == node);
+    found.map(|(place, _)| place)
+}
+
+/// A preferred node that holds no replica any more leaves nobody preferred.
+fn split_policy(spec: &VolumeSpec, text: &str) -> Policy {
+    match text {
+        "discard-fewer-changes" => Policy::DiscardFewerChanges,
+        "discard-older-primary" => Policy::DiscardOlderPrimary,
+        "discard-younger-primary" => Policy::DiscardYoungerPrimary,
+        _ => {
+            let name = text.strip_prefix("prefer=").unwrap_or_default();
+            place_of(spec, name).map_or(Policy::Manual, Policy::Prefer)
+        }
+    }
 }
 
 #[cfg(test)]

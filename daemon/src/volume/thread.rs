@@ -11,6 +11,7 @@ use std::time::Duration;
 use protocol::ids::PoolId;
 use protocol::node_rpc::VolumeCommand;
 use protocol::preamble::Purpose;
+use protocol::replica::Message;
 use protocol::volume::VolumeSpec;
 use replication::machine::{Refusal, Standing};
 use replication::state::{DurableState, Mask, Places, RoleReason};
@@ -22,12 +23,16 @@ use tokio::sync::{mpsc, oneshot};
 use super::driver::{Driver, Shared};
 use super::links::{keep_dialling, serve_link};
 use super::points::{self, NotForced, WentBack};
-use super::{CommandError, Host, Said, StartError, bricks, clients, verify, words};
+use super::{
+    CommandError, Host, Said, StartError, bricks, clients, differences, kept, verify, words,
+};
 
 /// How often deadlines are looked at.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 /// How often the positions of the in-sync set are made durable.
 const NOTE_POSITIONS: Duration = Duration::from_secs(5);
+/// How long the last word to a replica may take.
+const GOODBYE_WITHIN: Duration = Duration::from_millis(500);
 /// How long a hand-over at the end may take.
 const HAND_OVER_WITHIN: Duration = Duration::from_secs(3);
 /// How long the pool may take to agree to a take-over by force.
@@ -170,6 +175,9 @@ async fn serve<M: Medium>(shared: Shared<M>, accepted: super::AcceptedStream, pu
     let accepting = shared.borrow().host.accept(accepted);
     match tokio::time::timeout(Duration::from_secs(5), accepting).await {
         Ok(Ok(stream)) => match purpose {
+            Purpose::Client(id) if id != shared.borrow().spec.id => {
+                kept::serve(shared, stream, id).await;
+            }
             Purpose::Client(_) => clients::serve_client(shared, stream).await,
             Purpose::Replica(_) => {
                 // It logs its own end.
@@ -309,7 +317,8 @@ async fn execute<M: Medium>(
     let (forced, split) = {
         let d = shared.borrow();
         let by_force = d.machine.durable().role_reason == RoleReason::Forced;
-        (d.machine.serves() && by_force, d.split_brain().is_some())
+        let goes_on = d.machine.serves() && d.machine.suspended().is_none();
+        (goes_on && by_force, d.split_brain().is_some())
     };
     let unchanged = serde_json::json!({ "promoted": true, "changed": false });
     match command {
@@ -331,6 +340,13 @@ async fn execute<M: Medium>(
             .await;
         }
         VolumeCommand::DropKept {} => return shared.borrow_mut().drop_kept(),
+        VolumeCommand::Differences { with, max } => {
+            return differences::open(shared, with, max).await;
+        }
+        VolumeCommand::KeptDifferences { point, max } => {
+            return differences::kept(shared, point, max).await;
+        }
+        VolumeCommand::Names { objects } => return differences::names(shared, objects).await,
         VolumeCommand::ResyncWithoutPoint {} => {
             shared.borrow_mut().without_point = true;
             return Ok(serde_json::json!({ "allowed": true }));
@@ -348,6 +364,9 @@ async fn execute<M: Medium>(
         VolumeCommand::Promote { to, .. } => promote(shared, to).await,
         VolumeCommand::KeepSide {}
         | VolumeCommand::DropKept {}
+        | VolumeCommand::Differences { .. }
+        | VolumeCommand::KeptDifferences { .. }
+        | VolumeCommand::Names { .. }
         | VolumeCommand::ResyncWithoutPoint {} => Ok(serde_json::Value::Null),
         VolumeCommand::Resync { replica, full } => {
             shared.borrow_mut().resync(replica, full);
@@ -465,6 +484,8 @@ impl<M: Medium> Driver<M> {
         self.machine
             .set_replica_deadline(self.settings.replica_deadline);
         self.machine.set_min_in_sync(self.settings.min_in_sync);
+        self.machine.set_split_policy(self.settings.split_policy);
+        self.machine.set_fencing(self.settings.fencing);
         self.machine
             .set_policy(self.settings.protocol, self.settings.queue_bytes_max);
         let (now, agreed) = (self.now(), self.host.agreed(spec.id));
@@ -579,14 +600,36 @@ fn same_brick(before: &VolumeSpec, after: &VolumeSpec, place: usize) -> bool {
     brick(before).is_some() && brick(before) == brick(after)
 }
 
+/// The others learn that this replica goes, and is not to be fenced for it.
+async fn say_goodbye<M: Medium>(shared: &Shared<M>) {
+    let outboxes: Vec<_> = {
+        let d = shared.borrow();
+        if d.failed.is_some() {
+            return;
+        }
+        let connected = (0..d.links.len()).filter(|replica| d.links[*replica].is_some());
+        connected
+            .filter_map(|replica| {
+                d.send(replica, &Message::Leaving);
+                d.links[replica].as_ref().map(|link| link.outbox.clone())
+            })
+            .collect()
+    };
+    for outbox in outboxes {
+        // Whoever does not take it in time sees a connection that breaks.
+        let _ = tokio::time::timeout(GOODBYE_WITHIN, outbox.below(1)).await;
+    }
+}
+
 /// Ends the volume's work on this node: hands the role to a replica that can take it, then
 /// checkpoints and closes the brick.
 async fn stop<M: Medium>(shared: &Shared<M>) {
     let heir = {
         let d = shared.borrow();
         // A brick that failed can confirm nothing, and so give nothing away.
-        (0..d.links.len())
-            .find(|r| d.failed.is_none() && d.machine.standing(*r) == Some(Standing::InSync))
+        let others = d.settings.preferred.into_iter().chain(0..d.links.len());
+        let mut others = others.filter(|replica| *replica != d.me);
+        others.find(|r| d.failed.is_none() && d.machine.standing(*r) == Some(Standing::InSync))
     };
     if let Some(heir) = heir
         && shared.borrow().machine.serves()
@@ -603,9 +646,11 @@ async fn stop<M: Medium>(shared: &Shared<M>) {
             }
         }
     }
+    say_goodbye(shared).await;
+    shared.borrow_mut().stopping = true;
+    kept::end_reading(shared).await;
     let mut d = shared.borrow_mut();
     d.apply_what_was_received();
-    d.stopping = true;
     d.sessions.close_connections();
     for link in d.links.iter().flatten() {
         link.outbox.close();

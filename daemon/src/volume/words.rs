@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use protocol::report::SplitSideReport;
 use protocol::units::{Sequence, Term};
 use replication::decision::Rule;
 use replication::machine::{DropReason, Refusal};
+use replication::split::Open;
 use replication::state::RoleReason;
 
 /// Why a replica has its role, to be read after "it is primary" or "it is secondary".
@@ -18,6 +20,8 @@ pub(super) fn role_reason(reason: RoleReason) -> &'static str {
         RoleReason::TookOver => "took over when the last primary was gone",
         RoleReason::Forced => "made primary by an operator, by force",
         RoleReason::Deposed => "the pool made another replica primary",
+        RoleReason::Fenced => "took over after it had fenced the last primary",
+        RoleReason::Kept => "its side of a split brain was kept by the volume's policy",
     }
 }
 
@@ -63,6 +67,71 @@ pub(super) fn refused(node: &str, rule: Rule) -> String {
         _ => "nothing can be done with what it holds",
     };
     format!("{node} is not taken on: {why} (rule {})", rule.name())
+}
+
+/// The command against a node begins.
+pub(super) fn fencing_begins(own: &str, node: &str, serving: bool) -> String {
+    if serving {
+        format!("{own}, the primary, fences {node}, which is gone, before it goes on without it")
+    } else {
+        format!("{own} fences {node}, the primary, which is gone, before it takes over")
+    }
+}
+
+/// It succeeded.
+pub(super) fn fenced(node: &str) -> String {
+    format!("{node} was fenced: its fence command ended with success")
+}
+
+/// It failed.
+pub(super) fn not_fenced(node: &str, reason: &str) -> String {
+    format!("{node} was not fenced: the fence command failed, {reason}; it is tried again")
+}
+
+/// Two sides that both went on since the last common record, and how that ends.
+pub(super) fn split_brain(sides: &[SplitSideReport; 2], common: Sequence, end: &str) -> String {
+    let side = |side: &SplitSideReport| {
+        let since = match (&side.primary_since, side.primary_term) {
+            (Some(since), Some(term)) => format!(" (primary since {since}, term {term})"),
+            (None, Some(term)) => format!(" (primary since term {term})"),
+            _ => String::new(),
+        };
+        format!("{}{since} made {} changes", side.node, side.changes)
+    };
+    format!(
+        "split brain: after record {common}, the last that both have, {} and {}; {end}",
+        side(&sides[0]),
+        side(&sides[1])
+    )
+}
+
+/// A policy keeps one side.
+pub(super) fn split_settled(kept: &str, given_up: &str, policy: &str) -> String {
+    format!(
+        "by split-brain-policy {policy} the side of {kept} stays, and {given_up} gives up what it \
+         holds alone, and keeps it to be read"
+    )
+}
+
+/// No policy keeps a side.
+pub(super) fn split_undecided(why: Open, policy: &str, volume: &str) -> String {
+    format!(
+        "by split-brain-policy {policy} an operator decides: {}; `cairn volume split-brain {volume} \
+         list`, then `cairn volume split-brain {volume} resolve --keep NODE`",
+        split_open(why)
+    )
+}
+
+/// Why nobody is kept.
+pub(super) fn split_open(why: Open) -> &'static str {
+    match why {
+        Open::Manual => "it keeps nobody by itself",
+        Open::PoliciesDiffer => "the two do not know of the same policy yet",
+        Open::EqualChanges => "both made as many changes",
+        Open::UnknownPrimary => "it is not known of both in which term they became primary",
+        Open::EqualPrimary => "both became primary in the same term",
+        Open::PreferredElsewhere => "the preferred node is neither of the two",
+    }
 }
 
 /// Under A more waits for a replica than its queue may hold.

@@ -25,8 +25,19 @@ struct State {
     objects: HashMap<ObjectId, Loss>,
     /// Losses that may be about anything.
     any: u64,
-    /// Of each handle: its object, the losses of that and those about anything that it was told of.
-    handles: HashMap<u64, (ObjectId, u64, u64)>,
+    handles: HashMap<u64, Handle>,
+}
+
+/// An open file or directory, and the losses that it was told of.
+#[derive(Debug, Clone, Copy)]
+struct Handle {
+    object: ObjectId,
+    /// Of the object.
+    seen: u64,
+    /// About anything.
+    seen_any: u64,
+    /// Of the object, told by a close.
+    closing: u64,
 }
 
 /// See the module.
@@ -40,12 +51,41 @@ impl Losses {
         let loss = state.objects.get(&object).copied().unwrap_or_default();
         let seen = loss.count - u64::from(loss.count > 0 && !loss.was_told);
         let any = state.any;
-        state.handles.insert(handle, (object, seen, any));
+        let new = Handle {
+            object,
+            seen,
+            seen_any: any,
+            closing: seen,
+        };
+        state.handles.insert(handle, new);
     }
 
-    /// A handle is gone.
+    /// A handle is gone: what its close told was told.
     pub(crate) fn closed(&self, handle: u64) {
-        self.0.lock().handles.remove(&handle);
+        let mut state = self.0.lock();
+        if let Some(gone) = state.handles.remove(&handle)
+            && gone.closing > gone.seen
+            && let Some(loss) = state.objects.get_mut(&gone.object)
+        {
+            loss.was_told |= loss.count == gone.closing;
+        }
+    }
+
+    /// Whether a close has to tell of a loss. It may be a copy of the descriptor that is closed, in
+    /// a child that runs another program: whoever goes on with the handle is told as well.
+    pub(crate) fn tells_at_close(&self, handle: u64) -> bool {
+        let mut state = self.0.lock();
+        let any = state.any;
+        let Some(mut known) = state.handles.get(&handle).copied() else {
+            return false;
+        };
+        let count = state
+            .objects
+            .get(&known.object)
+            .map_or(0, |loss| loss.count);
+        known.closing = known.closing.max(count);
+        state.handles.insert(handle, known);
+        count > known.seen || any > known.seen_any
     }
 
     /// Something was lost.
@@ -66,18 +106,19 @@ impl Losses {
     pub(crate) fn tells(&self, handle: u64) -> bool {
         let mut state = self.0.lock();
         let any = state.any;
-        let Some((object, seen, seen_any)) = state.handles.get(&handle).copied() else {
+        let Some(mut known) = state.handles.get(&handle).copied() else {
             return false;
         };
-        let count = match state.objects.get_mut(&object) {
-            Some(loss) if loss.count > seen => {
-                loss.was_told = true;
-                loss.count
-            }
-            _ => seen,
-        };
-        state.handles.insert(handle, (object, count, any));
-        count > seen || any > seen_any
+        let (seen, seen_any) = (known.seen, known.seen_any);
+        if let Some(loss) = state.objects.get_mut(&known.object)
+            && loss.count > seen
+        {
+            loss.was_told = true;
+            known.seen = loss.count;
+        }
+        known.seen_any = any;
+        state.handles.insert(handle, known);
+        known.seen > seen || any > seen_any
     }
 }
 
@@ -108,6 +149,21 @@ mod tests {
         assert!(!losses.tells(4), "others were told before it came");
         losses.lost(&lost(FILE));
         assert!(losses.tells(1) && losses.tells(4));
+    }
+
+    #[test]
+    fn the_close_of_a_copy_tells_and_leaves_the_rest_to_be_told() {
+        let losses = Losses::default();
+        losses.opened(1, FILE);
+        losses.lost(&lost(FILE));
+        assert!(losses.tells_at_close(1), "a child runs another program");
+        assert!(losses.tells(1) && !losses.tells(1), "its parent goes on");
+        assert!(!losses.tells_at_close(1));
+        losses.lost(&lost(FILE));
+        assert!(losses.tells_at_close(1));
+        losses.closed(1);
+        losses.opened(2, FILE);
+        assert!(!losses.tells(2), "the last close told it");
     }
 
     #[test]

@@ -80,10 +80,13 @@ impl Machine {
             How::Resync => Disk::Inconsistent,
         };
         self.state.policy = welcome.policy;
+        self.primary_fences = welcome.fences;
         self.phase = Phase::Following;
         self.joined = false;
         self.forced = false;
         self.tail_fetched = false;
+        self.giving_up = Mask::default();
+        self.losses.fill(None);
         self.forget_received();
         if welcome.how == How::Resync {
             self.state.knows_after = welcome.at;
@@ -182,6 +185,7 @@ impl Machine {
         self.state.in_sync = membership.in_sync;
         self.state.since = membership.since;
         self.state.policy = membership.policy;
+        self.primary_fences = membership.fences;
         if joined {
             self.state.point = None;
             self.state.disk = Disk::UpToDate;
@@ -213,6 +217,7 @@ impl Machine {
         match self.phase {
             Phase::Following | Phase::Waiting { .. } => {}
             Phase::Claiming { .. } => return Err(Refusal::PoolDecides),
+            Phase::Serving => return self.go_on_by_force(),
             _ => return Err(Refusal::AlreadyPrimary),
         }
         let serves =
@@ -256,19 +261,23 @@ impl Machine {
         if !matches!(self.state.disk, Disk::UpToDate | Disk::Consistent) {
             return Err(Refusal::NotWhole);
         }
+        self.giving_up = self.staying().without(self.config.me);
+        self.keep(RoleReason::Forced);
+        Ok(())
+    }
+
+    /// This side stays: it serves in a later term than anybody knows, and the others learn of that.
+    pub(super) fn keep(&mut self, reason: RoleReason) {
         let terms = self.links.iter().flatten().map(|link| link.report.term);
         let highest = terms.max().unwrap_or_default().max(self.state.term);
-        self.stop_serving(RoleReason::Forced);
+        self.stop_serving(reason);
         self.state.disk = Disk::UpToDate;
-        self.giving_up = self.staying().without(self.config.me);
-        self.activate_in(Term(highest.0 + 1), RoleReason::Forced);
-        // They meet again, and the others learn of the later term.
+        self.activate_in(self.next_term(highest), reason);
         for replica in 0..REPLICAS_MAX {
             if self.links[replica].is_some() {
                 self.drop_link(replica, DropReason::RoleMoved);
             }
         }
-        Ok(())
     }
 
     pub(super) fn stop_serving(&mut self, reason: RoleReason) {
@@ -279,6 +288,7 @@ impl Machine {
             self.settling = false;
             self.entering = Mask::default();
             self.joining = Mask::default();
+            self.losses.fill(None);
             self.outputs.push_back(Output::StoppedServing { reason });
         }
     }

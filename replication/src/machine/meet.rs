@@ -14,8 +14,8 @@ use crate::state::{Disk, How, Report, Welcome};
 impl Machine {
     // ---- meeting -----------------------------------------------------------------------------
 
-    /// A replica is connected and told about itself.
-    pub fn met(&mut self, now: Duration, replica: usize, report: Report) {
+    /// A replica is connected and told about itself; on this connection it was told `told`.
+    pub fn met(&mut self, now: Duration, replica: usize, told: &Report, report: Report) {
         assert!(
             replica != self.config.me && replica < REPLICAS_MAX,
             "a peer is another"
@@ -36,7 +36,12 @@ impl Machine {
             behind_since: None,
             acknowledged: false,
             lease_until: Duration::ZERO,
+            split: None,
         });
+        self.met_again(replica);
+        if self.notice_split(now, replica, told) {
+            return;
+        }
         match self.phase {
             Phase::Waiting { .. } => self.try_activate(now),
             Phase::Serving if later => self.step_down(),
@@ -225,6 +230,7 @@ impl Machine {
             in_sync: self.state.in_sync,
             since: self.state.since,
             policy: self.state.policy,
+            fences: self.fences(),
             changes_bytes: None,
         });
         self.outputs.push_back(Output::Source {
@@ -297,15 +303,15 @@ impl Machine {
                     since: link.stable,
                 });
             }
-            if self.state.in_sync.has(replica) {
-                self.state.in_sync = self.state.in_sync.without(replica);
-                let generation = self.fresh_generation();
-                let term = self.state.term;
-                self.state.line.begin(generation, term, self.last);
+            if self.state.in_sync.has(replica) && !self.suspend_for(now, replica) {
+                self.leave_set(replica);
             }
             self.joining = self.joining.without(replica);
             self.decide();
             self.ask_for_members(now);
+        }
+        if !link.gets_records() {
+            self.look_after_loss(now, replica);
         }
         self.look_after_primary(now);
         self.wait_for_members(now);

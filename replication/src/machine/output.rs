@@ -5,8 +5,10 @@ use std::time::Duration;
 use protocol::units::{Sequence, Term};
 use protocol::volume::Protocol;
 
+use super::fencing::Fencing;
 use super::quorum::Agreed;
 use crate::decision::{Decision, Rule};
+use crate::split::{Policy, Split};
 use crate::state::{DurableState, Membership, RoleReason, Welcome};
 
 /// What does not change while the machine lives, but for the deadlines.
@@ -34,6 +36,10 @@ pub struct Config {
     /// Under A: bytes of records that a replica may lack before it is left behind. One record is
     /// always let through.
     pub queue_bytes_max: u64,
+    /// What happens to a split brain.
+    pub split_policy: Policy,
+    /// Where the bricks decide about roles: how a replica that is gone is kept from serving.
+    pub fencing: Option<Fencing>,
     /// Random, different at each start: generations are made from it.
     pub entropy: [u8; 16],
 }
@@ -151,6 +157,19 @@ pub enum Output {
         replica: usize,
         /// Why.
         rule: Rule,
+    },
+    /// The replica and this one both went on as primary (ONE-3).
+    Split {
+        /// Which replica.
+        replica: usize,
+        /// What each has, and who stays.
+        split: Box<Split>,
+    },
+    /// Make sure that the replica, which is gone, cannot serve, then call
+    /// [`super::Machine::fenced`].
+    Fence {
+        /// Which replica.
+        replica: usize,
     },
     /// Close the connection to this replica.
     Disconnect {

@@ -85,6 +85,7 @@ impl Machine {
             *mask = mask.without(replica);
         }
         self.missing[replica] = None;
+        self.forget_loss(replica);
     }
 
     /// Whether every brick on its way out may be removed: this primary has put them out, durably,

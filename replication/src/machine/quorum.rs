@@ -168,6 +168,8 @@ impl Machine {
             && self.state.in_sync.has(self.config.me)
             && self.phase == Phase::Following;
         self.quorum = agreed.map(Quorum::new);
+        self.losses.fill(None);
+        self.primary_fences = false;
         if let Some(quorum) = &mut self.quorum {
             quorum.promised_until = now + self.config.lease;
         }
@@ -221,7 +223,7 @@ impl Machine {
             return None;
         }
         let Some(quorum) = &self.quorum else {
-            return Some(Duration::MAX);
+            return (!self.is_suspended()).then_some(Duration::MAX);
         };
         if self.errs(Bug::AnswersWithoutLease) {
             return Some(Duration::MAX);

@@ -14,8 +14,10 @@ use super::bugs::Bug;
 use super::*;
 use crate::decision::{Decision, Means, Rule};
 use crate::line::Line;
+use crate::split::{Policy, Split, Verdict};
 use crate::state::Welcome;
 
+mod fencing;
 mod hunt;
 mod messages;
 mod places;
@@ -24,6 +26,7 @@ mod pool;
 mod reports;
 mod scenarios;
 mod schedules;
+mod splits;
 
 type Key = u8;
 
@@ -37,7 +40,8 @@ struct ToyRecord {
 
 #[derive(Debug, Clone)]
 enum Wire {
-    Hello(Box<Report>),
+    /// What the sender tells of itself, and what it was told.
+    Hello(Box<(Report, Report)>),
     Welcome(Box<Welcome>),
     Ask(Sequence, Term, u64),
     /// `None`: the log does not reach back so far.
@@ -52,6 +56,7 @@ enum Wire {
     HandOver(Term, Option<Agreed>),
     Pull(Sequence),
     Pulled,
+    Leaving,
     Flush(u64),
     Flushed(u64),
     AskPromise(Term, Duration),
@@ -149,6 +154,16 @@ struct Volume {
     given_up: usize,
     /// The primary has no clients: it asks for no promises.
     quiet: bool,
+    /// What happens to a split brain.
+    split_policy: Policy,
+    /// Two sides have confirmed what the other lacks.
+    parted: bool,
+    /// How replicas are fenced.
+    fencing: Option<Fencing>,
+    /// Who shoots whom, and has not hit yet.
+    shots: Vec<(usize, usize)>,
+    /// Split brains that were told.
+    splits: Vec<(usize, Split)>,
 }
 
 const LEASE: Duration = Duration::from_millis(60);
@@ -223,6 +238,11 @@ impl Volume {
             synced: Vec::new(),
             given_up: 0,
             quiet: false,
+            split_policy: Policy::Manual,
+            parted: false,
+            fencing: None,
+            shots: Vec::new(),
+            splits: Vec::new(),
         };
         for node in 0..count {
             volume.boot(node);
@@ -268,6 +288,8 @@ impl Volume {
             min_in_sync: 1,
             protocol: node.protocol,
             queue_bytes_max: QUEUE_MAX,
+            split_policy: self.split_policy,
+            fencing: self.fencing,
             entropy,
         };
         let mut machine = Machine::new(config, node.live.state.clone(), Self::last(&node.live), 0);
@@ -283,6 +305,7 @@ impl Volume {
             self.nodes[me].stable = self.nodes[me].live.clone();
         }
         self.nodes[me].machine = None;
+        self.shots.retain(|(from, _)| *from != me);
         self.nodes[me].held.clear();
         self.nodes[me].syncs.clear();
         self.nodes[me].confirmable = Sequence::ZERO;
@@ -349,9 +372,9 @@ impl Volume {
             }
         }
         for (from, to) in [(a, b), (b, a)] {
-            let report = self.nodes[from].machine.as_ref().unwrap().report();
-            self.wires
-                .insert((from, to), VecDeque::from([Wire::Hello(Box::new(report))]));
+            let told = |node: usize| self.nodes[node].machine.as_ref().unwrap().report();
+            let hello = Wire::Hello(Box::new((told(from), told(to))));
+            self.wires.insert((from, to), VecDeque::from([hello]));
         }
     }
 
@@ -505,7 +528,7 @@ impl Volume {
         let is_lost = |r: &ToyRecord| machine.lost_since(r.term, r.sequence) > 0;
         let lost: Vec<_> = self.confirmed.iter().filter(|r| is_lost(r)).collect();
         let reason = machine.durable().role_reason;
-        let forced = reason == RoleReason::Forced;
+        let forced = reason == RoleReason::Forced || self.parted;
         let may_lose = |r: &ToyRecord| {
             forced || (reason == RoleReason::TookOver && self.loose.contains(&r.value))
         };

@@ -4,11 +4,11 @@ use bytes::Bytes;
 use protocol::units::{Sequence, Timestamp};
 use protocol::volume::REPLICAS_MAX;
 
-use super::{Brick, BrickEvent, Task};
+use super::{Brick, BrickEvent, Position, Task};
 use crate::activity::ActivityLog;
 use crate::apply::Core;
-use crate::dirty::DirtyMaps;
-use crate::error::{BrickError, IoFault, OpenError, PointError};
+use crate::dirty::{DirtyItem, DirtyMaps};
+use crate::error::{BrickError, IoFault, OpenError, PointError, ReadError};
 use crate::files::Files;
 use crate::journal::{Journal, JournalStart, Place};
 use crate::layers::Layers;
@@ -137,6 +137,24 @@ impl<M: Medium> Brick<M> {
         Ok(self.at_point(row))
     }
 
+    /// The state of the last checkpoint, for reading keys and checksums beside the brick. Data that
+    /// changed since may not match.
+    pub fn last_checkpoint(&self) -> Self {
+        let store = self.core.layers.store.at_point(&[]);
+        let position = Position {
+            sequence: self.checkpointed,
+            ..self.position
+        };
+        self.reader(store, None, self.core.used_blocks, (Bytes::new(), position))
+    }
+
+    /// Of a [`Brick::view`]: what may differ from the last checkpoint, at most `max` things: keys,
+    /// and whole extents, of which the point kept what they were. False: there is more. Waits for
+    /// the device.
+    pub fn kept_rows(&self, max: usize) -> Result<(Vec<DirtyItem>, bool), ReadError> {
+        self.core.layers.store.kept_rows(max)
+    }
+
     /// As [`Brick::open_read_only`], showing a point.
     pub fn open_read_only_at(medium: M, id: PointId) -> Result<Self, OpenError> {
         let (brick, _) = Self::open_read_only(medium)?;
@@ -169,6 +187,22 @@ impl<M: Medium> Brick<M> {
     fn at_point(&self, row: &PointRow) -> Self {
         let chain = chain_from(&self.points, row.id);
         let store = self.core.layers.store.at_point(&chain);
+        let kept = KeptBlocks::new(chain);
+        self.reader(
+            store,
+            Some(kept),
+            row.used_blocks,
+            (row.note.clone(), row.position),
+        )
+    }
+
+    fn reader(
+        &self,
+        store: crate::store::Store,
+        kept: Option<KeptBlocks>,
+        used_blocks: u64,
+        (state, position): (Bytes, Position),
+    ) -> Self {
         let journal = Journal::new(JournalStart {
             medium: self.medium.clone(),
             brick: self.superblock.identity.brick,
@@ -180,16 +214,16 @@ impl<M: Medium> Brick<M> {
             floor: Default::default(),
         });
         let core = Core {
-            kept: Some(KeptBlocks::new(chain)),
-            used_blocks: row.used_blocks,
+            kept,
+            used_blocks,
             ..Core::new(self.medium.clone(), store, &self.options, true)
         };
         let superblock = Superblock {
-            state: row.note.clone(),
+            state,
             ..self.superblock.clone()
         };
         let on = (self.medium.clone(), self.options.clone());
-        Self::over(on, core, journal, superblock, row.position)
+        Self::over(on, core, journal, superblock, position)
     }
 
     // ---- with checkpoints ----------------------------------------------------------------------

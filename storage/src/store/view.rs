@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use protocol::units::ObjectId;
+use protocol::units::{BLOCKS_PER_EXTENT, ObjectId};
 use redb::{Database, ReadOnlyTable, ReadableDatabase, ReadableTable};
 
 use super::saved::{self, SAVED, saved_key};
@@ -13,6 +13,7 @@ use super::{
     DIRTY, Definition, INLINE, META, OBJECTS, STATE, STATE_KEY, SUMS, object_key, read_fault,
     sums_from_row, sums_key, unseal,
 };
+use crate::dirty::DirtyItem;
 use crate::error::{IoFault, ReadError};
 use crate::overlay::Info;
 use crate::points::{PointId, PointRow};
@@ -99,6 +100,25 @@ impl Snapshot {
     fn table(&self, kind: Kind) -> &Table {
         &self.kinds[usize::from(kind.byte()) - 1]
     }
+}
+
+/// What a row stands for.
+fn kept_row(kind: Kind, key: &[u8]) -> Option<DirtyItem> {
+    let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_be_bytes);
+    let (object, extent) = match kind {
+        Kind::Meta => {
+            let key = Bytes::copy_from_slice(key);
+            return Some(DirtyItem::Key { key });
+        }
+        Kind::Sums => (number(key.get(..8)?)?, number(key.get(8..)?)?),
+        Kind::Inline => (number(key)?, 0),
+        Kind::Objects => return None,
+    };
+    Some(DirtyItem::Blocks {
+        object: ObjectId(object),
+        start: extent * BLOCKS_PER_EXTENT,
+        end: (extent + 1) * BLOCKS_PER_EXTENT,
+    })
 }
 
 /// What can be read of the store. Cheap to clone.
@@ -250,6 +270,30 @@ impl View {
             }
         }
         Ok(found)
+    }
+
+    /// What the points of the chain put aside: keys, and extents by their checksums. False: there
+    /// is more than `max`.
+    pub(crate) fn kept_rows(&self, max: usize) -> Result<(Vec<DirtyItem>, bool), ReadError> {
+        let mut found = BTreeSet::new();
+        let Some(table) = &self.snapshot.saved else {
+            return Ok((Vec::new(), true));
+        };
+        for id in &self.chain {
+            for kind in [Kind::Meta, Kind::Sums, Kind::Inline] {
+                let (low, high) = (saved_key(*id, kind, &[]), saved::kind_end(*id, kind));
+                for row in table.range(&low[..]..&high[..]).map_err(read_fault)? {
+                    let (key, _) = row.map_err(read_fault)?;
+                    let key = &key.value()[saved::PREFIX_BYTES..];
+                    found.extend(kept_row(kind, key));
+                    if found.len() > max {
+                        found.pop_last();
+                        return Ok((found.into_iter().collect(), false));
+                    }
+                }
+            }
+        }
+        Ok((found.into_iter().collect(), true))
     }
 
     pub(crate) fn state(&self) -> Result<Bytes, ReadError> {

@@ -3,15 +3,15 @@
 
 use bytes::Bytes;
 use protocol::record::Change;
-use protocol::units::{ObjectId, Sequence, Timestamp};
+use protocol::units::{BLOCKS_PER_EXTENT, ObjectId, Sequence, Timestamp};
 
 use super::util::*;
 use crate::layout::{FORMAT_VERSION, FORMAT_WITHOUT_POINTS, kept_path, object_path, whole_path};
 use crate::medium::sim::{CrashAt, SimMedium};
 use crate::offline::check_medium;
 use crate::{
-    Brick, BrickError, BrickEvent, DirBrick, EngineChoice, JournalSizes, Medium, Options,
-    POINTS_MAX, PointError, PointId, PointKind, ReadError, create_brick, open_brick,
+    Brick, BrickError, BrickEvent, DirBrick, DirtyItem, EngineChoice, JournalSizes, Medium,
+    Options, POINTS_MAX, PointError, PointId, PointKind, ReadError, create_brick, open_brick,
     open_brick_read_only, read_superblock,
 };
 
@@ -285,4 +285,48 @@ fn a_point_in_a_real_directory_is_read_beside_the_present_and_gone_back_to() {
     assert_eq!(left.count(), 0);
     write(&mut brick, 0x1_0001, 0, b"on it goes");
     brick.close().expect("close");
+}
+
+/// ONE-3: what a given-up side lacks or has besides is told without looking at the whole brick.
+#[test]
+fn a_point_names_the_keys_and_extents_that_changed_since_and_no_others() {
+    let (_disk, mut brick) = fresh();
+    for object in 1..4 {
+        write(&mut brick, object, FAR, &pattern(object, 8192));
+    }
+    let id = point(&mut brick, PointKind::GivenUp);
+    let rows = |brick: &Brick<SimMedium>| {
+        let view = brick.view(id).expect("view");
+        view.kept_rows(100).expect("rows")
+    };
+    assert_eq!(rows(&brick), (Vec::new(), true));
+    write(&mut brick, 2, FAR + 4096, &pattern(9, 4096));
+    write(&mut brick, 7, 0, &pattern(7, 4096));
+    brick.checkpoint().expect("begin");
+    while brick.checkpointed() < brick.applied() {
+        brick.wait();
+        brick.poll(&mut Vec::new());
+    }
+    let extent = |object: u64, extent: u64| DirtyItem::Blocks {
+        object: ObjectId(object),
+        start: extent * BLOCKS_PER_EXTENT,
+        end: (extent + 1) * BLOCKS_PER_EXTENT,
+    };
+    let (found, complete) = rows(&brick);
+    assert!(complete);
+    let blocks: Vec<_> = found
+        .iter()
+        .filter(|item| matches!(item, DirtyItem::Blocks { .. }))
+        .collect();
+    assert_eq!(blocks, [&extent(2, FAR >> 22), &extent(7, 0)]);
+    let view = brick.view(id).expect("view");
+    let (few, complete) = view.kept_rows(1).expect("rows");
+    assert_eq!((few.len(), complete), (1, false));
+    let sums = |state: &Brick<SimMedium>, object| {
+        let sums = state.block_sums(ObjectId(object), FAR >> 22);
+        sums.expect("checksums")
+    };
+    let now = brick.last_checkpoint();
+    assert_ne!(sums(&view, 2), sums(&now, 2));
+    assert_eq!(sums(&view, 3), sums(&now, 3));
 }

@@ -132,6 +132,8 @@ impl Volume {
             }
             Output::Serving { .. } => self.began_serving(me),
             Output::Refused { .. } => {}
+            Output::Fence { replica } => self.shots.push((me, replica)),
+            Output::Split { split, .. } => self.splits.push((me, *split)),
         }
     }
 
@@ -319,7 +321,10 @@ impl Volume {
         let now = self.clock(to);
         let machine = self.nodes[to].machine.as_mut().unwrap();
         match wire {
-            Wire::Hello(report) => machine.met(now, from, *report),
+            Wire::Hello(hello) => {
+                let (report, told) = *hello;
+                machine.met(now, from, &told, report);
+            }
             Wire::Ask(common, term, revision) => {
                 if machine.asked(term, revision).is_err() {
                     return false;
@@ -402,6 +407,7 @@ impl Volume {
                 self.send(to, from, Wire::Pulled);
             }
             Wire::Pulled => machine.pulled(now),
+            Wire::Leaving => machine.parting(from),
             Wire::Flush(id) => {
                 self.flush(to);
                 self.send(to, from, Wire::Flushed(id));
