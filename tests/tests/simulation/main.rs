@@ -156,8 +156,10 @@ impl Erring {
         let rarely = |erring: &Self| {
             matches!(
                 erring,
-                Self::Elsewhere(Mistake::IgnoresDoubts)
-                    | Self::Machine(Bug::CoversTooMuch | Bug::IgnoresTheBasis)
+                // What clients kept hides the first of them most of the time.
+                Self::Elsewhere(
+                    Mistake::SkipsTheFiles | Mistake::ExecutesTwice | Mistake::IgnoresDoubts
+                ) | Self::Machine(Bug::CoversTooMuch | Bug::IgnoresTheBasis)
             )
         };
         let mut all: Vec<Self> = Mistake::ALL.into_iter().map(Self::Elsewhere).collect();
