@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
+use anyhow::Context as _;
 use cairn_lab::Lab;
 
 /// The executable under test: `CAIRN_BIN`, or the one that was built beside this test.
@@ -111,6 +112,31 @@ pub fn nothing_lost(lab: &Lab, volume: &str, mount: &Path, writer: Writer) -> an
     all_equal(lab, 0, volume)
 }
 
+/// What the events of a kind say, as `node` knows them.
+///
+/// # Errors
+/// The command fails.
+pub fn events(lab: &Lab, node: usize, kind: &str) -> anyhow::Result<Vec<String>> {
+    let events = lab.json(node, &["events"])?;
+    let events = events["events"].as_array().cloned().unwrap_or_default();
+    let found = events.iter().filter(|event| event["kind"] == kind);
+    Ok(found
+        .filter_map(|event| event["message"].as_str().map(str::to_owned))
+        .collect())
+}
+
+/// The node that leads the pool, as `asked` says: one of the first `nodes`.
+///
+/// # Errors
+/// The command fails.
+pub fn leader(lab: &Lab, asked: usize, nodes: usize) -> anyhow::Result<Option<usize>> {
+    let status = lab.json(asked, &["peer", "status"])?;
+    let all = status["nodes"].as_array().context("nodes")?;
+    let leads = all.iter().find(|node| node["leader"] == true);
+    let name = leads.and_then(|node| node["name"].as_str());
+    Ok((0..nodes).find(|node| Some(lab.name(*node).as_str()) == name))
+}
+
 /// A number from the environment, or `default`.
 #[must_use]
 pub fn setting(name: &str, default: u64) -> u64 {
@@ -133,6 +159,12 @@ impl Random {
         let seed = setting(name, u64::from_le_bytes(bytes));
         println!("{name}={seed}");
         Self(seed)
+    }
+
+    /// Another generator, seeded by this one.
+    #[must_use]
+    pub fn fork(&mut self) -> Self {
+        Self(self.below(u64::MAX))
     }
 
     /// The next number below `below`.

@@ -86,6 +86,13 @@ fn save(part: &str, value: &Value) -> Result<()> {
     Ok(())
 }
 
+/// Puts 4 KiB somewhere in the first blocks of a file.
+fn write_anywhere(file: &File, blocks: u64, random: &mut Random) -> std::io::Result<()> {
+    let bytes = random.below(u64::MAX).to_le_bytes();
+    let bytes = bytes.repeat(BLOCK as usize / bytes.len());
+    file.write_all_at(&bytes, random.below(blocks) * BLOCK)
+}
+
 /// Writers that put 4 KiB anywhere in a file until they are stopped, without fsync.
 struct Storm {
     stop: Arc<AtomicBool>,
@@ -100,15 +107,10 @@ impl Storm {
         for _ in 0..threads {
             let file = OpenOptions::new().write(true).open(path)?;
             let (stop, written) = (Arc::clone(&stop), Arc::clone(&written));
-            let mut at = random.below(u64::MAX) | 1;
+            let mut random = random.fork();
             running.push(std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    // Xorshift, Marsaglia 2003.
-                    at ^= at << 13;
-                    at ^= at >> 7;
-                    at ^= at << 17;
-                    let bytes = at.to_le_bytes().repeat(BLOCK as usize / 8);
-                    file.write_all_at(&bytes, at % blocks * BLOCK)?;
+                    write_anywhere(&file, blocks, &mut random)?;
                     written.fetch_add(1, Ordering::Relaxed);
                 }
                 Ok(())
@@ -195,7 +197,7 @@ fn rs_2_a_primary_that_died_under_random_writes_is_sent_little() -> Result<()> {
 /// An application that puts 4 KiB anywhere in a file of its own and waits for fdatasync.
 struct Application {
     file: File,
-    random: u64,
+    random: Random,
 }
 
 impl Application {
@@ -205,7 +207,7 @@ impl Application {
         let file = File::create(path)?;
         file.write_all_at(&noise(random, 64 << 20), 0)?;
         file.sync_all()?;
-        let random = random.below(u64::MAX) | 1;
+        let random = random.fork();
         Ok(Self { file, random })
     }
 
@@ -214,13 +216,8 @@ impl Application {
         let began = Instant::now();
         let mut latencies = Vec::new();
         while goes_on(began.elapsed())? {
-            self.random ^= self.random << 13;
-            self.random ^= self.random >> 7;
-            self.random ^= self.random << 17;
-            let bytes = self.random.to_le_bytes().repeat(BLOCK as usize / 8);
             let asked = Instant::now();
-            self.file
-                .write_all_at(&bytes, self.random % Self::BLOCKS * BLOCK)?;
+            write_anywhere(&self.file, Self::BLOCKS, &mut self.random)?;
             self.file.sync_data()?;
             latencies.push(u64::try_from(asked.elapsed().as_micros())?);
         }

@@ -12,7 +12,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use cairn_lab::{Lab, is_in_sync, signal};
 use cairn_tests::network::{Cabled, Network};
 use cairn_tests::pulse::Pulse;
-use cairn_tests::{Random, Writer, all_equal, missing, setting};
+use cairn_tests::{Random, Writer, all_equal, leader, missing, setting};
 use serde_json::json;
 
 const VOLUME: &str = "v1";
@@ -23,6 +23,7 @@ const FAULT_LASTS: Duration = Duration::from_secs(2);
 const MOVES_MAX: u32 = 200;
 /// The node without a brick. Nothing happens to it; it mounts, and is asked.
 const WITNESS: usize = 2;
+const NODES: usize = 3;
 
 /// What happens in a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -105,15 +106,6 @@ fn primary(lab: &Lab) -> Result<usize> {
         .with_context(|| format!("no primary: {status}"))
 }
 
-/// The node that leads the pool, as `asked` says.
-fn leader(lab: &Lab, asked: usize) -> Result<Option<usize>> {
-    let status = lab.json(asked, &["peer", "status"])?;
-    let nodes = status["nodes"].as_array().context("nodes")?;
-    let leads = nodes.iter().find(|node| node["leader"] == true);
-    let name = leads.and_then(|node| node["name"].as_str());
-    Ok((0..=WITNESS).find(|node| Some(lab.name(*node).as_str()) == name))
-}
-
 /// Sees to it that the pool's leader is on the node that is about to fail, or is not. There is no
 /// command for that: the role moves instead, and where the witness leads, it is away for a moment.
 /// Returns the primary.
@@ -121,13 +113,13 @@ fn arrange(lab: &mut Lab, case: &Case) -> Result<usize> {
     for _ in 0..MOVES_MAX {
         lab.wait_volume(WITNESS, VOLUME, "in sync", IN_SYNC_WITHIN, is_in_sync)?;
         let primary = primary(lab)?;
-        match leader(lab, WITNESS)? {
+        match leader(lab, WITNESS, NODES)? {
             Some(leader) if (leader == case.victim(primary)) == case.leads => return Ok(primary),
             Some(WITNESS) => {
                 lab.kill(WITNESS);
                 // One that is back before the others have elected goes on leading.
                 let mut looks = 0..MOVES_MAX;
-                while looks.next().is_some() && leader(lab, primary)?.is_none() {}
+                while looks.next().is_some() && leader(lab, primary, NODES)?.is_none() {}
                 lab.start(WITNESS)?;
             }
             Some(_) => {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use cairn_lab::Lab;
 use cairn_tests::pulse::Pulse;
-use cairn_tests::{binary, setting, skip};
+use cairn_tests::{binary, leader, setting, skip};
 use serde_json::{Value, json};
 
 const NODES: usize = 5;
@@ -59,17 +59,15 @@ fn healthy(lab: &Lab, node: usize, volumes: usize) -> Result<()> {
     }
 }
 
-fn leader(lab: &Lab, asked: usize) -> Result<usize> {
+/// Waits until the pool has a leader other than `but`.
+fn some_leader(lab: &Lab, asked: usize, but: Option<usize>) -> Result<usize> {
     let began = Instant::now();
     loop {
-        let status = lab.json(asked, &["peer", "status"])?;
-        let nodes = status["nodes"].as_array().context("nodes")?;
-        let leads = nodes.iter().find(|node| node["leader"] == true);
-        let name = leads.and_then(|node| node["name"].as_str());
-        if let Some(node) = (0..NODES).find(|node| Some(lab.name(*node).as_str()) == name) {
-            return Ok(node);
+        let leads = leader(lab, asked, NODES)?;
+        if let Some(leads) = leads.filter(|leads| Some(*leads) != but) {
+            return Ok(leads);
         }
-        ensure!(began.elapsed() < WITHIN, "nobody leads: {status}");
+        ensure!(began.elapsed() < WITHIN, "nobody else leads");
     }
 }
 
@@ -113,7 +111,7 @@ fn volumes_whose_replicas_are_elsewhere_do_not_notice_that_the_leader_died() -> 
     let before = cost(&lab)?;
     std::thread::sleep(Duration::from_secs(seconds));
     let after = cost(&lab)?;
-    let leads = leader(&lab, 0)?;
+    let leads = some_leader(&lab, 0, None)?;
     // Its bricks and its mount are on nodes that do not lead.
     let elsewhere = |volume: &usize| {
         let (first, second) = places(*volume);
@@ -130,12 +128,7 @@ fn volumes_whose_replicas_are_elsewhere_do_not_notice_that_the_leader_died() -> 
     let usual = pulse.longest();
     lab.kill(leads);
     let killed = Instant::now();
-    let next = loop {
-        let next = leader(&lab, witness)?;
-        if next != leads {
-            break next;
-        }
-    };
+    let next = some_leader(&lab, witness, Some(leads))?;
     let elected = killed.elapsed();
     pulse.wait(1000)?;
     let longest = pulse.longest();

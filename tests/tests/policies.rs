@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use cairn_lab::{Lab, is_in_sync, signal};
-use cairn_tests::{Mounted, Writer, all_equal, nothing_lost};
+use cairn_tests::{Mounted, Writer, all_equal, events, nothing_lost};
 use serde_json::Value;
 
 const VOLUME: &str = "v1";
@@ -64,9 +64,7 @@ fn is_in_force(volume: &Value) -> bool {
 }
 
 fn has_event(lab: &Lab, node: usize, kind: &str) -> Result<bool> {
-    let events = lab.json(node, &["events"])?;
-    let events = events["events"].as_array().cloned().unwrap_or_default();
-    Ok(events.iter().any(|event| event["kind"] == kind))
+    Ok(!events(lab, node, kind)?.is_empty())
 }
 
 /// Under each policy, and from each to the next, the writer goes on; planned promotions lose

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use cairn_lab::{Lab, is_in_sync};
-use cairn_tests::{Mounted, all_equal};
+use cairn_tests::{Mounted, all_equal, events};
 use serde_json::Value;
 
 const VOLUME: &str = "v1";
@@ -19,15 +19,6 @@ fn put(mount: &Path, name: &str, text: &str) -> Result<()> {
     let mut file = File::create(mount.join(name))?;
     file.write_all(text.as_bytes())?;
     Ok(file.sync_all()?)
-}
-
-fn events(lab: &Lab, node: usize, kind: &str) -> Result<Vec<String>> {
-    let events = lab.json(node, &["events"])?;
-    let events = events["events"].as_array().cloned().unwrap_or_default();
-    let found = events.iter().filter(|event| event["kind"] == kind);
-    Ok(found
-        .filter_map(|event| event["message"].as_str().map(str::to_owned))
-        .collect())
 }
 
 /// What a side writes over the file that both have.

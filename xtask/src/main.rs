@@ -110,25 +110,11 @@ fn run(args: &[String]) -> Result<()> {
         }
         ["memory", rest @ ..] => {
             let files = number(rest, "--files")?.unwrap_or(1_000_000);
-            cargo(&["build", "--release", "-p", "cairn"])?;
-            let binary = std::env::current_dir()?.join("target/release/cairn");
             let env = [
                 ("CAIRN_MEMORY_FILES", files.to_string()),
                 ("CAIRN_MEMORY_SPARSE_GB", "100".to_owned()),
-                ("CAIRN_BIN", binary.display().to_string()),
             ];
-            cargo_env(
-                &[
-                    "test",
-                    "-p",
-                    "cairn-tests",
-                    "--test",
-                    "memory",
-                    "--",
-                    "--nocapture",
-                ],
-                &env,
-            )
+            measure("memory", env.into())
         }
         ["fuzz", rest @ ..] => {
             let seconds = number(rest, "--seconds")?.unwrap_or(60);
@@ -242,6 +228,21 @@ fn sim(args: &[&str]) -> Result<()> {
     simulation(name, &env)
 }
 
+/// Runs a test program of whole nodes on a release build, one test after the other, and shows what
+/// it prints.
+fn measure(test: &str, mut env: Vec<(&'static str, String)>) -> Result<()> {
+    cargo(&["build", "--release", "-p", "cairn"])?;
+    env.push(("CAIRN_BIN", absolute("target/release/cairn")?));
+    let args = ["test", "-p", "cairn-tests", "--test", test, "--"];
+    let one = ["--nocapture", "--test-threads=1"];
+    cargo_env(&[&args[..], &one[..]].concat(), &env)
+}
+
+/// A path as a test sees it, which runs in its own crate's directory.
+fn absolute(path: &str) -> Result<String> {
+    Ok(std::path::absolute(path)?.display().to_string())
+}
+
 /// Faults of real nodes, N rounds of each with the pool's leader there and elsewhere.
 fn failover(args: &[&str]) -> Result<()> {
     let mut env = vec![("CAIRN_FAILOVER_MEASURE", "1".to_owned())];
@@ -256,20 +257,12 @@ fn failover(args: &[&str]) -> Result<()> {
                     .with_context(|| format!("--rounds needs a number from 1 on, not `{value}`"))?;
             }
             ["--only", fault] => env.push(("CAIRN_FAILOVER_ONLY", (*fault).to_owned())),
-            // The test runs in its own crate's directory.
-            ["--out", file] => {
-                let path = std::path::absolute(file)?.display().to_string();
-                env.push(("CAIRN_FAILOVER_OUT", path));
-            }
+            ["--out", file] => env.push(("CAIRN_FAILOVER_OUT", absolute(file)?)),
             other => bail!("unknown or incomplete: {}", other.join(" ")),
         }
     }
     env.push(("CAIRN_FAILOVER_ROUNDS", u64::to_string(&rounds)));
-    cargo(&["build", "--release", "-p", "cairn"])?;
-    let binary = std::env::current_dir()?.join("target/release/cairn");
-    env.push(("CAIRN_BIN", binary.display().to_string()));
-    let args = ["test", "-p", "cairn-tests", "--test", "failover", "--"];
-    cargo_env(&[&args[..], &["--nocapture"]].concat(), &env)
+    measure("failover", env)
 }
 
 fn resync(args: &[&str]) -> Result<()> {
@@ -280,22 +273,14 @@ fn resync(args: &[&str]) -> Result<()> {
         match pair {
             ["--mib", value] => mib = number(value)?,
             ["--object-mib", value] => object_mib = number(value)?,
-            ["--out", dir] => {
-                let path = std::path::absolute(dir)?.display().to_string();
-                env.push(("CAIRN_CATCHING_UP_OUT", path));
-            }
+            ["--out", dir] => env.push(("CAIRN_CATCHING_UP_OUT", absolute(dir)?)),
             other => bail!("unknown or incomplete: {}", other.join(" ")),
         }
     }
     env.push(("CAIRN_CATCHING_UP_MIB", mib.to_string()));
     env.push(("CAIRN_CATCHING_UP_OBJECT_MIB", object_mib.to_string()));
     env.push(("CAIRN_CATCHING_UP_WRITES", (object_mib * 50).to_string()));
-    cargo(&["build", "--release", "-p", "cairn"])?;
-    let binary = std::env::current_dir()?.join("target/release/cairn");
-    env.push(("CAIRN_BIN", binary.display().to_string()));
-    let args = ["test", "-p", "cairn-tests", "--test", "catching_up", "--"];
-    let one = ["--nocapture", "--test-threads=1"];
-    cargo_env(&[&args[..], &one[..]].concat(), &env)
+    measure("catching_up", env)
 }
 
 fn volumes(args: &[&str]) -> Result<()> {
@@ -307,19 +292,12 @@ fn volumes(args: &[&str]) -> Result<()> {
                 let number = value.parse::<u64>().ok().filter(|count| *count >= 20);
                 count = number.with_context(|| format!("--count from 20 on, not `{value}`"))?;
             }
-            ["--out", file] => {
-                let path = std::path::absolute(file)?.display().to_string();
-                env.push(("CAIRN_VOLUMES_OUT", path));
-            }
+            ["--out", file] => env.push(("CAIRN_VOLUMES_OUT", absolute(file)?)),
             other => bail!("unknown or incomplete: {}", other.join(" ")),
         }
     }
     env.push(("CAIRN_VOLUMES", count.to_string()));
-    cargo(&["build", "--release", "-p", "cairn"])?;
-    let binary = std::env::current_dir()?.join("target/release/cairn");
-    env.push(("CAIRN_BIN", binary.display().to_string()));
-    let args = ["test", "-p", "cairn-tests", "--test", "many_volumes", "--"];
-    cargo_env(&[&args[..], &["--nocapture"]].concat(), &env)
+    measure("many_volumes", env)
 }
 
 fn schedules(args: &[&str]) -> Result<()> {
