@@ -8,9 +8,10 @@ use crate::frame::RawFrame;
 use crate::ids::{BrickId, VolumeId};
 use crate::record::Record;
 use crate::units::{ObjectId, Sequence, Term};
+use crate::volume::REPLICAS_MAX;
 
 /// Version of this module's messages.
-pub const REPLICA_VERSION: u16 = 2;
+pub const REPLICA_VERSION: u16 = 3;
 /// Most items of a list in one frame.
 pub const ITEMS_MAX: usize = 16 * 1024;
 /// Bytes of the hash of a block in an offer or a comparison.
@@ -42,12 +43,13 @@ mod kind {
     pub(super) const FETCHED: u8 = 54;
     pub(super) const ASK: u8 = 55;
     pub(super) const LEAVING: u8 = 56;
+    pub(super) const STABLE: u8 = 57;
     pub(super) const ASK_PROMISE: u8 = 70;
     pub(super) const PROMISE: u8 = 71;
 }
 
 /// Every kind of frame between replicas, with its name, for logs and tests.
-pub const KINDS: [(u8, &str); 26] = [
+pub const KINDS: [(u8, &str); 27] = [
     (kind::HELLO, "hello"),
     (kind::WELCOME, "welcome"),
     (kind::RECORD, "record"),
@@ -72,6 +74,7 @@ pub const KINDS: [(u8, &str); 26] = [
     (kind::FETCH, "fetch"),
     (kind::FETCHED, "fetched"),
     (kind::ASK, "ask"),
+    (kind::STABLE, "stable"),
     (kind::ASK_PROMISE, "ask-promise"),
     (kind::PROMISE, "promise"),
 ];
@@ -207,6 +210,15 @@ pub enum Message {
     Promise {
         /// As asked.
         sent_us: u64,
+    },
+    /// From the primary: up to where each replica has everything on stable storage.
+    Stable {
+        /// The primary's term.
+        term: Term,
+        /// The version of the replicas' places that the positions go by.
+        layout: u64,
+        /// By place; zero where nothing is known.
+        positions: [Sequence; REPLICAS_MAX],
     },
     /// Asks what the receiver has in doubt since this, its last common record with the sender.
     Ask {
@@ -391,6 +403,17 @@ impl Message {
                 w.u64(*sent_us);
                 kind::PROMISE
             }
+            Self::Stable {
+                term,
+                layout,
+                positions,
+            } => {
+                w.u64(term.0).u64(*layout);
+                for position in positions {
+                    w.u64(position.0);
+                }
+                kind::STABLE
+            }
             Self::Ask {
                 common,
                 term,
@@ -573,6 +596,19 @@ impl Message {
             kind::PROMISE => Self::Promise {
                 sent_us: r.u64("sent")?,
             },
+            kind::STABLE => {
+                let term = Term(r.u64("term")?);
+                let layout = r.u64("layout")?;
+                let mut positions = [Sequence::ZERO; REPLICAS_MAX];
+                for position in &mut positions {
+                    position.0 = r.u64("position")?;
+                }
+                Self::Stable {
+                    term,
+                    layout,
+                    positions,
+                }
+            }
             kind::ASK => Self::Ask {
                 common: Sequence(r.u64("common")?),
                 term: Term(r.u64("term")?),
@@ -803,6 +839,11 @@ mod tests {
                 sent_us: 7,
             },
             Message::Promise { sent_us: 7 },
+            Message::Stable {
+                term: Term(9),
+                layout: 2,
+                positions: std::array::from_fn(|place| Sequence(place as u64)),
+            },
             Message::Doubts {
                 items: vec![
                     Doubt::Key(bytes.clone()),

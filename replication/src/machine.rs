@@ -32,6 +32,7 @@ mod meet;
 mod output;
 mod places;
 pub mod policy;
+mod positions;
 mod queue;
 mod quorum;
 mod splits;
@@ -58,6 +59,7 @@ use flushes::{Flush, Own};
 pub use output::{Config, DropReason, FlushId, Output, Phase, Refusal, Standing};
 use policy::Missing;
 pub use policy::Position;
+pub use positions::Stable;
 pub use queue::Lag;
 use queue::Queue;
 use quorum::Quorum;
@@ -132,6 +134,8 @@ pub struct Machine {
     entering: Mask,
     /// In the set as decided, and told so once that is durable and agreed.
     joining: Mask,
+    /// As member: what the primary told of the others, see [`Machine::stable_at`].
+    told: Stable,
     generations_made: u32,
     /// Where the pool decides about roles.
     quorum: Option<Quorum>,
@@ -189,6 +193,7 @@ impl Machine {
             decisions_open: 0,
             entering: Mask::default(),
             joining: Mask::default(),
+            told: Stable::default(),
             generations_made: 0,
             quorum: config.agreed.map(Quorum::new),
             joined: false,
@@ -293,24 +298,6 @@ impl Machine {
             .map(|r| self.position(r).1)
             .min()
             .unwrap_or(self.stable)
-    }
-    /// The replicas for which records are not marked dirty as they are appended, and up to where
-    /// each has them on stable storage, as far as this replica knows: what comes after must stay in
-    /// the journal or be marked.
-    pub fn owed(&self) -> impl Iterator<Item = (usize, Sequence)> {
-        let feeds = matches!(self.phase, Phase::Serving | Phase::HandingOver { .. });
-        let others = self.belonging().without(self.config.me);
-        let others = (0..REPLICAS_MAX).filter(move |replica| others.has(*replica));
-        others.filter_map(move |replica| {
-            let position = if feeds {
-                let link = self.links[replica].as_ref().filter(|l| l.gets_records());
-                link.map(|link| link.stable)
-            } else {
-                let member = self.state.in_sync.has(replica);
-                member.then(|| self.state.since[replica])
-            };
-            position.map(|position| (replica, position))
-        })
     }
     /// The replicas for which records must be marked dirty as they are appended.
     #[must_use]
@@ -623,23 +610,6 @@ impl Machine {
         }
     }
 
-    /// Notes how far the members are on stable storage, so that a restart knows. Call now and
-    /// then; costs a durable write when something changed.
-    pub fn note_positions(&mut self) {
-        if !self.serves() || self.decisions_open > 0 {
-            return;
-        }
-        let mut changed = false;
-        for replica in self.state.in_sync.iter().filter(|r| *r != self.config.me) {
-            let stable = self.position(replica).1;
-            changed |= stable > self.state.since[replica];
-            self.state.since[replica] = self.state.since[replica].max(stable);
-        }
-        if changed {
-            self.decide();
-        }
-    }
-
     // ---- activation --------------------------------------------------------------------------
 
     fn try_activate(&mut self, now: Duration) {
@@ -775,6 +745,7 @@ impl Machine {
         self.state.role = Role::Primary;
         self.state.role_reason = reason;
         self.state.handed_to = None;
+        self.believe_positions();
         let generation = self.fresh_generation();
         self.state.line.begin(generation, term, self.last);
         for replica in self.staying().iter() {

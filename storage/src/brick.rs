@@ -53,7 +53,8 @@ pub struct Options {
     /// Writes whose whole blocks come to this go into the object's file, once, instead of into the
     /// journal.
     pub large_write_bytes: u64,
-    /// At most so many bytes of large writes are without a sync; at half of it one begins.
+    /// At most so many bytes, of large writes and of the journal, are without a sync; at half of it
+    /// one begins.
     pub unsynced_bytes_max: u64,
     /// A checkpoint begins when so much waits in memory.
     pub overlay_bytes_checkpoint: usize,
@@ -560,8 +561,9 @@ impl<M: Medium> Brick<M> {
 
     /// Begins what is due: a sync, a checkpoint, a segment; and says when changes may come again.
     fn keep_up(&mut self) {
-        if self.core.unsynced.bytes() >= self.options.unsynced_bytes_max / 2 {
+        if self.unsynced_bytes() >= self.options.unsynced_bytes_max / 2 {
             self.sync_uncovered();
+            self.want_journal_sync();
         }
         self.flush_wanted();
         if self.checkpoint_is_due() {
@@ -581,8 +583,13 @@ impl<M: Medium> Brick<M> {
         }
     }
 
+    /// Bytes that a power cut may take.
+    fn unsynced_bytes(&self) -> u64 {
+        self.core.unsynced.bytes() + self.journal.unstable_bytes()
+    }
+
     fn is_over_limits(&self) -> bool {
-        self.core.unsynced.bytes() >= self.options.unsynced_bytes_max
+        self.unsynced_bytes() >= self.options.unsynced_bytes_max
             || self.core.layers.active.bytes >= self.options.overlay_bytes_max
             || self.journal_since_checkpoint() >= self.journal.capacity() / 2
     }

@@ -86,6 +86,11 @@ pub(crate) struct Journal<M: Medium> {
     unsynced: Vec<M::File>,
     unsynced_last: Option<u32>,
     bytes_written: u64,
+    /// Of these, in the page cache, and on stable storage.
+    bytes_pushed: u64,
+    bytes_stable: u64,
+    /// Syncs under way: what each covers, and the bytes up to there.
+    syncs: VecDeque<(Lsn, u64)>,
     /// A segment is being made beside.
     pub(crate) preparing: bool,
     retain_from: Sequence,
@@ -185,6 +190,9 @@ impl<M: Medium> Journal<M> {
             unsynced: Vec::new(),
             unsynced_last: None,
             bytes_written: 0,
+            bytes_pushed: 0,
+            bytes_stable: 0,
+            syncs: VecDeque::new(),
             preparing: false,
             retain_from: Sequence::ZERO,
             marked_before: Sequence::ZERO,
@@ -212,6 +220,10 @@ impl<M: Medium> Journal<M> {
     /// Bytes of frames since the journal was opened.
     pub(crate) fn bytes_written(&self) -> u64 {
         self.bytes_written
+    }
+    /// Bytes of pushed frames that a power cut may take.
+    pub(crate) fn unstable_bytes(&self) -> u64 {
+        self.bytes_pushed - self.bytes_stable
     }
     /// Bytes that may be written between two checkpoints before room runs short.
     pub(crate) fn capacity(&self) -> u64 {
@@ -314,6 +326,7 @@ impl<M: Medium> Journal<M> {
             self.unsynced_last = Some(segment.slot);
         }
         self.pushed = self.last_lsn();
+        self.bytes_pushed = self.bytes_written;
         // A rare large frame must not hold its memory for ever.
         self.buffer.clear();
         self.buffer.shrink_to(1 << 20);
@@ -340,11 +353,18 @@ impl<M: Medium> Journal<M> {
     /// What must be synced for everything pushed to be stable.
     pub(crate) fn begin_sync(&mut self) -> (Vec<M::File>, Lsn) {
         self.unsynced_last = None;
+        self.syncs.push_back((self.pushed, self.bytes_pushed));
         (std::mem::take(&mut self.unsynced), self.pushed)
     }
 
     pub(crate) fn synced(&mut self, upto: Lsn) {
         self.stable = self.stable.max(upto);
+        while let Some((_, bytes)) = self.syncs.pop_front_if(|(lsn, _)| *lsn <= self.stable) {
+            self.bytes_stable = bytes;
+        }
+        if !self.needs_sync() {
+            self.bytes_stable = self.bytes_pushed;
+        }
     }
 
     /// What the fewest segments, at full size, will take besides what is there.

@@ -1,4 +1,4 @@
-//! What a follower tells its primary of how far it is.
+//! What a follower tells its primary of how far it is, and the primary all of them of each other.
 
 use protocol::replica::Message;
 use replication::machine::Standing;
@@ -47,6 +47,29 @@ impl<M: Medium> Driver<M> {
             .any(|purpose| matches!(purpose, BrickFlush::Background));
         if follows && !under_way && self.brick.stable() < self.brick.applied() {
             self.flush_brick(None, BrickFlush::Background);
+        }
+    }
+
+    /// As primary: tells the members how far each other is, where that changed. What they know to
+    /// be stable is not sent again where this primary dies (RS-2).
+    pub(super) fn tell_stable(&mut self) {
+        let known = self.machine.stable_at();
+        if known == self.told_stable {
+            return;
+        }
+        self.told_stable = known;
+        let Some((term, layout, positions)) = known else {
+            return;
+        };
+        for replica in 0..self.links.len() {
+            if self.machine.standing(replica) == Some(Standing::InSync) {
+                let message = Message::Stable {
+                    term,
+                    layout,
+                    positions,
+                };
+                self.send(replica, &message);
+            }
         }
     }
 

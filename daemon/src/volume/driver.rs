@@ -18,10 +18,10 @@ use protocol::ids::{NodeId, SessionId};
 use protocol::mistakes::{Mistake, made};
 use protocol::record::{Change, Record};
 use protocol::replica::{Message, live_record_frame};
-use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Timestamp};
+use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Term, Timestamp};
 use protocol::volume::{Protocol, REPLICAS_MAX, VolumeSpec};
 use replication::machine::{
-    Config, DropReason, FlushId, Machine, Output, Phase, Position, Standing,
+    Config, DropReason, FlushId, Machine, Output, Phase, Position, Stable, Standing,
 };
 use replication::state::{DurableState, Mask, Places};
 use replication::throttle::Throttle;
@@ -122,6 +122,8 @@ pub(super) struct Driver<M: Medium> {
     appended: bool,
     /// What the primary was told last.
     pub(super) acked: Option<Position>,
+    /// As primary: what the members were told last of each other.
+    pub(super) told_stable: Option<(Term, u64, Stable)>,
     /// Answers to completed flushes, until the lease allows them.
     flushed: Vec<Held>,
     /// Records of a primary that is gone, acknowledged as received and still to be applied.
@@ -211,6 +213,7 @@ impl<M: Medium> Driver<M> {
             next_token: 1,
             appended: false,
             acked: None,
+            told_stable: None,
             flushed: Vec::new(),
             left_over: VecDeque::new(),
             ahead_of: Mask::default(),
@@ -815,6 +818,7 @@ impl<M: Medium> Driver<M> {
         self.machine.tick(now);
         self.look_after_throttle(now);
         self.ask_promises();
+        self.tell_stable();
         self.tend_gathering();
         self.look_after_journal();
         self.machine.set_journal_from(self.brick.oldest_kept());

@@ -593,6 +593,13 @@ impl<M: Medium> Driver<M> {
                 let sent = Duration::from_micros(sent_us).min(now);
                 self.machine.promised(replica, sent);
             }
+            Message::Stable {
+                term,
+                layout,
+                positions,
+            } => {
+                self.machine.told_stable(replica, term, layout, &positions);
+            }
             Message::Pull { after } => self.serve_pull(shared, replica, after),
             Message::Pulled => {
                 self.machine.pulled(now);

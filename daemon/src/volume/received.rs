@@ -138,8 +138,8 @@ impl<M: Medium> Driver<M> {
                         .received(replica, record.sequence, record.term)?;
                     fresh = true;
                 }
-                // A promise has no place in the order of records.
-                Message::AskPromise { .. } => {
+                // These have no place in the order of records.
+                Message::AskPromise { .. } | Message::Stable { .. } => {
                     self.handle(shared, replica, message)?;
                     continue;
                 }

@@ -69,6 +69,7 @@ impl Machine {
         self.state.line = welcome.line.clone();
         self.state.in_sync = welcome.in_sync;
         self.state.since = welcome.since;
+        self.forget_told();
         self.state.handed_to = None;
         // From here on another primary brings them up to date, by marks that are not here.
         self.state.targets = Mask::default();

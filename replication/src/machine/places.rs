@@ -45,6 +45,7 @@ impl Machine {
             return;
         }
         self.state.places = places;
+        self.forget_told();
         let orders = matches!(
             self.phase,
             Phase::Serving | Phase::HandingOver { .. } | Phase::Activating

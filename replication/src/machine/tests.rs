@@ -61,6 +61,7 @@ enum Wire {
     Flushed(u64),
     AskPromise(Term, Duration),
     Promise(Duration),
+    Stable(Term, u64, super::Stable),
     Heartbeat,
 }
 
@@ -627,12 +628,16 @@ impl Volume {
             self.carry_out(node);
             let machine = self.nodes[node].machine.as_ref().unwrap();
             let term = machine.durable().term;
+            let known = machine.stable_at();
             let asks = machine.serves() && self.pool.is_some();
             for other in 0..self.nodes.len() {
                 if self.quiet {
                     self.send(node, other, Wire::Heartbeat);
                 } else if asks {
                     self.send(node, other, Wire::AskPromise(term, now));
+                }
+                if let Some((term, layout, at)) = known {
+                    self.send(node, other, Wire::Stable(term, layout, at));
                 }
             }
         }

@@ -454,6 +454,44 @@ fn a_caller_that_outruns_the_disk_is_asked_to_wait_and_told_to_go_on() {
     });
 }
 
+/// RS-2: what the journal alone holds counts as well.
+#[test]
+fn small_writes_are_synced_before_more_waits_than_is_promised() {
+    let disk = SimMedium::new(5, 1 << 30);
+    let few = Options {
+        unsynced_bytes_max: 256 << 10,
+        ..options()
+    };
+    Brick::create(&disk, identity(), Bytes::new(), &few).expect("create");
+    let (mut brick, _) = Brick::open(disk, None, few).expect("open");
+    let mut written = 0;
+    let mut write = |brick: &mut Brick<SimMedium>| {
+        let offset = written % 64 * BLOCK_BYTES;
+        written += 1;
+        let change = Change::Write {
+            object: ObjectId(1),
+            offset,
+            len: BLOCK_BYTES as u32,
+        };
+        let record = next(brick, vec![change], pattern(written, BLOCK_BYTES as usize));
+        let pace = brick.append(&record, 0).expect("append");
+        brick.push().expect("push");
+        (pace, written)
+    };
+    let written = loop {
+        if let (Pace::Throttle, written) = write(&mut brick) {
+            break written;
+        }
+    };
+    assert!(written * BLOCK_BYTES <= 256 << 10, "{written} blocks");
+    // The sync began by itself.
+    wait_for(&mut brick, |event| {
+        matches!(event, BrickEvent::Unthrottled).then_some(())
+    });
+    assert!(brick.stable() > Sequence::ZERO);
+    assert_eq!(write(&mut brick).0, Pace::Ready);
+}
+
 /// RS-2, and the reason for the activity log.
 #[test]
 fn an_overwrite_in_place_waits_for_its_extent_to_be_listed_and_then_skips_the_journal() {

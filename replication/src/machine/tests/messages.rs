@@ -232,7 +232,7 @@ impl Volume {
         let queued = node.held.iter().any(|held| held.from == from);
         let promise = matches!(
             wire,
-            Wire::AskPromise(..) | Wire::Promise(_) | Wire::Heartbeat
+            Wire::AskPromise(..) | Wire::Promise(_) | Wire::Stable(..) | Wire::Heartbeat
         );
         let record = match &wire {
             Wire::Record(record) if node.holds || queued => Some((record.sequence, record.term)),
@@ -401,6 +401,7 @@ impl Volume {
                 }
             }
             Wire::Promise(sent) => machine.promised(from, sent),
+            Wire::Stable(term, layout, at) => machine.told_stable(from, term, layout, &at),
             Wire::Heartbeat => machine.heard(now, from),
             Wire::Pull(after) => {
                 self.send_tail(to, from, after);

@@ -70,6 +70,43 @@ fn a_primary_that_lost_its_tail_fetches_it_from_the_secondary() {
     }
 }
 
+/// RS-2: what the dead primary told to be stable on both sides is not sent to it again, although
+/// it has records that the other never got.
+#[test]
+fn who_takes_over_owes_a_dead_primary_nothing_that_was_stable_on_both_sides() {
+    let mut volume = Volume::new(2);
+    volume.settle();
+    for key in 0..5 {
+        volume.write(0, key);
+    }
+    while volume.deliver(0, 1) | volume.deliver(1, 0) {}
+    volume.flush(0);
+    volume.flush(1);
+    volume.deliver(1, 0);
+    volume.time(Duration::from_millis(1));
+    volume.write(0, 5);
+    while volume.deliver(0, 1) | volume.deliver(1, 0) {}
+    volume.write(0, 6);
+    volume.crash(0, false);
+    let machine = volume.nodes[1].machine.as_mut().unwrap();
+    machine.take_by_force(volume.now).expect("it is whole");
+    volume.carry_out(1);
+    assert_eq!(volume.nodes[1].live.dirty[0], BTreeSet::from([5]));
+    volume.write(1, 3);
+    volume.boot(0);
+    volume.connect(0, 1);
+    let mut seen = None;
+    while volume.deliver(0, 1) | volume.deliver(1, 0) {
+        let machine = volume.nodes[1].machine.as_ref().unwrap();
+        if let Some(Standing::Sourcing(rule)) = machine.standing(0) {
+            seen = Some(rule);
+        }
+    }
+    assert_eq!(seen, Some(Rule::StaleTail));
+    volume.settle();
+    volume.check_whole();
+}
+
 #[test]
 fn a_planned_promotion_loses_nothing_and_moves_the_role() {
     let mut volume = Volume::new(3);
