@@ -26,6 +26,9 @@ struct Shared {
     /// Writes that were confirmed, with their fsync.
     done: AtomicU64,
     stop: AtomicBool,
+    /// Held while a write is under way: who reads beside a write through one page cache may see
+    /// parts of both, here as on any other file system.
+    under_way: Mutex<()>,
     failed: Mutex<Option<io::Error>>,
 }
 
@@ -43,6 +46,7 @@ fn block(number: u64) -> Vec<u8> {
 }
 
 fn beat(file: &File, shared: &Shared) -> io::Result<()> {
+    let _under_way = shared.under_way.lock().expect("no thread panics with it");
     let number = shared.done.load(Ordering::Relaxed);
     let bytes = block(number);
     let began = Instant::now();
@@ -99,19 +103,17 @@ impl Pulse {
         Ok(())
     }
 
-    /// Reads the file and compares it with what was confirmed. A block may be newer, as the
-    /// writer goes on meanwhile, and never older, torn or another's.
+    /// Between two writes, reads the file: it holds what was confirmed, nothing older, torn or
+    /// another's.
     pub fn compare(&self) -> Result<()> {
         self.check()?;
-        let confirmed = self.shared.done.load(Ordering::Acquire);
+        let shared = &self.shared;
+        let _under_way = shared.under_way.lock().expect("no thread panics with it");
+        let confirmed = shared.done.load(Ordering::Acquire);
         let bytes = fs::read(&self.path)?;
-        // One more may be under way.
-        let begun = self.shared.done.load(Ordering::Acquire) + 1;
         for number in confirmed.saturating_sub(BLOCKS)..confirmed {
             let at = (number % BLOCKS) as usize * BLOCK_BYTES;
-            let found = bytes.get(at..at + BLOCK_BYTES);
-            let newer = (number..begun).step_by(BLOCKS as usize);
-            let whole = newer.map(block).any(|block| found == Some(&block[..]));
+            let whole = bytes.get(at..at + BLOCK_BYTES) == Some(&block(number)[..]);
             ensure!(whole, "write {number} of {confirmed} is not there");
         }
         Ok(())
