@@ -35,15 +35,17 @@ const HEARTBEAT_MS: u64 = 50;
 /// A follower that heard nothing for so long stands for election. Short, so that volumes whose
 /// primary died with the leader go on soon. On a busy machine a leader may be replaced without
 /// need: that costs a few messages and stops no I/O.
-const ELECTION_MS_MIN: u64 = 150;
+const ELECTION_MS_MIN: u64 = 100;
 /// Upper end of the same.
-const ELECTION_MS_MAX: u64 = 250;
+const ELECTION_MS_MAX: u64 = 200;
 /// How long each vote about the successor of a dead leader may take before the next. It is kept
-/// on stable storage, by a majority.
-const REPLACED_WITHIN: [Duration; 3] = [
+/// on stable storage, by a majority. The last one begins when the dead leader's lease has ended
+/// everywhere: who has not heard of the death itself votes for nobody before that.
+const REPLACED_WITHIN: [Duration; 4] = [
     Duration::from_millis(40),
     Duration::from_millis(80),
-    Duration::from_millis(160),
+    Duration::from_millis(ELECTION_MS_MAX - 100),
+    Duration::from_millis(100),
 ];
 /// Entries between snapshots.
 const SNAPSHOT_ENTRIES: u64 = 500;

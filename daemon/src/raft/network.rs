@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use openraft::error::{
     InstallSnapshotError, NetworkError, RPCError, RaftError, RemoteError, Unreachable,
 };
-use openraft::network::{RPCOption, RaftNetwork, RaftNetworkFactory};
+use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
@@ -18,6 +18,12 @@ use serde::{Deserialize, Serialize};
 use super::types::PoolRaft;
 use crate::logging::RateLimit;
 use crate::rpc::{CallError, NodeClients};
+
+/// Pause before a member that cannot be reached is tried again, doubled each time up to the
+/// longest. A member that starts again must hear of its leader before it stands for election
+/// itself, and in time to know a dead one's successor.
+const RETRY_PAUSE: Duration = Duration::from_millis(10);
+const RETRY_PAUSE_MAX: Duration = Duration::from_millis(80);
 
 /// A request of the group.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -121,6 +127,11 @@ impl Link {
 }
 
 impl RaftNetwork<PoolRaft> for Link {
+    fn backoff(&self) -> Backoff {
+        let double = |pause: &Duration| Some((*pause * 2).min(RETRY_PAUSE_MAX));
+        Backoff::new(std::iter::successors(Some(RETRY_PAUSE), double))
+    }
+
     async fn append_entries(
         &mut self,
         rpc: AppendEntriesRequest<PoolRaft>,
