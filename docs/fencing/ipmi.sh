@@ -6,7 +6,7 @@
 #   ipmi_user=cairn
 #   ipmi_password_file=/etc/cairn/ipmi.password
 set -eu
-. /etc/cairn/fence.conf
+. "${CAIRN_FENCE_CONF:-/etc/cairn/fence.conf}"
 name=$(printf %s "$CAIRN_NODE" | tr -c 'A-Za-z0-9' _)
 eval "host=\${ipmi_host_$name:-}"
 [ -n "$host" ] || { echo "fence.conf has no ipmi_host_$name" >&2; exit 1; }

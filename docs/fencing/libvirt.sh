@@ -5,7 +5,7 @@
 #   libvirt_uri=qemu+ssh://fence@host.example/system
 #   libvirt_domain_node1=vm-node1    where the machine's name is not the node's; - and . become _
 set -eu
-. /etc/cairn/fence.conf
+. "${CAIRN_FENCE_CONF:-/etc/cairn/fence.conf}"
 name=$(printf %s "$CAIRN_NODE" | tr -c 'A-Za-z0-9' _)
 eval "domain=\${libvirt_domain_$name:-$CAIRN_NODE}"
 state() { virsh --connect "$libvirt_uri" domstate "$domain"; }

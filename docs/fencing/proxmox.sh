@@ -7,7 +7,7 @@
 #   proxmox_ca=/etc/cairn/pve-ca.pem
 #   proxmox_vm_node1=pve1/qemu/101             host/kind/number; - and . in names become _
 set -eu
-. /etc/cairn/fence.conf
+. "${CAIRN_FENCE_CONF:-/etc/cairn/fence.conf}"
 name=$(printf %s "$CAIRN_NODE" | tr -c 'A-Za-z0-9' _)
 eval "vm=\${proxmox_vm_$name:-}"
 [ -n "$vm" ] || { echo "fence.conf has no proxmox_vm_$name" >&2; exit 1; }

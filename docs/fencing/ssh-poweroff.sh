@@ -5,7 +5,7 @@
 # /etc/cairn/fence.conf:
 #   ssh_user=root                    with a key that both nodes have for each other
 set -eu
-. /etc/cairn/fence.conf
+. "${CAIRN_FENCE_CONF:-/etc/cairn/fence.conf}"
 host=${CAIRN_ADDRESS%:*}
 host=${host#[}
 host=${host%]}
