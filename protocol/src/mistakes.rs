@@ -34,11 +34,15 @@ pub enum Mistake {
     RecoversTooLittle,
     /// Marks are not kept over a restart.
     ForgetsMarksOnRestart,
+    /// A block that another replica gave is put over what was written meanwhile.
+    RepairsOverNewer,
+    /// A read that fails is not answered from another replica.
+    AsksNobody,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::AnswersEarly,
         Self::WelcomesEarly,
         Self::ForgetsReplies,
@@ -52,6 +56,8 @@ impl Mistake {
         Self::SkipsTheFiles,
         Self::RecoversTooLittle,
         Self::ForgetsMarksOnRestart,
+        Self::RepairsOverNewer,
+        Self::AsksNobody,
     ];
 }
 

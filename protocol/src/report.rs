@@ -267,6 +267,12 @@ pub struct ReplicaReport {
     /// As primary: confirmed operations that its take-over lost, as far as clients showed.
     #[serde(default)]
     pub lost_operations: u64,
+    /// How often a block of its brick was found damaged or unreadable since its start.
+    #[serde(default)]
+    pub damaged_blocks: u64,
+    /// How many of those were put right from another replica (DUR-4).
+    #[serde(default)]
+    pub repaired_blocks: u64,
     /// The whole picture before the resync under way, to which the replica can go back.
     #[serde(default)]
     pub point: Option<PointReport>,
@@ -341,6 +347,12 @@ pub struct ReplicaStatus {
     pub resync: Option<ResyncReport>,
     /// The last one.
     pub last_resync: Option<LastResyncReport>,
+    /// How often a block of its brick was found damaged or unreadable since its start.
+    #[serde(default)]
+    pub damaged_blocks: Option<u64>,
+    /// How many of those were put right from another replica (DUR-4).
+    #[serde(default)]
+    pub repaired_blocks: Option<u64>,
     /// The whole picture before the resync under way, to which it can go back.
     #[serde(default)]
     pub point: Option<PointReport>,

@@ -145,7 +145,7 @@ enum Task {
     CheckpointFiles,
     CheckpointStore,
     Prefetch(PendingRead),
-    Prepare(u64),
+    Prepare(u64, read::Blocks),
     Segment(u32),
     /// Files of points that are gone are removed.
     RemoveFiles,
@@ -172,6 +172,8 @@ pub struct Brick<M: Medium> {
     tasks: HashMap<u64, Task>,
     next_token: u64,
     events: VecDeque<BrickEvent>,
+    /// What changes build on and the medium does not give.
+    unprepared: VecDeque<read::Blocks>,
     failed: Option<BrickError>,
     throttled: bool,
     direct_bytes: u64,
@@ -340,9 +342,10 @@ impl<M: Medium> Brick<M> {
     /// The brick stops: what the files hold after a failed write or sync is not known.
     fn fail(&mut self, error: BrickError) -> BrickError {
         let error = match error {
-            BrickError::Failed(fault) | BrickError::Read(ReadError::Io(fault)) => {
-                BrickError::Failed(fault)
-            }
+            BrickError::Failed(fault)
+            | BrickError::Read(
+                ReadError::Io(fault) | ReadError::Unreadable { source: fault, .. },
+            ) => BrickError::Failed(fault),
             BrickError::Read(_) => BrickError::Failed(IoFault {
                 op: "read what a change builds on",
                 kind: std::io::ErrorKind::InvalidData,
@@ -523,8 +526,8 @@ impl<M: Medium> Brick<M> {
                 self.finish_read(read, result);
                 return;
             }
-            Task::Prepare(token) => {
-                self.events.push_back(BrickEvent::Prepared { token });
+            Task::Prepare(token, blocks) => {
+                self.finish_prepare(token, blocks, result);
                 return;
             }
             _ if self.failed.is_some() => return,

@@ -159,6 +159,18 @@ pub enum ReadError {
         /// The block's index in it.
         block: u64,
     },
+    /// The medium does not give what it holds of the object.
+    #[error("object {object}: {count} blocks from {block} on cannot be read: {source}")]
+    Unreadable {
+        /// The object.
+        object: ObjectId,
+        /// The first block that was asked for.
+        block: u64,
+        /// How many were asked for: one of them at least cannot be read.
+        count: u64,
+        /// What the medium said.
+        source: IoFault,
+    },
     /// A row of the metadata store does not match its checksum.
     #[error("a row of table {table} does not match its checksum")]
     CorruptRow {
@@ -167,7 +179,7 @@ pub enum ReadError {
         /// The key.
         key: Vec<u8>,
     },
-    /// The medium failed.
+    /// The medium failed with the metadata store.
     #[error(transparent)]
     Io(#[from] IoFault),
 }

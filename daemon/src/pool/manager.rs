@@ -188,6 +188,8 @@ fn failed_report(spec: &VolumeSpec, replica: usize, node: NodeId, reason: &str) 
         split_brain: None,
         protocol_in_force: None,
         lost_operations: 0,
+        damaged_blocks: 0,
+        repaired_blocks: 0,
         point: None,
         kept: Vec::new(),
     }

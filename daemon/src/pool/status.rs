@@ -205,6 +205,7 @@ fn volume_status(state: &PoolState, spec: &VolumeSpec, answers: &Answers) -> Vol
         .flatten()
         .find_map(|report| report.split_brain.clone());
     let mut notes = notes(state, spec, primary);
+    notes.extend(replicas.iter().filter_map(|it| damage_note(&spec.name, it)));
     notes.extend(
         split_brain
             .as_ref()
@@ -283,6 +284,8 @@ fn replica_status(
             .and_then(|peer| peer.resync.clone())
             .or_else(|| report.and_then(|report| report.resync.clone())),
         last_resync: by_primary.and_then(|peer| peer.last_resync),
+        damaged_blocks: report.map(|report| report.damaged_blocks),
+        repaired_blocks: report.map(|report| report.repaired_blocks),
         point: report.and_then(|report| report.point.clone()),
         kept: report.map_or_else(Vec::new, |report| report.kept.clone()),
     }
@@ -370,6 +373,18 @@ fn split_note(name: &str, split: &SplitBrainReport) -> String {
          other one stays readable",
         split.nodes.join(" and ")
     )
+}
+
+/// What a brick's medium got wrong.
+fn damage_note(name: &str, replica: &ReplicaStatus) -> Option<String> {
+    let damaged = replica.damaged_blocks.filter(|count| *count > 0)?;
+    Some(format!(
+        "blocks of {}:{} were found damaged {damaged} times since its daemon's start, {} were put \
+         right from another replica: look at that disk, and run `cairn volume verify {name} --repair`",
+        replica.node,
+        replica.brick,
+        replica.repaired_blocks.unwrap_or(0)
+    ))
 }
 
 fn notes(state: &PoolState, spec: &VolumeSpec, primary: Option<&ReplicaReport>) -> Vec<String> {

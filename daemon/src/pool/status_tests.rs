@@ -80,6 +80,8 @@ fn report(replica: usize, role: ReplicaRole) -> ReplicaReport {
         split_brain: None,
         protocol_in_force: None,
         lost_operations: 0,
+        damaged_blocks: 0,
+        repaired_blocks: 0,
         point: None,
         kept: Vec::new(),
     }
@@ -217,4 +219,25 @@ fn a_stopped_volume_does_not_make_the_pool_unavailable() {
         quorum: false,
     };
     assert_eq!(overall(&alone, &[]), Health::Degraded);
+}
+
+/// DUR-4
+#[test]
+fn a_brick_whose_blocks_were_damaged_is_told_with_what_to_do() {
+    let mut primary = report(0, ReplicaRole::Primary);
+    (primary.damaged_blocks, primary.repaired_blocks) = (3, 2);
+    let status = judged([Some(primary), Some(report(1, ReplicaRole::Secondary))]);
+    assert_eq!(
+        status.health,
+        Health::Healthy,
+        "what was wrong was put right"
+    );
+    let told = |note: &&String| note.contains("found damaged 3 times") && note.contains("--repair");
+    assert_eq!(
+        status.notes.iter().filter(told).count(),
+        1,
+        "{:?}",
+        status.notes
+    );
+    assert_eq!(status.replicas[0].repaired_blocks, Some(2));
 }

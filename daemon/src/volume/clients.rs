@@ -12,7 +12,7 @@ use protocol::fs::{
 };
 use protocol::ids::SessionId;
 use protocol::mistakes::{Mistake, made};
-use protocol::units::{EXTENT_BYTES, ObjectId, Sequence, Timestamp};
+use protocol::units::{ObjectId, Sequence, Timestamp};
 use protocol::volume::VolumeKind;
 use storage::{Medium, ReadError, ReadOutcome, SeekFor};
 use tokio::io::AsyncReadExt;
@@ -21,6 +21,7 @@ use tokio::sync::oneshot;
 use super::driver::{Driver, FlushWaiter, Held, OrderError, PendingReply, Shared, Token, Waiting};
 use super::keys::Keys;
 use super::outbox::Outbox;
+use super::repair::finish_read;
 use super::replay::Presented;
 use super::sessions::{Done, Session};
 use super::stream::{ReadHalf, Stream};
@@ -36,8 +37,7 @@ const READ_BYTES: usize = 256 << 10;
 /// Room that is kept for what is on the way to a replica besides what is counted.
 const SPACE_MARGIN_BYTES: u64 = 4 << 20;
 
-const EIO: i32 = 5;
-const EINVAL: i32 = 22;
+pub(super) const EIO: i32 = 5;
 const ENFILE: i32 = 23;
 const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
@@ -418,6 +418,9 @@ impl<M: Medium> Driver<M> {
         if changes && let Some(errno) = self.refuse_change(session, &request) {
             return self.refuse_slot(session, &request, errno);
         }
+        if changes && self.repairs.holds(&request.operation) {
+            return Ok(Taken::Later(request));
+        }
         if let Operation::Write {
             object,
             offset,
@@ -769,14 +772,14 @@ impl<M: Medium> Driver<M> {
                 let shared = shared.clone();
                 tokio::task::spawn_local(async move {
                     let result = wait.await;
-                    finish_read(&shared, reply, object, offset, len, result.ok()).await;
+                    finish_read(&shared, reply, (object, offset, len), result.ok()).await;
                 });
             }
             Err(error) => {
                 self.tokens.remove(&token);
                 let shared = shared.clone();
                 tokio::task::spawn_local(async move {
-                    finish_read(&shared, reply, object, offset, len, Some(Err(error))).await;
+                    finish_read(&shared, reply, (object, offset, len), Some(Err(error))).await;
                 });
             }
         }
@@ -882,68 +885,4 @@ impl<M: Medium> Driver<M> {
         self.replays.authors.note(author, stable);
         self.replays.changers.note(session);
     }
-}
-
-/// Completes a read that had to wait, or whose bytes are damaged here: then another replica is
-/// asked, and its bytes replace the damaged ones (DUR-4).
-async fn finish_read<M: Medium>(
-    shared: &Shared<M>,
-    reply: PendingReply,
-    object: ObjectId,
-    offset: u64,
-    len: u32,
-    result: Option<Result<Bytes, ReadError>>,
-) {
-    let mut result = result;
-    // Each round repairs one damaged block at least.
-    for _ in 0..=EXTENT_BYTES / protocol::units::BLOCK_BYTES {
-        match result {
-            Some(Err(ReadError::Corrupt { object: bad, block }))
-                if super::verify::repair_block(shared, bad, block).await =>
-            {
-                result = read_again(shared, object, offset, len).await;
-            }
-            _ => break,
-        }
-    }
-    let mut d = shared.borrow_mut();
-    let outcome = match result {
-        Some(Ok(data)) => Outcome::Data(data),
-        Some(Err(error)) => d.read_failed(&error),
-        None => Outcome::Error(EINVAL), // the brick is closing; the connection ends too
-    };
-    // The bytes are of now, so what was ordered while they were read must be confirmed too.
-    let sequence = d.machine.last();
-    d.reply_when_confirmed(PendingReply {
-        outcome,
-        sequence,
-        ..reply
-    });
-    d.finish_turn();
-}
-
-/// Reads, waiting for the medium where needed.
-pub(super) async fn read_again<M: Medium>(
-    shared: &Shared<M>,
-    object: ObjectId,
-    offset: u64,
-    len: u32,
-) -> Option<Result<Bytes, ReadError>> {
-    let wait = {
-        let mut d = shared.borrow_mut();
-        let (done, wait) = oneshot::channel();
-        let token = d.token(Token::Read(done));
-        match d.brick.read(object, offset, len, token) {
-            Ok(ReadOutcome::Ready(data)) => {
-                d.tokens.remove(&token);
-                return Some(Ok(data));
-            }
-            Ok(ReadOutcome::Pending) => wait,
-            Err(error) => {
-                d.tokens.remove(&token);
-                return Some(Err(error));
-            }
-        }
-    };
-    wait.await.ok()
 }

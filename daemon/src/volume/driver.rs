@@ -31,6 +31,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 use super::Host;
 use super::links::LinkIo;
 use super::outbox::Outbox;
+use super::repair::Repairs;
 use super::replay::Replays;
 use super::sessions::Sessions;
 use super::settings::Settings;
@@ -134,6 +135,7 @@ pub(super) struct Driver<M: Medium> {
     pub(super) lost_operations: u64,
     /// What clients kept.
     pub(super) replays: Replays,
+    pub(super) repairs: Repairs,
     pub(super) failed: Option<String>,
     pub(super) throttled: bool,
     /// Clients were not read when the last round ended.
@@ -219,6 +221,7 @@ impl<M: Medium> Driver<M> {
             ahead_of: Mask::default(),
             lost_operations: 0,
             replays: Replays::default(),
+            repairs: Repairs::default(),
             failed: None,
             throttled: false,
             blocked: false,
@@ -748,6 +751,7 @@ impl<M: Medium> Driver<M> {
                     self.changed.notify_waiters();
                 }
                 BrickEvent::Corrupt { object, block } => {
+                    self.repairs.found_one();
                     let what = format!("block {block} of object {object} is damaged");
                     self.host.event("block_damaged", &self.spec.name, &what);
                 }

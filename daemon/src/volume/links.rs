@@ -69,6 +69,7 @@ pub(super) struct LinkIo {
     pub(super) ordered_bytes: [u64; 2],
     pub(super) total_bytes: Option<u64>,
     pub(super) questions: super::verify::Questions,
+    pub(super) fetches: super::repair::Fetches,
 }
 
 impl LinkIo {
@@ -442,6 +443,7 @@ impl<M: Medium> Driver<M> {
             ordered_bytes: [0; 2],
             total_bytes: None,
             questions: super::verify::Questions::default(),
+            fetches: super::repair::Fetches::default(),
         });
         self.machine.met(now, replica, told, report);
         self.heartbeat(replica);
@@ -658,7 +660,7 @@ impl<M: Medium> Driver<M> {
                 offset,
                 len,
             } => {
-                super::verify::answer_fetch(shared, replica, id, object, offset, len);
+                super::repair::answer_fetch(shared, replica, id, (object, offset, len));
             }
             Message::Fetched { id, data } => self.take_fetched(replica, id, data),
         }

@@ -18,7 +18,8 @@
 //! | [`points`] | what a target keeps of the time before a resync |
 //! | [`splits`] | what is said about two histories that diverged |
 //! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
-//! | [`verify`] | replicas compared, single blocks repaired |
+//! | [`verify`] | replicas compared |
+//! | [`repair`] | blocks that cannot be read here, taken from another replica |
 //! | [`words`] | sentences for operators |
 //! | [`bricks`] | making, refusing and marking brick directories |
 //! | [`thread`] | the thread, its tasks, its end |
@@ -43,6 +44,7 @@ mod outbox;
 mod pace;
 mod points;
 mod received;
+mod repair;
 mod replay;
 mod report;
 mod sessions;
@@ -537,6 +539,8 @@ impl VolumeHandle {
             split_brain: None,
             protocol_in_force: None,
             lost_operations: 0,
+            damaged_blocks: 0,
+            repaired_blocks: 0,
             point: None,
             kept: Vec::new(),
         }

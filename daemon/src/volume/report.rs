@@ -61,6 +61,8 @@ impl<M: Medium> Driver<M> {
             split_brain: self.split_brain(),
             protocol_in_force: serving.then(|| self.machine.protocol_in_force()),
             lost_operations: self.lost_operations,
+            damaged_blocks: self.repairs.damaged.get(),
+            repaired_blocks: self.repairs.repaired.get(),
             point,
             kept,
         }

@@ -21,9 +21,9 @@ use storage::{DirtyItem, Medium};
 use tokio::sync::{Notify, oneshot};
 
 use super::batch::{Batch, Content};
-use super::clients::read_again;
 use super::driver::{Driver, Shared, index};
 use super::links::{borrow_link, to_json};
+use super::repair::{read_surely, repair};
 use super::words;
 
 /// Items of one batch.
@@ -486,6 +486,7 @@ impl<M: Medium> Run<M> {
             match sent {
                 Ok(None) => return Ok(()),
                 Ok(Some(bytes)) => self.pace_tail(bytes).await?,
+                Err(storage::BrickError::Read(error)) if repair(&self.shared, &error).await => {}
                 Err(error) => {
                     tracing::error!(%error, "the journal cannot be read for a catch-up");
                     self.give_up()?;
@@ -583,7 +584,7 @@ impl<M: Medium> Run<M> {
                 }
                 let offset = start * BLOCK_BYTES;
                 let len = u32::try_from((end - start) * BLOCK_BYTES).map_err(|_| Stopped)?;
-                match read_again(&self.shared, *object, offset, len).await {
+                match read_surely(&self.shared, *object, offset, len).await {
                     Some(Ok(data)) => Ok(Content::Data(data)),
                     Some(Err(error)) => Err(self.unreadable(&error)),
                     None => Err(Stopped),
@@ -803,7 +804,7 @@ pub(super) async fn read_extent<M: Medium>(
     let mut at = 0;
     while at < len {
         let piece = (len - at).min(PAYLOAD_BYTES_MAX as u32);
-        match read_again(shared, object, offset + u64::from(at), piece).await? {
+        match read_surely(shared, object, offset + u64::from(at), piece).await? {
             Ok(bytes) => data.extend_from_slice(&bytes),
             Err(error) => return Some(Err(error)),
         }

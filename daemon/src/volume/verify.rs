@@ -1,4 +1,4 @@
-//! Comparing replicas, and repairing single blocks.
+//! Comparing replicas.
 //!
 //! The primary asks each member of the in-sync set what it holds, range by range, and compares it
 //! with its own. Question and answer travel in the ordered stream, but reading takes time: what
@@ -8,15 +8,15 @@ use std::collections::{BTreeMap, HashMap};
 
 use bytes::{Bytes, BytesMut};
 use protocol::replica::{HASH_BYTES, ITEMS_MAX, Message, Scope};
-use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Sequence};
+use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId};
 use replication::machine::Standing;
 use serde::Serialize;
 use storage::{DirtyItem, Medium};
 use tokio::sync::oneshot;
 
-use super::clients::read_again;
 use super::driver::{Driver, Shared};
 use super::keys::Keys;
+use super::repair::{read_again, read_surely};
 use super::source::{Pairs, after_key, hash_blocks, range_of_keys};
 
 /// How often a difference is asked again before it is believed.
@@ -31,7 +31,6 @@ const OBJECTS_MAX: usize = 2048;
 pub(super) struct Questions {
     next: u64,
     compare: HashMap<u64, oneshot::Sender<Answer>>,
-    fetch: HashMap<u64, oneshot::Sender<Option<Bytes>>>,
 }
 
 /// What a replica answered.
@@ -77,15 +76,6 @@ impl<M: Medium> Driver<M> {
             .and_then(|l| l.questions.compare.remove(&id));
         if let Some(waiter) = waiter {
             let _ = waiter.send(answer);
-        }
-    }
-
-    pub(super) fn take_fetched(&mut self, replica: usize, id: u64, data: Option<Bytes>) {
-        let waiter = self.links[replica]
-            .as_mut()
-            .and_then(|l| l.questions.fetch.remove(&id));
-        if let Some(waiter) = waiter {
-            let _ = waiter.send(data);
         }
     }
 
@@ -497,7 +487,8 @@ async fn rewrite<M: Medium>(shared: &Shared<M>, item: &DirtyItem) -> bool {
         DirtyItem::Blocks { object, start, end } => {
             for block in *start..*end {
                 let offset = block * BLOCK_BYTES;
-                let Some(Ok(data)) = read_again(shared, *object, offset, BLOCK_BYTES as u32).await
+                // What is damaged here is taken from whoever has it.
+                let Some(Ok(data)) = read_surely(shared, *object, offset, BLOCK_BYTES as u32).await
                 else {
                     return false;
                 };
@@ -578,107 +569,4 @@ fn printable(key: &[u8]) -> String {
         .flat_map(|byte| std::ascii::escape_default(*byte))
         .map(char::from)
         .collect()
-}
-
-/// Whether the block was changed by a record after `since`, or nobody can say.
-fn changed_since<M: Medium>(d: &mut Driver<M>, since: Sequence, block: (ObjectId, u64)) -> bool {
-    let touched = d.brick.push().and_then(|()| d.brick.touched_since(since));
-    let Ok(Some(items)) = touched else {
-        return true;
-    };
-    items.iter().any(|item| match item {
-        DirtyItem::Blocks { object, start, end } => {
-            *object == block.0 && (*start..*end).contains(&block.1)
-        }
-        DirtyItem::Dropped { object } => *object == block.0,
-        DirtyItem::Key { .. } => false,
-    })
-}
-
-/// Fetches a block that is damaged here from an in-sync replica and puts it in place.
-pub(super) async fn repair_block<M: Medium>(
-    shared: &Shared<M>,
-    object: ObjectId,
-    block: u64,
-) -> bool {
-    let count = shared.borrow().links.len();
-    // Each is asked again where the block changed while the answer was on its way.
-    let replicas = (0..count).flat_map(|replica| [replica; ASKED_AGAIN_MAX]);
-    for replica in replicas {
-        let (since, wait) = {
-            let mut d = shared.borrow_mut();
-            if d.machine.standing(replica) != Some(Standing::InSync) {
-                continue;
-            }
-            let Some(link) = d.links[replica].as_mut() else {
-                continue;
-            };
-            link.questions.next += 1;
-            let id = link.questions.next;
-            let (sender, wait) = oneshot::channel();
-            link.questions.fetch.insert(id, sender);
-            let (offset, len) = (block * BLOCK_BYTES, BLOCK_BYTES as u32);
-            d.send(
-                replica,
-                &Message::Fetch {
-                    id,
-                    object,
-                    offset,
-                    len,
-                },
-            );
-            (d.machine.last(), wait)
-        };
-        let Ok(Some(data)) = wait.await else { continue };
-        if data.len() as u64 != BLOCK_BYTES {
-            continue;
-        }
-        let mut d = shared.borrow_mut();
-        let (offset, len) = (block * BLOCK_BYTES, BLOCK_BYTES as u32);
-        // A write that came meanwhile has put the block right already, with newer bytes.
-        match d.brick.read_now(object, offset, len) {
-            Err(storage::ReadError::Corrupt { .. }) => {}
-            Ok(_) => return true,
-            Err(_) => return false,
-        }
-        // A write to a part of it leaves it damaged, and the answer may be from before.
-        if changed_since(&mut d, since, (object, block)) {
-            continue;
-        }
-        let change = protocol::record::Change::Write {
-            object,
-            offset,
-            len,
-        };
-        match d.apply_apart(vec![change], data) {
-            Ok(()) => {
-                let what = format!("damaged block {block} of object {object} was put right");
-                d.host.event("block_repaired", &d.spec.name, &what);
-                return true;
-            }
-            Err(error) => d.fail(&error),
-        }
-    }
-    false
-}
-
-/// Answers a question for bytes.
-pub(super) fn answer_fetch<M: Medium>(
-    shared: &Shared<M>,
-    replica: usize,
-    id: u64,
-    object: ObjectId,
-    offset: u64,
-    len: u32,
-) {
-    let shared = shared.clone();
-    tokio::task::spawn_local(async move {
-        let len = len.min(EXTENT_BYTES as u32);
-        let data = read_again(&shared, object, offset, len)
-            .await
-            .and_then(Result::ok);
-        shared
-            .borrow()
-            .send(replica, &Message::Fetched { id, data });
-    });
 }

@@ -15,6 +15,11 @@ use crate::sum::{BLOCK, block_sum};
 
 /// Most blocks read from a file at once.
 const RUN_BLOCKS_MAX: u64 = 256;
+/// Ranges remembered that could not be read for a change. What is forgotten is tried again.
+const UNPREPARED_MAX: usize = 64;
+
+/// Blocks of an object.
+pub(super) type Blocks = (ObjectId, Range<u64>);
 
 /// How a read began.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,6 +57,15 @@ enum Miss {
 impl From<ReadError> for Miss {
     fn from(error: ReadError) -> Self {
         Self::Failed(error)
+    }
+}
+
+fn unreadable(object: ObjectId, blocks: &Range<u64>, error: &io::Error) -> ReadError {
+    ReadError::Unreadable {
+        object,
+        block: blocks.start,
+        count: blocks.end - blocks.start,
+        source: IoFault::new("read an object's file", error),
     }
 }
 
@@ -161,7 +175,7 @@ impl<M: Medium> Core<M> {
         match read() {
             Ok(true) => Ok(()),
             Ok(false) => Err(Miss::WouldWait(blocks)),
-            Err(error) => Err(ReadError::Io(IoFault::new("read an object's file", &error)).into()),
+            Err(error) => Err(unreadable(object, &blocks, &error).into()),
         }
     }
 
@@ -236,7 +250,7 @@ impl<M: Medium> Brick<M> {
             .core
             .files
             .get(object)
-            .map_err(|error| IoFault::new("open an object's file", &error))?;
+            .map_err(|error| unreadable(object, &blocks, &error))?;
         let token = self.token(task);
         match file {
             Some(file) => {
@@ -257,7 +271,10 @@ impl<M: Medium> Brick<M> {
         // together anew, by the checksums of now.
         let result = match fetched {
             Ok(()) => self.core.read_now(read.object, read.offset, read.len),
-            Err(error) => Err(IoFault::new("read an object's file", &error).into()),
+            Err(error) => {
+                let blocks = blocks_touched(read.offset, read.len);
+                Err(unreadable(read.object, &blocks, &error))
+            }
         };
         if let Err(error) = &result {
             self.note_read_error(error);
@@ -299,12 +316,29 @@ impl<M: Medium> Brick<M> {
                 .core
                 .assemble(object, block * BLOCK_BYTES, BLOCK_BYTES, false);
             if let Err(Miss::WouldWait(_)) = missed {
+                // What cannot be read does not come to be at hand: the change finds out.
+                let hopeless = |(of, blocks): &Blocks| *of == object && blocks.contains(&block);
+                if self.unprepared.iter().any(hopeless) {
+                    continue;
+                }
                 let blocks = block..(end / BLOCK_BYTES + 1).min(block + RUN_BLOCKS_MAX);
-                self.fetch(object, blocks, Task::Prepare(token))?;
+                let task = Task::Prepare(token, (object, blocks.clone()));
+                self.fetch(object, blocks, task)?;
                 return Ok(false);
             }
         }
         Ok(true)
+    }
+
+    /// What [`Brick::prepare`] asked for was read, or cannot be.
+    pub(super) fn finish_prepare(&mut self, token: u64, blocks: Blocks, fetched: io::Result<()>) {
+        if fetched.is_err() && !self.unprepared.contains(&blocks) {
+            if self.unprepared.len() >= UNPREPARED_MAX {
+                self.unprepared.pop_front();
+            }
+            self.unprepared.push_back(blocks);
+        }
+        self.events.push_back(BrickEvent::Prepared { token });
     }
 
     /// The first position at or after `offset` and before `size` that is data or a hole. For a hole

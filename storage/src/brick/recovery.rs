@@ -299,6 +299,7 @@ impl<M: Medium> Brick<M> {
             tasks: Default::default(),
             next_token: 0,
             events: Default::default(),
+            unprepared: Default::default(),
             failed: None,
             throttled: false,
             direct_bytes: 0,

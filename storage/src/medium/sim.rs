@@ -136,6 +136,15 @@ impl SimMedium {
         let mut state = lock(&self.state);
         (state.fail_sync, state.fail_write) = (None, None);
         state.unreadable.clear();
+        state.bad.clear();
+    }
+
+    /// A block of 4 KiB of this file cannot be read (EIO) until it is written as a whole.
+    pub fn fail_block(&self, path: &str, block: u64) {
+        let mut state = lock(&self.state);
+        if let Some(inode) = state.entries.get(path).copied() {
+            state.bad.insert((inode, block));
+        }
     }
 
     /// What a file holds now, up to `len` bytes from `offset` on.
@@ -193,7 +202,9 @@ impl SimMedium {
             Op::SyncNew { file, dirs } => self
                 .sync(&file)
                 .and_then(|()| dirs.iter().try_for_each(|dir| self.sync_dir(dir))),
-            Op::Prefetch { file, .. } => lock(&self.state).check_readable(file.inode),
+            Op::Prefetch { file, offset, len } => {
+                lock(&self.state).check_readable(file.inode, offset, len)
+            }
             Op::Job(job) => job(),
         };
         lock(&self.state).done.push(Completion { token, result });
@@ -241,9 +252,13 @@ impl Medium for SimMedium {
         offset: u64,
         buf: &mut [u8],
     ) -> io::Result<Option<usize>> {
-        if lock(&self.state).random(4) == 0 {
+        let mut state = lock(&self.state);
+        // What cannot be read is never at hand; asking without waiting does not find out why.
+        let bad = !state.crashed && state.check_readable(file.inode, offset, buf.len()).is_err();
+        if state.random(4) == 0 || bad {
             return Ok(None);
         }
+        drop(state);
         self.read_at(file, offset, buf).map(Some)
     }
 

@@ -63,7 +63,9 @@ fn or_nothing<T: Default>(read: Result<T, ReadError>) -> Result<T, ReadError> {
 
 fn as_io(error: ReadError) -> io::Error {
     match error {
-        ReadError::Io(fault) => crate::store::as_io(fault),
+        ReadError::Io(fault) | ReadError::Unreadable { source: fault, .. } => {
+            crate::store::as_io(fault)
+        }
         other => io::Error::other(other),
     }
 }

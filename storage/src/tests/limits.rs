@@ -142,7 +142,10 @@ fn unreadable_sectors_are_an_error_of_those_blocks_alone() {
     write(&mut brick, 9, 0, &pattern(2, 100_000));
     checkpoint(&mut brick);
     disk.fail_reads(&crate::layout::object_path(ObjectId(7)));
-    assert!(matches!(read(&mut brick, 7, 0, 10), Err(ReadError::Io(_))));
+    assert!(matches!(
+        read(&mut brick, 7, 0, 10),
+        Err(ReadError::Unreadable { block: 0, .. })
+    ));
     assert!(read(&mut brick, 9, 0, 10).is_ok());
     // A part of a block that cannot be read does not become a block that can.
     write(&mut brick, 7, 10, b"part");
@@ -150,6 +153,35 @@ fn unreadable_sectors_are_an_error_of_those_blocks_alone() {
         read(&mut brick, 7, 10, 4),
         Err(ReadError::Corrupt { .. })
     ));
+}
+
+/// A sector that cannot be read never comes to be at hand: whoever waited for it before a change
+/// waited for ever, and everybody behind it.
+#[test]
+fn a_change_on_a_block_that_cannot_be_read_is_let_go_on() {
+    let (disk, mut brick) = fresh(1 << 30);
+    write(&mut brick, 7, 0, &pattern(1, 100_000));
+    checkpoint(&mut brick);
+    let path = crate::layout::object_path(ObjectId(7));
+    disk.fail_block(&path, 0);
+    disk.fail_block(&path, 2);
+    let (offset, len) = (100, 2 * BLOCK_BYTES);
+    let ready = brick.prepare(ObjectId(7), offset, len, 1);
+    assert_eq!(ready, Ok(false), "it is not at hand");
+    wait_for(&mut brick, |event| {
+        matches!(event, BrickEvent::Prepared { token: 1 }).then_some(())
+    });
+    assert_eq!(brick.prepare(ObjectId(7), offset, len, 2), Ok(true));
+    write(&mut brick, 7, offset, &pattern(2, 2 * BLOCK_BYTES as usize));
+    assert!(matches!(
+        read(&mut brick, 7, 0, 10),
+        Err(ReadError::Corrupt { block: 0, .. })
+    ));
+    // What is written as a whole is whole again, on the medium too.
+    write(&mut brick, 7, 0, &pattern(3, 3 * BLOCK_BYTES as usize));
+    checkpoint(&mut brick);
+    let whole = read(&mut brick, 7, 0, 3 * BLOCK_BYTES as u32).expect("whole");
+    assert_eq!(whole, pattern(3, 3 * BLOCK_BYTES as usize));
 }
 
 /// BAD-4

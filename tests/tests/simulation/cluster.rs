@@ -227,6 +227,21 @@ impl Journal {
             .push(line);
     }
 
+    /// How many lines there are.
+    pub(crate) fn len(&self) -> usize {
+        self.lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .len()
+    }
+
+    /// Whether a line after so many has one of these words.
+    pub(crate) fn told_since(&self, from: usize, words: &[&str]) -> bool {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut since = lines.iter().skip(from);
+        since.any(|line| words.iter().any(|word| line.contains(word)))
+    }
+
     /// A line that is worth writing only where somebody listens.
     pub(crate) fn quietly(&self, what: impl FnOnce() -> String) {
         if self.aloud {

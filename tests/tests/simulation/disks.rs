@@ -96,12 +96,18 @@ impl Faults {
         });
     }
 
-    /// A bit of a stored block flips, at a replica where all have everything (DUR-4). Whoever reads
-    /// it gets what was written, and an operator's comparison puts it right.
+    /// A bit of a stored block flips, or the block cannot be read, at a replica where all have
+    /// everything (DUR-4). Whoever reads it gets what was written, and no error as long as all are
+    /// there; an operator's comparison puts right what nobody read.
     async fn rots(&self, place: Place) {
-        if !all_in_sync(&self.nodes).await {
-            return;
+        self.work.rotten(true);
+        if all_in_sync(&self.nodes).await {
+            self.damage(place).await;
         }
+        self.work.rotten(false);
+    }
+
+    async fn damage(&self, place: Place) {
         let medium = self.medium(place).await;
         let path = storage::layout::object_path(self.work.a_file());
         let blocks = medium.peek(&path, 0, 1 << 20).len() as u64 / BLOCK_BYTES;
@@ -109,6 +115,23 @@ impl Faults {
             return;
         }
         let block = self.random.within(0..blocks);
+        if self.random.one_in(3) {
+            self.journal.note(format!(
+                "node{}: block {block} of {path} cannot be read",
+                place + 1
+            ));
+            medium.fail_block(&path, block);
+            tokio::time::sleep(millis(self.random.within(100..2500))).await;
+            if !cure(&self.nodes).await {
+                // Only this replica has what stands there, as another one was away.
+                self.medium(place).await.mend();
+                if !cure(&self.nodes).await {
+                    self.work
+                        .fail("a block that cannot be read is not put right".to_owned());
+                }
+            }
+            return;
+        }
         let at = block * BLOCK_BYTES + self.random.within(0..BLOCK_BYTES);
         medium.flip_bit(&path, at, 3);
         let damaged = medium.peek(&path, block * BLOCK_BYTES, BLOCK_BYTES as usize);
@@ -116,7 +139,6 @@ impl Faults {
             "node{}: a bit flips in block {block} of {path}",
             place + 1
         ));
-        self.work.rotten(true);
         tokio::time::sleep(millis(self.random.within(100..2500))).await;
         if !cure(&self.nodes).await {
             // Only this replica has what stood there, as another one was away.
@@ -129,7 +151,6 @@ impl Faults {
                     .fail("a damaged block is not put right".to_owned());
             }
         }
-        self.work.rotten(false);
     }
 }
 

@@ -22,6 +22,7 @@ mod network;
 mod operator;
 mod pool;
 mod random;
+mod repair;
 mod shape;
 mod work;
 mod world;
@@ -158,7 +159,10 @@ impl Erring {
                 erring,
                 // What clients kept hides the first of them most of the time.
                 Self::Elsewhere(
-                    Mistake::SkipsTheFiles | Mistake::ExecutesTwice | Mistake::IgnoresDoubts
+                    Mistake::SkipsTheFiles
+                        | Mistake::ExecutesTwice
+                        | Mistake::IgnoresDoubts
+                        | Mistake::RepairsOverNewer
                 ) | Self::Machine(Bug::CoversTooMuch | Bug::IgnoresTheBasis)
             )
         };

@@ -18,6 +18,19 @@ use super::random::Random;
 
 const ENOENT: i32 = 2;
 const EIO: i32 = 5;
+/// What the journal says where not every replica is in sync any more.
+const NOT_ALL_THERE: [&str; 10] = [
+    " replica_lost: ",
+    " replica_dropped: ",
+    " replica_left_behind: ",
+    " primary_lost: ",
+    " primary: ",
+    " secondary: ",
+    " brick_failed: ",
+    " is stopped",
+    " is killed",
+    " loses its power",
+];
 const EEXIST: i32 = 17;
 const ENOSPC: i32 = 28;
 /// fallocate(2): a hole, and the size stays.
@@ -84,8 +97,8 @@ pub(crate) struct Work {
     held_up: Cell<bool>,
     /// Who mostly looks does nothing else for now.
     look_only: Cell<bool>,
-    /// A block of one replica is damaged.
-    rotten: Cell<bool>,
+    /// A block of one replica is damaged: since which line of the journal.
+    rotten: Cell<Option<usize>>,
     /// Something was confirmed as stable.
     stable: Notify,
     ended: Cell<bool>,
@@ -154,7 +167,7 @@ impl Work {
             under_way: Cell::new(0),
             held_up: Cell::new(false),
             look_only: Cell::new(false),
-            rotten: Cell::new(false),
+            rotten: Cell::new(None),
             stable: Notify::new(),
             ended: Cell::new(false),
             wake: Notify::new(),
@@ -194,14 +207,21 @@ impl Work {
         self.look_only.set(only);
     }
 
-    /// A block of one replica is damaged, or not any more.
+    /// A block of one replica is damaged while all are in sync, or not any more.
     pub(crate) fn rotten(&self, rotten: bool) {
-        self.rotten.set(rotten);
+        self.rotten.set(rotten.then(|| self.journal.len()));
     }
 
     /// See [`Work::rotten`].
     pub(crate) fn is_rotten(&self) -> bool {
-        self.rotten.get()
+        self.rotten.get().is_some()
+    }
+
+    /// Whether a read may fail: a block is damaged, and since that was so some replica was not
+    /// there to be asked, or another one serves.
+    fn may_be_unreadable(&self) -> bool {
+        let from = self.rotten.get();
+        from.is_some_and(|from| self.journal.told_since(from, &NOT_ALL_THERE))
     }
 
     /// A file of cells none of which goes into the object's file at once: what a kill may leave
@@ -363,7 +383,7 @@ impl Work {
     fn odd(&self, what: &str, outcome: &Outcome) {
         let known = match outcome {
             Outcome::Error(ENOSPC) => self.habits.may_fail,
-            Outcome::Error(EIO) => self.rotten.get(),
+            Outcome::Error(EIO) => self.may_be_unreadable(),
             _ => false,
         };
         if known {

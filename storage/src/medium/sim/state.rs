@@ -8,6 +8,8 @@ use crate::medium::{Completion, Op, OpenMode, Room};
 
 /// What a real disk writes as a whole or not at all.
 const SECTOR: u64 = 512;
+/// What cannot be read at once where a sector is bad.
+const BLOCK: u64 = 4096;
 
 #[derive(Debug, Clone)]
 enum Change {
@@ -42,6 +44,8 @@ pub(super) struct State {
     /// Changes until the one that fails.
     pub(super) fail_write: Option<u64>,
     pub(super) unreadable: BTreeSet<u64>,
+    /// Blocks that cannot be read until they are written as a whole.
+    pub(super) bad: BTreeSet<(u64, u64)>,
     pub(super) capacity: u64,
     pub(super) slowness: u64,
     used: u64,
@@ -152,6 +156,7 @@ impl State {
             fail_sync: None,
             fail_write: None,
             unreadable: BTreeSet::new(),
+            bad: BTreeSet::new(),
             capacity,
             slowness: 1,
             used: 0,
@@ -242,16 +247,18 @@ impl State {
         Ok(self.inode(inode)?.data.len() as u64)
     }
 
-    pub(super) fn check_readable(&self, inode: u64) -> io::Result<()> {
+    pub(super) fn check_readable(&self, inode: u64, offset: u64, len: usize) -> io::Result<()> {
         self.alive()?;
-        if self.unreadable.contains(&inode) {
+        let end = (offset + len as u64).div_ceil(BLOCK);
+        let mut bad = self.bad.range((inode, offset / BLOCK)..(inode, end));
+        if self.unreadable.contains(&inode) || bad.next().is_some() {
             return Err(eio());
         }
         Ok(())
     }
 
     pub(super) fn read(&mut self, inode: u64, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
-        self.check_readable(inode)?;
+        self.check_readable(inode, offset, buf.len())?;
         let data = &self.inode(inode)?.data;
         let start = index(offset).min(data.len());
         let end = (start + buf.len()).min(data.len());
@@ -284,6 +291,10 @@ impl State {
 
     pub(super) fn write(&mut self, inode: u64, offset: u64, data: &[u8]) -> io::Result<()> {
         self.change(false)?;
+        let end = (offset + data.len() as u64) / BLOCK;
+        for block in offset.div_ceil(BLOCK)..end {
+            self.bad.remove(&(inode, block));
+        }
         let data = data.to_vec();
         self.apply(inode, Change::Write { offset, data })
     }
@@ -443,6 +454,7 @@ impl State {
             dirs: self.dirs.clone(),
             durable_dirs: self.durable_dirs.clone(),
             unreadable: self.unreadable.clone(),
+            bad: self.bad.clone(),
             used: self.used,
             slowness: self.slowness,
             random: self.random,
@@ -455,6 +467,7 @@ impl State {
         let mut next = Self::new(seed, self.capacity);
         next.next_inode = self.next_inode;
         next.slowness = self.slowness;
+        next.bad.clone_from(&self.bad);
         // Sometimes nothing more gets to the disk, sometimes everything, mostly some.
         let keep = match next.random(5) {
             0 => Keep::Nothing,
