@@ -15,6 +15,7 @@ pub mod ids;
 pub mod mistakes;
 pub mod node_rpc;
 pub mod options;
+pub mod packed;
 pub mod preamble;
 pub mod record;
 pub mod replica;

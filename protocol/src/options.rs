@@ -126,7 +126,7 @@ pub const OPTIONS: &[OptionRule] = &[
         key: "compression",
         kind: OptionKind::Word(&["off", "zstd"]),
         default: "off",
-        meaning: "Compression between replicas.",
+        meaning: "Compression between replicas: of what becomes smaller by it, where both ends know how.",
     },
     OptionRule {
         key: "link-profile",
@@ -317,7 +317,9 @@ impl OptionRule {
             "protocol" | "async-queue-max" | "quorum" | "size" | "resync-max-rate"
             | "replica-deadline" | "session-timeout" | "min-in-sync" | "read-only"
             | "split-brain-policy" | "fence-command" | "fence-delay" | "fence-timeout"
-            | "preferred-primary" | "failback" | "failback-delay" => Effect::InForce,
+            | "preferred-primary" | "failback" | "failback-delay" | "compression" => {
+                Effect::InForce
+            }
             _ if default || value.is_empty() => Effect::InForce,
             "auth.allow" | "root-squash" => Effect::Refused,
             _ => Effect::Later,
@@ -578,7 +580,7 @@ mod tests {
         assert_eq!(effect("root-squash", "on"), Effect::Refused);
         assert_eq!(effect("root-squash", "off"), Effect::InForce);
         assert_eq!(effect("protocol", "A"), Effect::InForce);
-        assert_eq!(effect("compression", "zstd"), Effect::Later);
+        assert_eq!(effect("lease-time", "1s"), Effect::Later);
         assert_eq!(effect("protocol", "C"), Effect::InForce);
         assert_eq!(effect("read-only", "on"), Effect::InForce);
     }

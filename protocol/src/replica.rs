@@ -44,12 +44,14 @@ mod kind {
     pub(super) const ASK: u8 = 55;
     pub(super) const LEAVING: u8 = 56;
     pub(super) const STABLE: u8 = 57;
+    /// See [`crate::packed`].
+    pub(super) const PACKED: u8 = crate::packed::PACKED;
     pub(super) const ASK_PROMISE: u8 = 70;
     pub(super) const PROMISE: u8 = 71;
 }
 
 /// Every kind of frame between replicas, with its name, for logs and tests.
-pub const KINDS: [(u8, &str); 27] = [
+pub const KINDS: [(u8, &str); 28] = [
     (kind::HELLO, "hello"),
     (kind::WELCOME, "welcome"),
     (kind::RECORD, "record"),
@@ -77,6 +79,7 @@ pub const KINDS: [(u8, &str); 27] = [
     (kind::STABLE, "stable"),
     (kind::ASK_PROMISE, "ask-promise"),
     (kind::PROMISE, "promise"),
+    (kind::PACKED, "packed"),
 ];
 
 /// Something that may differ between two replicas.
@@ -317,6 +320,14 @@ pub enum Message {
 }
 
 impl Message {
+    /// Whether frames of this kind may be held by a packed one ([`crate::packed`]): all of these
+    /// but the hello, which comes before anybody knows whether the other can unpack.
+    #[must_use]
+    pub fn may_be_packed(kind: u8) -> bool {
+        let hello_or_packed = matches!(kind, kind::HELLO | kind::PACKED);
+        !hello_or_packed && KINDS.iter().any(|(known, _)| *known == kind)
+    }
+
     /// As a frame.
     #[must_use]
     // A table: one row a message.

@@ -218,6 +218,20 @@ pub struct PeerReport {
     /// The last resync towards it.
     #[serde(default)]
     pub last_resync: Option<LastResyncReport>,
+    /// The connection's counters; null where there is none.
+    #[serde(default)]
+    pub link: Option<LinkReport>,
+}
+
+/// What went to a replica over the connection that there is now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LinkReport {
+    /// Whether it is compressed where that gains: the option asks for it, and both ends know how.
+    pub compressed: bool,
+    /// Bytes before compression, headers included.
+    pub plain_bytes: u64,
+    /// Bytes that crossed the wire, below TLS.
+    pub sent_bytes: u64,
 }
 
 /// One replica's own view, asked of its node.
@@ -347,6 +361,9 @@ pub struct ReplicaStatus {
     pub resync: Option<ResyncReport>,
     /// The last one.
     pub last_resync: Option<LastResyncReport>,
+    /// What the primary sent to it over the connection that there is now.
+    #[serde(default)]
+    pub link: Option<LinkReport>,
     /// How often a block of its brick was found damaged or unreadable since its start.
     #[serde(default)]
     pub damaged_blocks: Option<u64>,

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use cairn_tests::{Random, setting};
-use protocol::frame::{RawFrame, take_frame};
+use protocol::frame::{FRAME_BYTES_MAX, RawFrame, take_frame};
 use protocol::fs::{
     Author, Hello, HelloReply, Operation, Outcome, Present, Replay, Reply, Request,
 };
 use protocol::ids::{GenerationId, SessionId, VolumeId};
+use protocol::packed::{Packer, Unpacker};
 use protocol::preamble::{PREAMBLE_BYTES, Purpose};
 use protocol::record::{Change, Record};
 use protocol::replica::Message;
@@ -102,7 +103,16 @@ fn seeds() -> Vec<RawFrame> {
         },
     }
     .encode();
+    let packed = {
+        let payload = Bytes::from(vec![7; 2000]);
+        let record = Record {
+            payload,
+            ..record.clone()
+        };
+        Packer::default().pack(Message::Resync(record).encode(), false)
+    };
     vec![
+        packed,
         request(
             Operation::Create {
                 parent: ObjectId(1),
@@ -225,6 +235,12 @@ fn decode_all(frame: &RawFrame) {
         let again = Replay::decode(&replay.encode());
         // Without a place, none is written.
         assert_eq!(again.as_ref(), Ok(&replay));
+    }
+    if let Ok(held) = Unpacker::default().unpack(frame.clone(), Message::may_be_packed) {
+        assert!(held.meta.len() + held.payload.len() <= FRAME_BYTES_MAX);
+        if held != *frame {
+            let _ = Message::decode(&held);
+        }
     }
     if let Ok(message) = Message::decode(frame) {
         assert_eq!(Message::decode(&message.encode()).as_ref(), Ok(&message));

@@ -68,6 +68,7 @@ fn told(in_sync: &[Option<bool>]) -> VolumeStatus {
             lag_seconds: None,
             resync: None,
             last_resync: None,
+            link: None,
             damaged_blocks: None,
             repaired_blocks: None,
             point: None,

@@ -283,6 +283,7 @@ fn replica_status(
             .as_ref()
             .and_then(|peer| peer.resync.clone())
             .or_else(|| report.and_then(|report| report.resync.clone())),
+        link: by_primary.as_ref().and_then(|peer| peer.link),
         last_resync: by_primary.and_then(|peer| peer.last_resync),
         damaged_blocks: report.map(|report| report.damaged_blocks),
         repaired_blocks: report.map(|report| report.repaired_blocks),

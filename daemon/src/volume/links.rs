@@ -11,13 +11,14 @@ use bytes::{Bytes, BytesMut};
 use protocol::frame::{FrameError, take_frame};
 use protocol::ids::NodeId;
 use protocol::mistakes::{Mistake, made};
+use protocol::packed::{PackedError, Unpacker, ZSTD};
 use protocol::preamble::Purpose;
 use protocol::replica::{Message, REPLICA_VERSION};
 use replication::decision::Rule;
 use replication::machine::{Position, Refusal, Standing};
 use replication::state::{Membership, Report, Welcome};
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use storage::Medium;
 use tokio::io::{AsyncRead, AsyncReadExt};
 
@@ -70,6 +71,9 @@ pub(super) struct LinkIo {
     pub(super) total_bytes: Option<u64>,
     pub(super) questions: super::verify::Questions,
     pub(super) fetches: super::repair::Fetches,
+    /// It takes packed frames.
+    pub(super) unpacks: bool,
+    pub(super) unpacker: Unpacker,
 }
 
 impl LinkIo {
@@ -93,6 +97,9 @@ pub(super) enum LinkError {
     /// A frame that is no message.
     #[error(transparent)]
     Decode(#[from] protocol::codec::DecodeError),
+    /// A frame that holds another one, and does not.
+    #[error(transparent)]
+    Packed(#[from] PackedError),
     /// A message that does not fit.
     #[error(transparent)]
     OutOfPlace(#[from] Refusal),
@@ -222,7 +229,7 @@ pub(super) async fn serve_link<M: Medium>(
         }
         let greeted = tokio::time::timeout(GREETING_TIMEOUT, next_frame(&mut reader, &mut buffer));
         let frame = greeted.await.map_err(|_| LinkError::Timeout)??;
-        let (replica, report) = check_hello(&driver.borrow(), Message::decode(&frame)?, peer)?;
+        let (replica, greeting) = check_hello(&driver.borrow(), Message::decode(&frame)?, peer)?;
         if dialled.is_some_and(|expected| expected != replica) {
             return Err(LinkError::Foreign);
         }
@@ -236,7 +243,7 @@ pub(super) async fn serve_link<M: Medium>(
                 return Err(LinkError::Closed);
             }
             d.check_in_step();
-            let epoch = d.link_up(replica, outbox.clone(), &told, report);
+            let epoch = d.link_up(replica, outbox.clone(), &told, greeting);
             d.finish_turn();
             epoch
         };
@@ -351,16 +358,41 @@ fn hello<M: Medium>(driver: &Driver<M>, report: &Report) -> protocol::frame::Raw
         replica: u8::try_from(driver.me).expect("REPLICAS_MAX"),
         brick: replica.brick,
         incarnation: driver.incarnation,
-        report: to_json(report),
+        report: to_json(&Greets {
+            report,
+            understands: [ZSTD],
+        }),
     }
     .encode()
+}
+
+/// What a hello tells besides fixed fields. Others ignore what they do not know.
+#[derive(Serialize)]
+struct Greets<'a> {
+    #[serde(flatten)]
+    report: &'a Report,
+    understands: [&'a str; 1],
+}
+
+/// What was read of one.
+struct Greeting {
+    report: Report,
+    /// It takes packed frames.
+    unpacks: bool,
+}
+
+/// Older ones say nothing of it.
+#[derive(Deserialize)]
+struct Understands {
+    #[serde(default)]
+    understands: Vec<String>,
 }
 
 fn check_hello<M: Medium>(
     driver: &Driver<M>,
     message: Message,
     peer: Option<NodeId>,
-) -> Result<(usize, Report), LinkError> {
+) -> Result<(usize, Greeting), LinkError> {
     let Message::Hello {
         version,
         volume,
@@ -397,6 +429,8 @@ fn check_hello<M: Medium>(
             found,
         });
     }
+    let Understands { understands } = from_json(&report)?;
+    let unpacks = understands.iter().any(|what| what == ZSTD);
     let report: Report = from_json(&report)?;
     let ours = driver.machine.report().layout;
     if report.layout != ours {
@@ -405,7 +439,7 @@ fn check_hello<M: Medium>(
             ours,
         });
     }
-    Ok((replica, report))
+    Ok((replica, Greeting { report, unpacks }))
 }
 
 impl<M: Medium> Driver<M> {
@@ -424,7 +458,7 @@ impl<M: Medium> Driver<M> {
         replica: usize,
         outbox: Rc<Outbox>,
         told: &Report,
-        report: Report,
+        Greeting { report, unpacks }: Greeting,
     ) -> u64 {
         if self.links[replica].is_some() {
             self.link_lost(replica, None);
@@ -444,7 +478,10 @@ impl<M: Medium> Driver<M> {
             total_bytes: None,
             questions: super::verify::Questions::default(),
             fetches: super::repair::Fetches::default(),
+            unpacks,
+            unpacker: Unpacker::default(),
         });
+        self.pack_frames(replica);
         self.machine.met(now, replica, told, report);
         self.heartbeat(replica);
         epoch
@@ -483,6 +520,30 @@ impl<M: Medium> Driver<M> {
             self.host.event("primary_lost", &self.spec.name, &text);
         }
         self.finish_turn();
+    }
+
+    /// Frames to the replica are packed where the volume asks for it and both know how.
+    pub(super) fn pack_frames(&self, replica: usize) {
+        if let Some(link) = &self.links[replica] {
+            link.outbox.pack(self.settings.compression && link.unpacks);
+        }
+    }
+
+    /// The next message that came from the replica, and its bytes; unpacked where it was packed.
+    pub(super) fn next_message(
+        &mut self,
+        replica: usize,
+        buffer: &mut BytesMut,
+    ) -> Result<Option<(Message, usize)>, LinkError> {
+        let Some(frame) = take_frame(buffer)? else {
+            return Ok(None);
+        };
+        let frame = match &mut self.links[replica] {
+            Some(link) => link.unpacker.unpack(frame, Message::may_be_packed)?,
+            None => frame,
+        };
+        let bytes = frame.meta.len() + frame.payload.len();
+        Ok(Some((Message::decode(&frame)?, bytes)))
     }
 
     /// Signs of life to everyone.

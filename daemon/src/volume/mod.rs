@@ -528,6 +528,7 @@ impl VolumeHandle {
                     lag_seconds: None,
                     resync: None,
                     last_resync: None,
+                    link: None,
                 })
                 .collect(),
             resync: None,

@@ -9,6 +9,7 @@ use std::rc::Rc;
 
 use bytes::BytesMut;
 use protocol::frame::RawFrame;
+use protocol::packed::Packer;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
@@ -17,12 +18,19 @@ const OWN_WRITE_BYTES_MIN: usize = 32 << 10;
 /// Small frames are gathered up to this size for one write.
 const GATHER_BYTES_MAX: usize = 256 << 10;
 
+/// With so much waiting the link is what holds things up, and not what there is to do.
+const BEHIND_BYTES: usize = 1 << 20;
+
 /// Frames that wait for one connection. Shared by the tasks of one thread.
 #[derive(Default)]
 pub(super) struct Outbox {
     queue: RefCell<VecDeque<RawFrame>>,
     queued_bytes: Cell<usize>,
+    /// Of the frames as they were queued, and as they went out.
+    plain_bytes: Cell<u64>,
     written_bytes: Cell<u64>,
+    /// Frames go out smaller where that is possible.
+    packer: RefCell<Option<Packer>>,
     closed: Cell<bool>,
     wake: Notify,
     drained: Notify,
@@ -47,6 +55,19 @@ impl Outbox {
     /// Bytes that wait.
     pub(super) fn queued_bytes(&self) -> usize {
         self.queued_bytes.get()
+    }
+
+    /// Whether frames are to be packed from now on: the other end must know how.
+    pub(super) fn pack(&self, pack: bool) {
+        let mut packer = self.packer.borrow_mut();
+        if packer.is_some() != pack {
+            *packer = pack.then(Packer::default);
+        }
+    }
+
+    /// Bytes of the frames that went out, before they were packed.
+    pub(super) fn plain_bytes(&self) -> u64 {
+        self.plain_bytes.get()
     }
 
     /// Bytes handed to the socket since the connection began.
@@ -110,8 +131,13 @@ impl Outbox {
             let bytes = size(&frame);
             self.queued_bytes
                 .set(self.queued_bytes.get().saturating_sub(bytes));
+            self.plain_bytes.set(self.plain_bytes.get() + bytes as u64);
+            if let Some(packer) = &mut *self.packer.borrow_mut() {
+                let behind = self.queued_bytes.get() >= BEHIND_BYTES;
+                frame = packer.pack(frame, behind);
+            }
             self.written_bytes
-                .set(self.written_bytes.get() + bytes as u64);
+                .set(self.written_bytes.get() + size(&frame) as u64);
             if frame.payload.len() >= OWN_WRITE_BYTES_MIN {
                 gathered.extend_from_slice(&frame.header());
                 gathered.extend_from_slice(&frame.meta);

@@ -5,7 +5,6 @@
 use std::collections::VecDeque;
 
 use bytes::BytesMut;
-use protocol::frame::take_frame;
 use protocol::record::Record;
 use protocol::replica::Message;
 use protocol::volume::Protocol;
@@ -103,10 +102,10 @@ impl<M: Medium> Driver<M> {
         }
         let mut stalled = self.work_off(shared, replica)?;
         while !stalled {
-            let Some(frame) = take_frame(buffer)? else {
+            let Some((message, _)) = self.next_message(replica, buffer)? else {
                 return Ok(Next::Read);
             };
-            stalled = self.handle(shared, replica, Message::decode(&frame)?)?;
+            stalled = self.handle(shared, replica, message)?;
         }
         Ok(Next::Wait)
     }
@@ -127,11 +126,9 @@ impl<M: Medium> Driver<M> {
                 return Ok(fresh);
             }
             let (empty, counted) = (link.received.queue.is_empty(), link.received.all_counted());
-            let Some(frame) = take_frame(buffer)? else {
+            let Some((message, bytes)) = self.next_message(replica, buffer)? else {
                 return Ok(fresh);
             };
-            let bytes = frame.meta.len() + frame.payload.len();
-            let message = Message::decode(&frame)?;
             match &message {
                 Message::Record(record) if counted => {
                     self.machine

@@ -4,8 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use protocol::fs::FileSystemStatistics;
 use protocol::report::{
-    ClientReport, ConnectionState, DiskState, LastResyncReport, PeerReport, ReplicaReport,
-    ReplicaRole, ResyncKind, ResyncReport, ResyncRole,
+    ClientReport, ConnectionState, DiskState, LastResyncReport, LinkReport, PeerReport,
+    ReplicaReport, ReplicaRole, ResyncKind, ResyncReport, ResyncRole,
 };
 use replication::machine::{Phase, Standing};
 use replication::state::{Disk, Role};
@@ -163,6 +163,11 @@ impl<M: Medium> Driver<M> {
                 .as_ref()
                 .filter(|_| serving)
                 .map(last_report),
+            link: self.links[replica].as_ref().map(|link| LinkReport {
+                compressed: self.settings.compression && link.unpacks,
+                plain_bytes: link.outbox.plain_bytes(),
+                sent_bytes: link.outbox.written_bytes(),
+            }),
         }
     }
 

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use protocol::options::Options;
+use protocol::packed::ZSTD;
 use protocol::volume::{Protocol, VolumeSpec};
 use replication::machine::Fencing;
 use replication::split::Policy;
@@ -47,6 +48,8 @@ pub(super) struct Settings {
     pub(super) failback_delay: Duration,
     /// Nobody writes.
     pub(super) read_only: bool,
+    /// What goes to other replicas is compressed.
+    pub(super) compression: bool,
 }
 
 /// How often a sign of life is sent, where the deadline leaves so much time.
@@ -86,6 +89,7 @@ impl Settings {
             failback: options.on("failback"),
             failback_delay: options.duration("failback-delay"),
             read_only: options.on("read-only"),
+            compression: options.text("compression") == ZSTD,
         }
     }
 }

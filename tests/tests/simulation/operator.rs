@@ -138,11 +138,12 @@ impl Faults {
 
     /// Another option is configured. Nodes learn of it one after the other, as the pool tells them.
     pub(super) async fn change_options(&self) {
-        let (key, values): (_, &[&str]) = match self.random.within(0..6) {
+        let (key, values): (_, &[&str]) = match self.random.within(0..7) {
             0 => ("min-in-sync", &["1", "1", "2"]),
             1 => ("replica-deadline", &["200ms", "800ms", "3s"]),
             2 => ("async-queue-max", &["1M", "4M"]),
             3 => ("resync-max-rate", &["0", "256K", "1M"]),
+            4 => ("compression", &["zstd", "zstd", "off"]),
             _ => ("protocol", &[]),
         };
         let pool = self.nodes.lock().await.pool.clone();
