@@ -10,6 +10,7 @@ use std::rc::Rc;
 use bytes::BytesMut;
 use protocol::frame::RawFrame;
 use protocol::packed::Packer;
+use protocol::replica::Message;
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
 
@@ -132,7 +133,10 @@ impl Outbox {
             self.queued_bytes
                 .set(self.queued_bytes.get().saturating_sub(bytes));
             self.plain_bytes.set(self.plain_bytes.get() + bytes as u64);
-            if let Some(packer) = &mut *self.packer.borrow_mut() {
+            // A hello may still be queued when it is known that the other end unpacks.
+            if Message::may_be_packed(frame.kind)
+                && let Some(packer) = &mut *self.packer.borrow_mut()
+            {
                 let behind = self.queued_bytes.get() >= BEHIND_BYTES;
                 frame = packer.pack(frame, behind);
             }
