@@ -218,6 +218,9 @@ pub struct PeerReport {
     /// The last resync towards it.
     #[serde(default)]
     pub last_resync: Option<LastResyncReport>,
+    /// Why it is not taken on although it was met.
+    #[serde(default)]
+    pub refusal: Option<String>,
     /// The connection's counters; null where there is none.
     #[serde(default)]
     pub link: Option<LinkReport>,

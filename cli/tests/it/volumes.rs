@@ -256,3 +256,56 @@ fn a_command_for_a_volume_that_is_not_started_says_how_to_start_it() {
         .say("volume promote v1 node7")
         .refused(1, "holds no replica", "node1, node2");
 }
+
+/// BAD-4: two nodes' bricks, exchanged while their daemons were down. Neither is touched, both
+/// identities are named, and once each is back where it belongs the volume serves what it had.
+#[test]
+fn bricks_exchanged_between_nodes_are_refused_with_both_named_and_are_not_touched() {
+    let root = directory();
+    let mut pool = pool(root.path(), 2);
+    create(root.path(), &pool, "v1").done();
+    pool[0].say("volume start v1").done();
+    let healthy = |status: &serde_json::Value| status["volumes"][0]["health"] == "healthy";
+    pool[0].wait("volume status v1", healthy);
+    for node in &mut pool {
+        assert_eq!(node.terminate(), 0);
+    }
+    let bricks = [root.path().join("node1-v1"), root.path().join("node2-v1")];
+    let exchange = || {
+        let aside = root.path().join("aside");
+        fs::rename(&bricks[0], &aside).expect("moved");
+        fs::rename(&bricks[1], &bricks[0]).expect("moved");
+        fs::rename(&aside, &bricks[1]).expect("moved");
+    };
+    exchange();
+    let superblocks = || {
+        bricks
+            .each_ref()
+            .map(|at| fs::read(at.join(".cairn/superblock")).ok())
+    };
+    let before = superblocks();
+    for node in &mut pool {
+        node.restart();
+    }
+    let failed = |status: &serde_json::Value| {
+        let replicas = status["volumes"][0]["replicas"].as_array().cloned();
+        replicas.is_some_and(|all| all.iter().all(|replica| replica["disk"] == "failed"))
+    };
+    let status = pool[0].wait("volume status v1", failed);
+    for replica in status["volumes"][0]["replicas"].as_array().expect("two") {
+        let reason = replica["reason"].as_str().expect("it says why");
+        assert!(reason.contains("the brick belongs to pool"), "{reason}");
+        assert!(reason.contains("expected pool"), "{reason}");
+    }
+    let why = pool[1].say("why v1");
+    assert!(why.stdout.contains("the brick belongs to pool"), "{why:?}");
+    assert_eq!(superblocks(), before);
+    for node in &mut pool {
+        assert_eq!(node.terminate(), 0);
+    }
+    exchange();
+    for node in &mut pool {
+        node.restart();
+    }
+    pool[0].wait("volume status v1", healthy);
+}

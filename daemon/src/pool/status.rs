@@ -268,7 +268,9 @@ fn replica_status(
         role: report.map(|report| report.role),
         role_reason: report.and_then(|report| report.role_reason.clone()),
         disk: report.map_or(DiskState::Unknown, |report| report.disk),
-        reason: report.and_then(|report| report.reason.clone()),
+        reason: report
+            .and_then(|report| report.reason.clone())
+            .or_else(|| seen_by(witness)?.refusal),
         connection,
         in_sync,
         out_of_sync_bytes: own(by_primary.as_ref().and_then(|peer| peer.out_of_sync_bytes)),

@@ -70,6 +70,7 @@ fn report(replica: usize, role: ReplicaRole) -> ReplicaReport {
             lag_seconds: Some(0.0),
             resync: None,
             last_resync: None,
+            refusal: None,
             link: None,
         }],
         resync: None,

@@ -35,6 +35,7 @@ use super::repair::Repairs;
 use super::replay::Replays;
 use super::sessions::Sessions;
 use super::settings::Settings;
+use super::strangers::Seen;
 use super::words;
 
 /// The driver as its thread's tasks share it.
@@ -136,6 +137,8 @@ pub(super) struct Driver<M: Medium> {
     /// What clients kept.
     pub(super) replays: Replays,
     pub(super) repairs: Repairs,
+    /// What is known of each replica's process.
+    pub(super) seen: Vec<Seen>,
     pub(super) failed: Option<String>,
     pub(super) throttled: bool,
     /// Clients were not read when the last round ended.
@@ -222,6 +225,7 @@ impl<M: Medium> Driver<M> {
             lost_operations: 0,
             replays: Replays::default(),
             repairs: Repairs::default(),
+            seen: (0..REPLICAS_MAX).map(|_| Seen::default()).collect(),
             failed: None,
             throttled: false,
             blocked: false,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use protocol::frame::{FrameError, take_frame};
-use protocol::ids::NodeId;
+use protocol::ids::{BrickId, NodeId, VolumeId};
 use protocol::mistakes::{Mistake, made};
 use protocol::packed::{PackedError, Unpacker, ZSTD};
 use protocol::preamble::Purpose;
@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::driver::{BrickFlush, Driver, Shared};
 use super::outbox::Outbox;
+use super::strangers::{check_names, two_at_once};
 use super::stream::Stream;
 use super::words;
 
@@ -33,6 +34,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 const REDIAL_PAUSE: Duration = Duration::from_millis(20);
 /// Longest pause, after many failures.
 const REDIAL_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// How long the last word to a replica that is not taken on may take.
+const LAST_WORD_WITHIN: Duration = Duration::from_millis(500);
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
 /// How often what had to wait is tried again, if nothing says so earlier.
@@ -120,8 +123,39 @@ pub(super) enum LinkError {
         /// The node that is there.
         found: NodeId,
     },
+    /// It speaks of another volume.
+    #[error("it speaks of volume {theirs}, this node of volume {ours}")]
+    OtherVolume {
+        /// Theirs.
+        theirs: VolumeId,
+        /// Ours.
+        ours: VolumeId,
+    },
+    /// It says that it is a replica which it cannot be.
+    #[error(
+        "it says that it is replica {theirs} of the volume, of which this node is replica {ours}"
+    )]
+    Place {
+        /// Theirs.
+        theirs: usize,
+        /// Ours.
+        ours: usize,
+    },
+    /// It holds another brick.
+    #[error("it holds brick {theirs} where the volume has brick {expected}")]
+    OtherBrick {
+        /// What is there.
+        theirs: BrickId,
+        /// What should be.
+        expected: BrickId,
+    },
+    /// Two processes have its identity.
+    #[error(
+        "two processes say that they are this replica, each with a copy of the node's key and the brick's identity"
+    )]
+    Twice,
     /// It greets for something else.
-    #[error("the other end speaks of another volume, replica or brick")]
+    #[error("the other end does not greet as a replica, or greets again")]
     Foreign,
     /// Versions.
     #[error("the other end speaks version {theirs} between replicas, this one {ours}")]
@@ -229,14 +263,31 @@ pub(super) async fn serve_link<M: Medium>(
         }
         let greeted = tokio::time::timeout(GREETING_TIMEOUT, next_frame(&mut reader, &mut buffer));
         let frame = greeted.await.map_err(|_| LinkError::Timeout)??;
-        let (replica, greeting) = check_hello(&driver.borrow(), Message::decode(&frame)?, peer)?;
-        if dialled.is_some_and(|expected| expected != replica) {
-            return Err(LinkError::Foreign);
+        let checked = check_hello(&driver.borrow(), Message::decode(&frame)?, peer);
+        let (replica, greeting) = match checked {
+            Ok(checked) => checked,
+            Err(error) => {
+                // The other end is told what there is here, so that it can say as much.
+                if told.is_none() && driver.borrow().replica_of(peer).is_some() {
+                    send_hello(&driver, &outbox).await;
+                    let _ = tokio::time::timeout(LAST_WORD_WITHIN, outbox.below(1)).await;
+                }
+                return Err(error);
+            }
+        };
+        if let Some(ours) = dialled.filter(|expected| *expected != replica) {
+            let theirs = replica;
+            return Err(LinkError::Place { theirs, ours });
         }
         let told = match told {
             Some(told) => told,
             None => send_hello(&driver, &outbox).await,
         };
+        if driver.borrow().seen[replica].is_over(greeting.incarnation) {
+            let more = tokio::time::timeout(GREETING_TIMEOUT, next_frame(&mut reader, &mut buffer));
+            more.await.map_err(|_| LinkError::Timeout)??;
+            return Err(two_at_once(&driver, replica));
+        }
         let epoch = {
             let mut d = driver.borrow_mut();
             if d.stopping || d.failed.is_some() {
@@ -260,6 +311,10 @@ pub(super) async fn serve_link<M: Medium>(
         }
         let name = driver.borrow().spec.name.clone();
         tracing::info!(volume = %name, %error, "a link between replicas ended");
+        let mut d = driver.borrow_mut();
+        if let Some(replica) = dialled.or_else(|| d.replica_of(peer)) {
+            d.note_refusal(replica, error);
+        }
     }
     result
 }
@@ -379,6 +434,8 @@ struct Greeting {
     report: Report,
     /// It takes packed frames.
     unpacks: bool,
+    /// Which start of its process it is.
+    incarnation: u64,
 }
 
 /// Older ones say nothing of it.
@@ -399,7 +456,7 @@ fn check_hello<M: Medium>(
         replica,
         brick,
         report,
-        ..
+        incarnation,
     } = message
     else {
         return Err(LinkError::Foreign);
@@ -411,24 +468,7 @@ fn check_hello<M: Medium>(
         });
     }
     let replica = usize::from(replica);
-    let Some(spec) = driver
-        .spec
-        .replicas
-        .get(replica)
-        .filter(|_| replica != driver.me && driver.spec.is_member(replica))
-    else {
-        return Err(LinkError::Foreign);
-    };
-    if volume != driver.spec.id || brick != spec.brick {
-        return Err(LinkError::Foreign);
-    }
-    let found = peer.unwrap_or(NodeId::NONE);
-    if found != spec.node {
-        return Err(LinkError::Identity {
-            expected: spec.node,
-            found,
-        });
-    }
+    check_names(&driver.spec, driver.me, (volume, replica, brick), peer)?;
     let Understands { understands } = from_json(&report)?;
     let unpacks = understands.iter().any(|what| what == ZSTD);
     let report: Report = from_json(&report)?;
@@ -439,7 +479,12 @@ fn check_hello<M: Medium>(
             ours,
         });
     }
-    Ok((replica, Greeting { report, unpacks }))
+    let greeting = Greeting {
+        report,
+        unpacks,
+        incarnation,
+    };
+    Ok((replica, greeting))
 }
 
 impl<M: Medium> Driver<M> {
@@ -458,11 +503,16 @@ impl<M: Medium> Driver<M> {
         replica: usize,
         outbox: Rc<Outbox>,
         told: &Report,
-        Greeting { report, unpacks }: Greeting,
+        Greeting {
+            report,
+            unpacks,
+            incarnation,
+        }: Greeting,
     ) -> u64 {
         if self.links[replica].is_some() {
             self.link_lost(replica, None);
         }
+        self.seen[replica].met(incarnation);
         let epoch = self.sessions.next_id();
         let now = self.now();
         self.links[replica] = Some(LinkIo {

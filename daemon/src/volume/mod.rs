@@ -20,6 +20,7 @@
 //! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
 //! | [`verify`] | replicas compared |
 //! | [`repair`] | blocks that cannot be read here, taken from another replica |
+//! | [`strangers`] | who is not taken for a replica |
 //! | [`words`] | sentences for operators |
 //! | [`bricks`] | making, refusing and marking brick directories |
 //! | [`thread`] | the thread, its tasks, its end |
@@ -51,6 +52,7 @@ mod sessions;
 mod settings;
 mod source;
 mod splits;
+mod strangers;
 mod stream;
 mod target;
 mod thread;
@@ -290,6 +292,7 @@ impl Host for RealHost {
             | "replica_left_behind"
             | "tail_given_up"
             | "replica_refused"
+            | "link_malformed"
             | "split_brain_settled"
             | "fencing"
             | "fenced"
@@ -528,6 +531,7 @@ impl VolumeHandle {
                     lag_seconds: None,
                     resync: None,
                     last_resync: None,
+                    refusal: None,
                     link: None,
                 })
                 .collect(),

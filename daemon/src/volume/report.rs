@@ -163,6 +163,7 @@ impl<M: Medium> Driver<M> {
                 .as_ref()
                 .filter(|_| serving)
                 .map(last_report),
+            refusal: self.seen[replica].refusal().cloned(),
             link: self.links[replica].as_ref().map(|link| LinkReport {
                 compressed: self.settings.compression && link.unpacks,
                 plain_bytes: link.outbox.plain_bytes(),

@@ -24,6 +24,7 @@ mod pool;
 mod random;
 mod repair;
 mod shape;
+mod strangers;
 mod work;
 mod world;
 

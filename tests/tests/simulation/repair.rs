@@ -29,7 +29,7 @@ fn millis(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-fn spec() -> VolumeSpec {
+pub(super) fn spec() -> VolumeSpec {
     let replicas = (0..2).map(|place| ReplicaSpec {
         node: node_id(place),
         node_name: format!("node{}", place + 1),
@@ -157,7 +157,7 @@ impl Stage {
     }
 }
 
-fn run<T>(scenario: impl Future<Output = T>) -> T {
+pub(super) fn run<T>(scenario: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)

@@ -1,0 +1,157 @@
+//! Who is not taken for a replica, and what is said about it: other versions, other bricks, and two
+//! processes that both say that they are the same replica.
+
+use protocol::ids::{BrickId, NodeId};
+use protocol::volume::VolumeSpec;
+use storage::Medium;
+
+use super::driver::{Driver, Shared};
+use super::links::LinkError;
+
+/// Starts of a replica's process that are remembered.
+const STARTS_MAX: usize = 64;
+
+/// What is known of one replica's process.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    /// The start that was met last.
+    current: Option<u64>,
+    /// Those before, which must be over.
+    past: Vec<u64>,
+    /// Why it is not taken on, told already.
+    refusal: Option<String>,
+}
+
+impl Seen {
+    /// Why the replica is not taken on.
+    pub(super) fn refusal(&self) -> Option<&String> {
+        self.refusal.as_ref()
+    }
+
+    /// Whether that start of its process is over, as a later one was met.
+    pub(super) fn is_over(&self, incarnation: u64) -> bool {
+        self.past.contains(&incarnation)
+    }
+
+    /// This start is the present one.
+    pub(super) fn met(&mut self, incarnation: u64) {
+        self.refusal = None;
+        if self.current != Some(incarnation) {
+            self.end_current();
+            self.current = Some(incarnation);
+        }
+    }
+
+    fn end_current(&mut self) {
+        if let Some(before) = self.current.take() {
+            if self.past.len() >= STARTS_MAX {
+                self.past.remove(0);
+            }
+            self.past.push(before);
+        }
+    }
+}
+
+impl LinkError {
+    /// What an operator should know, with what to do; `None`: it passes by itself.
+    fn for_operators(&self, node: &str, volume: &str) -> Option<String> {
+        let advice = match self {
+            Self::Version { .. } => {
+                "install the same version on both nodes, first where the replica is secondary"
+                    .to_owned()
+            }
+            Self::OtherBrick { .. } | Self::OtherVolume { .. } | Self::Place { .. } => format!(
+                "bricks may have been exchanged, copied or restored: compare `cairn brick info` on \
+                 both nodes with `cairn volume info {volume}`, and put each brick back where it \
+                 belongs"
+            ),
+            Self::Twice => format!(
+                "a machine or its directories may have been copied: stop the copy, and start the \
+                 daemon of {node} again"
+            ),
+            _ => return None,
+        };
+        Some(format!("{node} is not taken on: {self}; {advice}"))
+    }
+
+    /// Whether nobody who is what they say would have sent that.
+    fn is_malformed(&self) -> bool {
+        matches!(
+            self,
+            Self::Frame(_) | Self::Decode(_) | Self::Packed(_) | Self::Json(_) | Self::Foreign
+        )
+    }
+}
+
+/// Whether a hello names what the volume has at that place.
+pub(super) fn check_names(
+    spec: &VolumeSpec,
+    me: usize,
+    (volume, replica, brick): (protocol::ids::VolumeId, usize, BrickId),
+    peer: Option<NodeId>,
+) -> Result<(), LinkError> {
+    if volume != spec.id {
+        let ours = spec.id;
+        return Err(LinkError::OtherVolume {
+            theirs: volume,
+            ours,
+        });
+    }
+    let named = spec.replicas.get(replica);
+    let Some(named) = named.filter(|_| replica != me && spec.is_member(replica)) else {
+        return Err(LinkError::Place {
+            theirs: replica,
+            ours: me,
+        });
+    };
+    let found = peer.unwrap_or(NodeId::NONE);
+    if found != named.node {
+        return Err(LinkError::Identity {
+            expected: named.node,
+            found,
+        });
+    }
+    if brick != named.brick {
+        return Err(LinkError::OtherBrick {
+            theirs: brick,
+            expected: named.brick,
+        });
+    }
+    Ok(())
+}
+
+/// A start of a replica's process spoke that must be over. It may have spoken before it ended; if it
+/// goes on speaking, two processes have the replica's identity. Nobody can say which of them is the
+/// right one, and what one has the other may lack: neither is taken on before it is started again.
+pub(super) fn two_at_once<M: Medium>(shared: &Shared<M>, replica: usize) -> LinkError {
+    let mut d = shared.borrow_mut();
+    d.seen[replica].end_current();
+    d.link_lost(replica, None);
+    LinkError::Twice
+}
+
+impl<M: Medium> Driver<M> {
+    /// The replica that a connection belongs to, as its proven identity says.
+    pub(super) fn replica_of(&self, peer: Option<NodeId>) -> Option<usize> {
+        let mut members = self.spec.members();
+        let found =
+            members.find(|(place, replica)| *place != self.me && Some(replica.node) == peer);
+        found.map(|(place, _)| place)
+    }
+
+    /// Tells operators why a replica is not taken on, once each reason.
+    pub(super) fn note_refusal(&mut self, replica: usize, error: &LinkError) {
+        let node = self.spec.replicas[replica].node_name.clone();
+        if error.is_malformed() {
+            let text = format!("the connection to {node} was closed: {error}");
+            self.host.event("link_malformed", &self.spec.name, &text);
+        }
+        let Some(text) = error.for_operators(&node, &self.spec.name) else {
+            return;
+        };
+        if self.seen[replica].refusal.as_ref() != Some(&text) {
+            self.host.event("replica_refused", &self.spec.name, &text);
+            self.seen[replica].refusal = Some(text);
+        }
+    }
+}
