@@ -134,6 +134,8 @@ pub(super) struct Driver<M: Medium> {
     pub(super) lost_operations: u64,
     /// What clients kept.
     pub(super) replays: Replays,
+    /// Who waits for a lock.
+    pub(super) locks: super::locks::Locks,
     pub(super) failed: Option<String>,
     pub(super) throttled: bool,
     /// Clients were not read when the last round ended.
@@ -219,6 +221,7 @@ impl<M: Medium> Driver<M> {
             ahead_of: Mask::default(),
             lost_operations: 0,
             replays: Replays::default(),
+            locks: super::locks::Locks::default(),
             failed: None,
             throttled: false,
             blocked: false,
@@ -714,6 +717,7 @@ impl<M: Medium> Driver<M> {
         };
         self.sessions.send_elsewhere(&elsewhere.encode());
         self.replays.stop();
+        self.locks.stop();
         self.waiting.clear();
         self.flushed.clear();
         self.flush_waiters.clear();
