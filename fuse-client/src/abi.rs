@@ -41,14 +41,16 @@ opcodes! {
     MKDIR = 9, UNLINK = 10, RMDIR = 11, RENAME = 12, LINK = 13, OPEN = 14, READ = 15, WRITE = 16,
     STATFS = 17, RELEASE = 18, FSYNC = 20, SETXATTR = 21, GETXATTR = 22, LISTXATTR = 23,
     REMOVEXATTR = 24, FLUSH = 25, INIT = 26, OPENDIR = 27, READDIR = 28, RELEASEDIR = 29,
-    FSYNCDIR = 30, CREATE = 35, INTERRUPT = 36, DESTROY = 38, BATCH_FORGET = 42, FALLOCATE = 43,
+    FSYNCDIR = 30, GETLK = 31, SETLK = 32, SETLKW = 33, CREATE = 35, INTERRUPT = 36, DESTROY = 38, BATCH_FORGET = 42, FALLOCATE = 43,
     READDIRPLUS = 44, RENAME2 = 45, LSEEK = 46, SYNCFS = 50,
 }
 
 /// INIT flags.
 pub(crate) mod init {
     pub(crate) const ASYNC_READ: u64 = 1 << 0;
+    pub(crate) const POSIX_LOCKS: u64 = 1 << 1;
     pub(crate) const BIG_WRITES: u64 = 1 << 5;
+    pub(crate) const FLOCK_LOCKS: u64 = 1 << 10;
     pub(crate) const AUTO_INVAL_DATA: u64 = 1 << 12;
     pub(crate) const ASYNC_DIO: u64 = 1 << 15;
     pub(crate) const PARALLEL_DIROPS: u64 = 1 << 18;
@@ -81,6 +83,14 @@ pub(crate) mod open {
 pub(crate) mod write {
     pub(crate) const CACHE: u32 = 1 << 0;
     pub(crate) const KILL_SUIDGID: u32 = 1 << 2;
+}
+
+/// Kinds of locks, and the flag of those of flock(2).
+pub(crate) mod lk {
+    pub(crate) const SHARED: u32 = 0;
+    pub(crate) const EXCLUSIVE: u32 = 1;
+    pub(crate) const NONE: u32 = 2;
+    pub(crate) const FLOCK: u32 = 1 << 0;
 }
 
 /// A request's header.

@@ -7,6 +7,7 @@
 mod answer;
 mod ask;
 mod listing;
+mod lock;
 
 use std::collections::HashMap;
 use std::io;
@@ -183,17 +184,26 @@ impl FileSystem {
                 Ok(())
             }
             opcode::RELEASE => {
-                self.session.losses().closed(fields.u64()?);
+                let handle = fields.u64()?;
+                self.session.losses().closed(handle);
+                self.unlock_released(handle, self.object(header.node));
                 self.session.close(self.object(header.node));
                 self.refuse(header, 0);
                 Ok(())
             }
             opcode::FLUSH => {
                 // Nothing waits to be delivered; but the last chance to tell of a loss is now.
-                let told = self.session.losses().tells_at_close(fields.u64()?);
-                self.refuse(header, if told { EIO } else { 0 });
+                let handle = fields.u64()?;
+                fields.skip(8)?;
+                let owner = fields.u64()?;
+                let lost = self.session.locks().are_lost(handle);
+                let told = self.session.losses().tells_at_close(handle) || lost;
+                if !self.unlock_at_close(header, owner, told) {
+                    self.refuse(header, if told { EIO } else { 0 });
+                }
                 Ok(())
             }
+            opcode::GETLK | opcode::SETLK | opcode::SETLKW => self.lock(header, &mut fields),
             opcode::READDIR | opcode::READDIRPLUS => self.read_directory(header, &mut fields),
             _ => self.ask(header, fields),
         }
@@ -212,6 +222,8 @@ impl FileSystem {
             offered |= u64::from(fields.u32()?) << 32;
         }
         let wanted = init::ASYNC_READ
+            | init::POSIX_LOCKS
+            | init::FLOCK_LOCKS
             | init::BIG_WRITES
             | init::AUTO_INVAL_DATA
             | init::ASYNC_DIO

@@ -8,6 +8,8 @@ pub const ENOENT: i32 = 2;
 pub const ENXIO: i32 = 6;
 /// Argument list too long: an extended attribute's value.
 pub const E2BIG: i32 = 7;
+/// Somebody holds a lock that clashes.
+pub const EAGAIN: i32 = 11;
 /// Exists.
 pub const EEXIST: i32 = 17;
 /// fallocate of something that is neither file nor directory.
@@ -24,8 +26,12 @@ pub const EFBIG: i32 = 27;
 pub const ENOSPC: i32 = 28;
 /// Too many links.
 pub const EMLINK: i32 = 31;
+/// Owners of locks would wait for each other for ever.
+pub const EDEADLK: i32 = 35;
 /// Name too long.
 pub const ENAMETOOLONG: i32 = 36;
+/// One lock too many.
+pub const ENOLCK: i32 = 37;
 /// Directory not empty.
 pub const ENOTEMPTY: i32 = 39;
 /// No such extended attribute.

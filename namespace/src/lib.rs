@@ -22,6 +22,7 @@ pub mod errno;
 mod execute;
 mod inode;
 mod keys;
+pub mod locks;
 pub mod memory;
 mod replies;
 mod transaction;

@@ -5,6 +5,7 @@
 //! again under its number, after a reconnect or to another primary, gets the first answer and is
 //! not executed twice (FO-2).
 
+mod lock;
 mod replay;
 mod wire;
 
@@ -15,6 +16,7 @@ use crate::frame::RawFrame;
 use crate::ids::{NodeId, SessionId, VolumeId};
 use crate::units::{ObjectId, Sequence, Term, Timestamp};
 
+pub use lock::{LOCK_END_MAX, Lock, LockClass, LockKind, LockOwner};
 pub use replay::{AUTHORS_MAX, Author, Place, Present, Replay};
 
 /// Frame kinds of this module.
@@ -60,7 +62,7 @@ pub const KINDS: [(u8, &str); 11] = [
 ];
 
 /// Version of this module's messages.
-pub const FS_VERSION: u16 = 3;
+pub const FS_VERSION: u16 = 4;
 /// Longest name of a directory entry.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest data of one read or write.
@@ -310,6 +312,34 @@ pub enum Operation {
         offset: u64,
         whence: u32,
     },
+    /// Takes a lock, or changes the kind of one, if nobody holds what clashes; else EAGAIN. With
+    /// `waits` those who wait for longer go first. `ticket`: of the [`Operation::AwaitLock`] that
+    /// was answered, else 0. Replies [`Outcome::Done`].
+    Lock {
+        object: ObjectId,
+        lock: Lock,
+        ticket: u64,
+        waits: bool,
+    },
+    /// Gives back what the owner holds of the range, end included. Replies [`Outcome::Done`].
+    Unlock {
+        object: ObjectId,
+        owner: LockOwner,
+        start: u64,
+        end: u64,
+    },
+    /// Whether the lock could be taken. Replies [`Outcome::Lock`]: one that is in the way.
+    TestLock { object: ObjectId, lock: Lock },
+    /// Waits until the lock can be taken, in the order of arrival. The answer, [`Outcome::Done`],
+    /// reserves it until [`Operation::Lock`] comes with the ticket, the client's own number for
+    /// this, or the connection ends. EDEADLK where owners would wait for each other for ever.
+    AwaitLock {
+        object: ObjectId,
+        lock: Lock,
+        ticket: u64,
+    },
+    /// Nobody waits with this ticket any more. Replies [`Outcome::Done`].
+    ForgetLock { ticket: u64 },
 }
 
 impl Operation {
@@ -331,6 +361,9 @@ impl Operation {
                 | Self::GetXattr { .. }
                 | Self::ListXattrs { .. }
                 | Self::Seek { .. }
+                | Self::TestLock { .. }
+                | Self::AwaitLock { .. }
+                | Self::ForgetLock { .. }
         )
     }
 }
@@ -435,6 +468,8 @@ pub enum Outcome {
     FileSystem(FileSystemStatistics),
     /// A position.
     Offset(u64),
+    /// A lock that is in the way, if there is one.
+    Lock(Option<Lock>),
 }
 
 /// A reply.

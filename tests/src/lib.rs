@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod locker;
 pub mod network;
 pub mod pulse;
 pub mod system;

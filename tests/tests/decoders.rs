@@ -7,7 +7,8 @@ use bytes::{Bytes, BytesMut};
 use cairn_tests::{Random, setting};
 use protocol::frame::{FRAME_BYTES_MAX, RawFrame, take_frame};
 use protocol::fs::{
-    Author, Hello, HelloReply, Operation, Outcome, Present, Replay, Reply, Request,
+    Author, Hello, HelloReply, Lock, LockClass, LockKind, LockOwner, Operation, Outcome, Present,
+    Replay, Reply, Request,
 };
 use protocol::ids::{GenerationId, SessionId, VolumeId};
 use protocol::packed::{Packer, Unpacker};
@@ -82,6 +83,16 @@ fn seeds() -> Vec<RawFrame> {
         in_doubt: false,
     }
     .encode();
+    let lock = Lock {
+        owner: LockOwner {
+            class: LockClass::Ranges,
+            id: 7,
+        },
+        kind: LockKind::Exclusive,
+        start: 1,
+        end: 8,
+        pid: 3,
+    };
     let present = Present {
         authors: vec![author],
         stable: (Term(1), Sequence(2)),
@@ -147,6 +158,25 @@ fn seeds() -> Vec<RawFrame> {
             },
             b"",
         ),
+        request(
+            Operation::Lock {
+                object: ObjectId(2),
+                lock,
+                ticket: 5,
+                waits: true,
+            },
+            b"",
+        ),
+        request(
+            Operation::Unlock {
+                object: ObjectId(2),
+                owner: lock.owner,
+                start: 0,
+                end: 9,
+            },
+            b"",
+        ),
+        reply(Outcome::Lock(Some(lock))),
         reply(Outcome::Entry(Default::default())),
         reply(Outcome::Data(name.clone())),
         reply(Outcome::FileSystem(Default::default())),

@@ -84,7 +84,10 @@ pub(super) async fn serve_client<M: Medium>(driver: Shared<M>, stream: Stream) {
         {
             let mut d = driver.borrow_mut();
             let now = d.now();
-            d.sessions.disconnected(session, connection, now);
+            if d.sessions.disconnected(session, connection, now) {
+                d.forget_waits(session);
+                d.finish_turn();
+            }
         }
         // A word about where to go instead may still be on its way.
         let _ = tokio::time::timeout(LAST_WORD_WITHIN, outbox.below(1)).await;
@@ -267,6 +270,7 @@ impl<M: Medium> Driver<M> {
             self.ask_promises();
             self.hurry.notify_one();
         }
+        self.forget_waits(id);
         let ends = self.ends_of(hello);
         let connection = self.sessions.next_id();
         if let Some(state) = self.sessions.by_id.get_mut(&id) {
@@ -418,6 +422,12 @@ impl<M: Medium> Driver<M> {
         if changes && let Some(errno) = self.refuse_change(session, &request) {
             return self.refuse_slot(session, &request, errno);
         }
+        if let Some(errno) = self.refuse_lock(session, &request) {
+            return self.refuse_slot(session, &request, errno);
+        }
+        if self.take_wait(session, &request) {
+            return Ok(Taken::Yes);
+        }
         if changes && self.repairs.holds(&request.operation) {
             return Ok(Taken::Later(request));
         }
@@ -444,6 +454,7 @@ impl<M: Medium> Driver<M> {
             }
         }
         self.execute(shared, session, &request)?;
+        self.after_locking(session, &request.operation);
         Ok(Taken::Yes)
     }
 
@@ -551,6 +562,9 @@ impl<M: Medium> Driver<M> {
 
     /// An errno for a change that is refused whatever it is.
     pub(super) fn refuse_change(&mut self, session: SessionId, request: &Request) -> Option<i32> {
+        if let Operation::Lock { .. } | Operation::Unlock { .. } = request.operation {
+            return None; // who only reads locks as well; they are few, and the reserve carries them
+        }
         let read_only = self
             .sessions
             .by_id

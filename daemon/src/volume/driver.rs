@@ -139,6 +139,8 @@ pub(super) struct Driver<M: Medium> {
     pub(super) repairs: Repairs,
     /// What is known of each replica's process.
     pub(super) seen: Vec<Seen>,
+    /// Who waits for a lock.
+    pub(super) locks: super::locks::Locks,
     pub(super) failed: Option<String>,
     pub(super) throttled: bool,
     /// Clients were not read when the last round ended.
@@ -226,6 +228,7 @@ impl<M: Medium> Driver<M> {
             replays: Replays::default(),
             repairs: Repairs::default(),
             seen: (0..REPLICAS_MAX).map(|_| Seen::default()).collect(),
+            locks: super::locks::Locks::default(),
             failed: None,
             throttled: false,
             blocked: false,
@@ -721,6 +724,7 @@ impl<M: Medium> Driver<M> {
         };
         self.sessions.send_elsewhere(&elsewhere.encode());
         self.replays.stop();
+        self.locks.stop();
         self.waiting.clear();
         self.flushed.clear();
         self.flush_waiters.clear();

@@ -34,6 +34,7 @@ impl<M: Medium> Driver<M> {
                         ..Session::default()
                     });
                 }
+                self.release_stray_locks();
             }
             Err(error) => tracing::error!(%error, "the sessions cannot be read"),
         }
@@ -53,6 +54,7 @@ impl<M: Medium> Driver<M> {
         if !self.machine.serves() {
             return;
         }
+        self.release_left_over_locks();
         let now = self.now();
         let timeout = self.settings.session_timeout;
         let expired: Vec<_> = self
@@ -88,6 +90,7 @@ impl<M: Medium> Driver<M> {
             }
             Err(error) => tracing::error!(%error, "a session's replies cannot be read"),
         }
+        self.release_locks_of(session);
         self.sessions.count_again(self.machine.last());
         self.release_orphans();
     }

@@ -7,6 +7,7 @@
 //! | [`clients`], [`sessions`] | mounts: connections, requests, what they hold open |
 //! | [`replay`], [`gathering`], [`doubts`] | what clients kept until it is stable, put back after it was lost |
 //! | [`lifetimes`] | how long sessions live, and what they hold open |
+//! | [`locks`] | who waits for a lock |
 //! | [`keys`] | the brick as the namespace sees it |
 //! | [`links`], [`acks`] | connections between replicas; what a follower tells of itself |
 //! | [`kept`] | sides that were given up, served to mounts |
@@ -40,6 +41,7 @@ mod kept;
 mod keys;
 mod lifetimes;
 mod links;
+mod locks;
 mod losses;
 mod outbox;
 mod pace;

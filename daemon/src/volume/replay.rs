@@ -459,6 +459,7 @@ impl<M: Medium> Driver<M> {
             Ok(sequence) => {
                 self.replays.replayed += 1;
                 self.note_put_back(session, replay, sequence, &outcome);
+                self.after_locking(session, &request.operation);
                 self.answer_replay(session, request, sequence, outcome);
                 Ok(Put::Taken)
             }

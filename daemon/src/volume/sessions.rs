@@ -283,8 +283,13 @@ impl Sessions {
         }
     }
 
-    /// The connection of a session ended, if it is still that one.
-    pub(super) fn disconnected(&mut self, session: SessionId, connection: u64, now: Duration) {
+    /// The connection of a session ended. False: it has another one by now.
+    pub(super) fn disconnected(
+        &mut self,
+        session: SessionId,
+        connection: u64,
+        now: Duration,
+    ) -> bool {
         if let Some(state) = self.by_id.get_mut(&session)
             && state
                 .connection
@@ -293,7 +298,9 @@ impl Sessions {
         {
             state.connection = None;
             state.heard = now;
+            return true;
         }
+        false
     }
 }
 

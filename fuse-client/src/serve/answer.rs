@@ -6,7 +6,8 @@ use protocol::fs::{FileSystemStatistics, Outcome};
 use protocol::units::ObjectId;
 
 use super::FileSystem;
-use super::listing::Ask;
+use super::listing;
+use super::lock::{self, Ask};
 use crate::abi::{Body, ENTRY_OUT_BYTES, open};
 use crate::session::{Replies, Waiting};
 
@@ -44,9 +45,23 @@ pub(crate) enum Shape {
     Written {
         strips: Option<u64>,
     },
-    Directory(Box<Ask>),
+    Directory(Box<listing::Ask>),
     Statistics,
     Offset,
+    Lock(Box<Ask>),
+    LockWait(Box<Ask>),
+    LockTest,
+    /// A close that had locks to give back. `told`: it tells of a loss.
+    Closed {
+        told: bool,
+    },
+}
+
+impl Shape {
+    /// Whether it is only a close that waits: what it gives back is given back all the same.
+    pub(crate) fn is_close(&self) -> bool {
+        matches!(self, Self::Closed { .. })
+    }
 }
 
 /// Direct, also for several writers at once: the page cache would have to be told what other
@@ -70,6 +85,8 @@ impl Replies for FileSystem {
     fn answer(&self, waiting: Waiting, outcome: Outcome, fresh: Duration) {
         let unique = waiting.unique;
         match (waiting.shape, outcome) {
+            (Shape::Lock(ask), outcome) => self.lock_taken(unique, *ask, &outcome),
+            (Shape::LockWait(ask), outcome) => self.lock_awaited(unique, *ask, &outcome),
             // An entry that the kernel got with attributes only, as Open answers.
             (_, Outcome::Error(errno)) => self.reply(unique, errno, &[]),
             (Shape::Entry, Outcome::Entry(a)) => {
@@ -132,6 +149,12 @@ impl Replies for FileSystem {
             (Shape::Offset, Outcome::Offset(at)) => {
                 let mut body = Body::with_capacity(8);
                 self.reply(unique, 0, &[&body.u64(at).0]);
+            }
+            (Shape::LockTest, Outcome::Lock(lock)) => {
+                self.reply(unique, 0, &[&lock::body_of(lock.as_ref()).0]);
+            }
+            (Shape::Closed { told }, Outcome::Done) => {
+                self.reply(unique, if told { EIO } else { 0 }, &[]);
             }
             (shape, outcome) => {
                 tracing::error!(?shape, ?outcome, "the primary answered something else");

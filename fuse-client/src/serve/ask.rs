@@ -84,7 +84,7 @@ fn attributes_to_set(fields: &mut Fields<'_>) -> Result<SetAttributes, ShortRequ
 }
 
 impl FileSystem {
-    fn new_handle(&self) -> u64 {
+    pub(super) fn new_handle(&self) -> u64 {
         self.next_handle.fetch_add(1, Ordering::Relaxed)
     }
 
@@ -259,7 +259,9 @@ impl FileSystem {
             }
             opcode::READLINK => plain(Operation::ReadLink { object }, Shape::Bytes),
             opcode::READ => {
-                fields.skip(8)?;
+                if self.session.locks().are_lost(fields.u64()?) {
+                    return Ok(Plan::Refuse(EIO));
+                }
                 let (offset, len) = (fields.u64()?, fields.u32()?.min(IO_BYTES_MAX));
                 let operation = Operation::Read {
                     object,
@@ -270,6 +272,9 @@ impl FileSystem {
             }
             opcode::FSYNC | opcode::FSYNCDIR => {
                 let handle = fields.u64()?;
+                if self.session.locks().are_lost(handle) {
+                    return Ok(Plan::Refuse(EIO));
+                }
                 let data_only = fields.u32()? & 1 != 0;
                 plain(
                     Operation::Sync { object, data_only },
@@ -357,7 +362,7 @@ impl FileSystem {
             let whole = Bytes::from(std::mem::take(buffer));
             whole.slice(WRITE_HEADER_BYTES..WRITE_HEADER_BYTES + size as usize)
         };
-        if self.session.losses().tells(handle) {
+        if self.session.losses().tells(handle) || self.session.locks().are_lost(handle) {
             self.refuse(header, EIO);
             return Ok(());
         }

@@ -330,6 +330,8 @@ fn objects_of(operation: &Operation, outcome: &Outcome) -> Vec<ObjectId> {
         | Operation::Write { object, .. }
         | Operation::SetXattr { object, .. }
         | Operation::RemoveXattr { object, .. }
+        | Operation::Lock { object, .. }
+        | Operation::Unlock { object, .. }
         | Operation::Allocate { object, .. } => [Some(*object), None],
         Operation::MakeNode { parent, .. }
         | Operation::MakeDirectory { parent, .. }

@@ -13,6 +13,7 @@ mod connect;
 mod dial;
 pub mod keep;
 mod link;
+mod locks;
 mod losses;
 mod opens;
 mod places;
@@ -40,6 +41,7 @@ pub use dial::DialError;
 use dial::Welcomed;
 use keep::{Keep, Welcome};
 use link::Link;
+use locks::Locks;
 pub(crate) use losses::Losses;
 use opens::Opens;
 use places::Places;
@@ -139,6 +141,7 @@ struct Shared {
     changed: Condvar,
     replies: OnceLock<Arc<dyn Replies>>,
     losses: Losses,
+    locks: Locks,
 }
 
 /// A mount's session.
@@ -199,6 +202,7 @@ impl Session {
             changed: Condvar::new(),
             replies: OnceLock::new(),
             losses: Losses::default(),
+            locks: Locks::default(),
             config,
         });
         let welcomed = shared.begin()?;
@@ -254,6 +258,11 @@ impl Session {
         receiver.recv().unwrap_or(Outcome::Error(EIO))
     }
 
+    /// Asks something whose answer nobody waits for.
+    pub(crate) fn tell(&self, operation: Operation) {
+        self.shared.tell(operation);
+    }
+
     /// An application opens an object.
     pub fn open(&self, waiting: Waiting, caller: Caller, object: ObjectId) {
         let held = self.shared.state.lock().opens.again(object);
@@ -297,6 +306,11 @@ impl Session {
         &self.shared.losses
     }
 
+    /// What applications may hold locked.
+    pub(crate) fn locks(&self) -> &Locks {
+        &self.shared.locks
+    }
+
     /// What carries the session now, for people.
     #[must_use]
     pub fn carrier(&self) -> Option<&'static str> {
@@ -320,6 +334,13 @@ impl Session {
         }
         let mut state = self.shared.state.lock();
         state.ending = true;
+        // The kernel is gone, and with it whoever could get a lock.
+        let waits = state.table.waits_for_locks();
+        drop(state);
+        for waiter in waits {
+            self.shared.answer(Some(waiter), Outcome::Error(EIO));
+        }
+        let mut state = self.shared.state.lock();
         while state.table.len() > 0 && state.link.is_some() {
             if self
                 .shared
@@ -399,7 +420,9 @@ impl Shared {
 
     fn submit(&self, submission: Submission<Waiter>) {
         let mut state = self.state.lock();
-        if state.fails(self.config.no_primary_eio) {
+        // What gives a lock back waits for a primary, whoever waits for it or not.
+        let waits = matches!(submission.operation, Operation::Unlock { .. }) && !state.ended;
+        if state.fails(self.config.no_primary_eio) && !waits {
             drop(state);
             return self.answer(submission.waiter, Outcome::Error(EIO));
         }
@@ -416,11 +439,15 @@ impl Shared {
     }
 
     fn release(&self, object: ObjectId) {
+        self.tell(Operation::Release { object });
+    }
+
+    fn tell(&self, operation: Operation) {
         self.submit(Submission {
             waiter: None,
             unique: None,
             caller: Caller::default(),
-            operation: Operation::Release { object },
+            operation,
             payload: Bytes::new(),
         });
     }
@@ -512,7 +539,30 @@ impl Shared {
         } else {
             Duration::ZERO
         };
-        self.answer_fresh(answered.waiter, reply.outcome, fresh);
+        let mut outcome = reply.outcome;
+        if let Operation::Lock {
+            object,
+            lock,
+            waits,
+            ..
+        } = &answered.operation
+        {
+            let key = (*object, lock.owner);
+            let taken = outcome == Outcome::Done && answered.waiter.is_none();
+            if taken && self.locks.got_unnoticed(key, (lock.start, lock.end)) {
+                self.tell(Operation::Unlock {
+                    object: *object,
+                    owner: lock.owner,
+                    start: lock.start,
+                    end: lock.end,
+                });
+            }
+            // It would wait now: the signal that came before ends that.
+            if *waits && answered.interrupted && outcome == Outcome::Error(EAGAIN) {
+                outcome = Outcome::Error(EINTR);
+            }
+        }
+        self.answer_fresh(answered.waiter, outcome, fresh);
         for frame in answered.next.iter().chain(&more) {
             link.send(frame);
         }
@@ -581,6 +631,13 @@ impl Shared {
         }
         let lost = if !welcomed.known && state.confirmed {
             state.confirmed = false;
+            let files = self.locks.session_ended();
+            if files > 0 {
+                tracing::error!(
+                    files,
+                    "the session had ended: locks are lost, their files give EIO"
+                );
+            }
             state.table.forgotten()
         } else {
             Vec::new()
@@ -629,6 +686,15 @@ impl Shared {
             let now = Instant::now();
             let connected = state.link.is_some();
             let interrupted = state.table.impatient(now, connected);
+            let mut closed = Vec::new();
+            if !connected {
+                // A process that is killed cannot leave before its files are closed.
+                let closes = |waiter: &Waiter| match waiter {
+                    Waiter::Kernel(waiting) => waiting.shape.is_close(),
+                    Waiter::Caller(_) | Waiter::Flush => false,
+                };
+                closed = state.table.need_not_wait(closes);
+            }
             let mut failed = Vec::new();
             if let (None, Some(limit)) = (&state.link, self.config.no_primary_eio)
                 && state.disconnected_since.elapsed() >= limit
@@ -669,6 +735,9 @@ impl Shared {
             }
             for waiter in failed {
                 self.answer(Some(waiter), Outcome::Error(EIO));
+            }
+            for waiter in closed {
+                self.answer(Some(waiter), Outcome::Done);
             }
         }
     }

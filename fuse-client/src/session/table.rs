@@ -54,6 +54,8 @@ pub(super) struct Answered<W> {
     pub(super) submitted: Instant,
     /// The request that waited for the slot.
     pub(super) next: Option<RawFrame>,
+    /// A signal came for who waits.
+    pub(super) interrupted: bool,
 }
 
 /// What came of a submission.
@@ -210,6 +212,7 @@ impl<W> Table<W> {
             frame: pending.frame,
             submitted: pending.submitted,
             next,
+            interrupted: pending.interrupted,
         })
     }
 
@@ -241,9 +244,14 @@ impl<W> Table<W> {
             .iter()
             .position(|(_, s, ..)| s.unique == Some(unique))
         {
-            // Not sent: it never happened.
-            let gone = self.waiting.remove(at);
-            return match gone.and_then(|(_, submission, ..)| submission.waiter) {
+            let waiter = if must_happen(&self.waiting[at].1.operation) {
+                self.waiting[at].1.waiter.take()
+            } else {
+                // Not sent: it never happened.
+                let gone = self.waiting.remove(at);
+                gone.and_then(|(_, submission, ..)| submission.waiter)
+            };
+            return match waiter {
                 Some(waiter) => Interrupted::Answer(waiter),
                 None => Interrupted::Unknown,
             };
@@ -255,7 +263,10 @@ impl<W> Table<W> {
             return Interrupted::Unknown;
         };
         pending.interrupted = true;
-        let patient = connected && now.duration_since(pending.submitted) < INTERRUPT_PATIENCE;
+        // Who waits for a lock gets nothing by that alone.
+        let waits = matches!(pending.operation, Operation::AwaitLock { .. });
+        let young = now.duration_since(pending.submitted) < INTERRUPT_PATIENCE;
+        let patient = connected && young && !waits;
         if patient {
             return Interrupted::Noted;
         }
@@ -278,14 +289,34 @@ impl<W> Table<W> {
     pub(super) fn older_than(&mut self, limit: Instant) -> Vec<W> {
         let mut waiters = self.give_up_where(|pending| pending.submitted <= limit);
         let mut kept = VecDeque::new();
-        for entry in self.waiting.drain(..) {
+        for mut entry in self.waiting.drain(..) {
             if entry.2 <= limit {
-                waiters.extend(entry.1.waiter);
-            } else {
+                waiters.extend(entry.1.waiter.take());
+            }
+            if entry.2 > limit || must_happen(&entry.1.operation) {
                 kept.push_back(entry);
             }
         }
         self.waiting = kept;
+        waiters
+    }
+
+    /// The waiters of everything that waits for a lock.
+    pub(super) fn waits_for_locks(&mut self) -> Vec<W> {
+        self.give_up_where(|pending| matches!(pending.operation, Operation::AwaitLock { .. }))
+    }
+
+    /// The waiters of requests that are carried out all the same, if `choose` says so.
+    pub(super) fn need_not_wait(&mut self, choose: impl Fn(&W) -> bool) -> Vec<W> {
+        let sure = |operation: &Operation, waiter: &Option<W>| {
+            must_happen(operation) && waiter.as_ref().is_some_and(&choose)
+        };
+        let mut waiters = self.give_up_where(|p| sure(&p.operation, &p.waiter));
+        for (_, waiting, ..) in &mut self.waiting {
+            if sure(&waiting.operation, &waiting.waiter) {
+                waiters.extend(waiting.waiter.take());
+            }
+        }
         waiters
     }
 
@@ -312,8 +343,9 @@ impl<W> Table<W> {
         }
         let key = *key;
         // An Open stays as well: the primary counts it, so its answer must be undone.
-        let stays = pending.sent
-            && (key.0 != SLOT_NONE || matches!(pending.operation, Operation::Open { .. }));
+        let counts = matches!(pending.operation, Operation::Open { .. });
+        let stays =
+            (pending.sent && (key.0 != SLOT_NONE || counts)) || must_happen(&pending.operation);
         if !stays {
             self.pending.remove(&order);
             self.by_key.remove(&key);
@@ -340,7 +372,9 @@ impl<W> Table<W> {
                 let abandoned_open =
                     p.waiter.is_none() && matches!(p.operation, Operation::Open { .. });
                 let released = matches!(p.operation, Operation::Release { .. });
-                abandoned_open || (released && **order < hello)
+                // Waits end with the connection; those that are left are asked for anew.
+                let forgets = matches!(p.operation, Operation::ForgetLock { .. });
+                abandoned_open || forgets || (released && **order < hello)
             })
             .map(|(order, _)| *order)
             .collect();
@@ -391,6 +425,12 @@ impl<W> Table<W> {
         }
         frames
     }
+}
+
+/// Whether a request is sent although nobody waits for it any more: nothing else would give the
+/// locks back while the mount lives.
+fn must_happen(operation: &Operation) -> bool {
+    matches!(operation, Operation::Unlock { .. })
 }
 
 /// The object that an outcome says was opened for the session.

@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use protocol::frame::RawFrame;
-use protocol::fs::{Caller, Operation, Request, SLOT_NONE, SLOTS_MAX};
+use protocol::fs::{
+    Caller, Lock, LockClass, LockKind, LockOwner, Operation, Request, SLOT_NONE, SLOTS_MAX,
+};
 use protocol::units::ObjectId;
 
 use super::opens::Opens;
@@ -290,4 +292,73 @@ fn the_last_close_gives_back_all_that_the_primary_counts() {
     assert_eq!(opens.closed(OBJECT), 2);
     assert_eq!(opens.closed(OBJECT), 0);
     assert!(opens.list(10).is_empty());
+}
+
+const OWNER: LockOwner = LockOwner {
+    class: LockClass::Ranges,
+    id: 7,
+};
+
+fn unlock() -> Operation {
+    Operation::Unlock {
+        object: OBJECT,
+        owner: OWNER,
+        start: 0,
+        end: 9,
+    }
+}
+
+fn await_lock() -> Operation {
+    let lock = Lock {
+        owner: OWNER,
+        kind: LockKind::Exclusive,
+        start: 0,
+        end: 9,
+        pid: 1,
+    };
+    Operation::AwaitLock {
+        object: OBJECT,
+        lock,
+        ticket: 3,
+    }
+}
+
+#[test]
+fn who_waits_for_a_lock_is_interrupted_at_once_and_its_answer_is_nobodys() {
+    let mut bench = Bench::new();
+    let wait = bench.sent(1, await_lock());
+    assert_eq!(wait.slot, SLOT_NONE, "it takes no slot");
+    let interrupted = bench.table.interrupt(1, bench.now, true);
+    assert_eq!(interrupted, Interrupted::Answer(1));
+    let late = bench.table.answered(wait.slot, wait.number, true);
+    assert!(late.is_none());
+    assert_eq!(bench.resend(), []);
+    bench.sent(2, await_lock());
+    bench.sent(3, Operation::ForgetLock { ticket: 3 });
+    assert_eq!(bench.resend().len(), 1, "a new connection knows of no wait");
+    assert_eq!(bench.table.waits_for_locks(), [2]);
+}
+
+#[test]
+fn a_lock_is_given_back_whoever_waits_for_that_or_not() {
+    let mut bench = Bench::new();
+    // Not sent, as there is no connection.
+    bench.submit(1, unlock(), false);
+    let interrupted = bench.table.interrupt(1, bench.now, false);
+    assert_eq!(interrupted, Interrupted::Answer(1));
+    assert_eq!(bench.resend().len(), 1);
+    bench.submit(2, unlock(), false);
+    assert_eq!(bench.table.older_than(bench.now), [2]);
+    assert_eq!(bench.resend().len(), 2);
+    // Without a slot.
+    bench.table.hold_up(true);
+    bench.submit(3, unlock(), false);
+    bench.submit(4, unlock(), false);
+    bench.submit(5, change(), false);
+    let interrupted = bench.table.interrupt(3, bench.now, false);
+    assert_eq!(interrupted, Interrupted::Answer(3));
+    assert_eq!(bench.table.need_not_wait(|_| true), [4]);
+    assert_eq!(bench.table.older_than(bench.now), [5]);
+    bench.table.hold_up(false);
+    assert_eq!(bench.table.refill(true).len(), 2, "the change is not made");
 }

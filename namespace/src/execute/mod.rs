@@ -17,7 +17,7 @@ use crate::errno::{EINVAL, ENAMETOOLONG, ENXIO};
 use crate::inode::Inode;
 use crate::replies::encode_reply;
 use crate::transaction::{Step, Stop, Transaction, read_totals};
-use crate::{ChangeSet, Context, ExecuteError, Executed, Store, keys};
+use crate::{ChangeSet, Context, ExecuteError, Executed, Store, keys, locks};
 
 pub(crate) use remove::delete_object;
 
@@ -73,6 +73,9 @@ fn dispatch<S: Store>(
 ) -> Step<Next, S> {
     if let Some(executed) = look::dispatch(tx, context, &request.operation)? {
         return Ok(executed);
+    }
+    if let Some(outcome) = locks::dispatch(tx, context, &request.operation)? {
+        return Ok(Next::Outcome(outcome));
     }
     let caller = &request.caller;
     let outcome = match &request.operation {

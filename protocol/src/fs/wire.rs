@@ -1,5 +1,6 @@
 //! Encoding of the messages between a mount and the primary.
 
+use super::lock::{read_lock, read_owner, read_range, write_lock, write_owner};
 use super::replay::{read_authors, read_places, write_authors, write_places};
 use super::{
     Attributes, Bytes, Caller, DecodeError, DirectoryEntry, Elsewhere, FileSystemStatistics, Hello,
@@ -471,6 +472,42 @@ fn encode_operation(w: &mut Writer, operation: &Operation) {
             w.u64(*offset);
             w.u32(*whence);
         }
+        Operation::Lock {
+            object,
+            lock,
+            ticket,
+            waits,
+        } => {
+            w.u8(27).u64(object.0);
+            write_lock(w, lock);
+            w.u64(*ticket).u8(u8::from(*waits));
+        }
+        Operation::Unlock {
+            object,
+            owner,
+            start,
+            end,
+        } => {
+            w.u8(28).u64(object.0);
+            write_owner(w, *owner);
+            w.u64(*start).u64(*end);
+        }
+        Operation::TestLock { object, lock } => {
+            w.u8(29).u64(object.0);
+            write_lock(w, lock);
+        }
+        Operation::AwaitLock {
+            object,
+            lock,
+            ticket,
+        } => {
+            w.u8(30).u64(object.0);
+            write_lock(w, lock);
+            w.u64(*ticket);
+        }
+        Operation::ForgetLock { ticket } => {
+            w.u8(31).u64(*ticket);
+        }
     }
 }
 
@@ -588,6 +625,35 @@ fn decode_operation(r: &mut Reader) -> Result<Operation, DecodeError> {
             object: ObjectId(r.u64("object")?),
             offset: r.u64("offset")?,
             whence: r.u32("whence")?,
+        },
+        27 => Operation::Lock {
+            object: ObjectId(r.u64("object")?),
+            lock: read_lock(r)?,
+            ticket: r.u64("ticket")?,
+            waits: flag(r, "waits")?,
+        },
+        28 => {
+            let object = ObjectId(r.u64("object")?);
+            let owner = read_owner(r)?;
+            let (start, end) = read_range(r)?;
+            Operation::Unlock {
+                object,
+                owner,
+                start,
+                end,
+            }
+        }
+        29 => Operation::TestLock {
+            object: ObjectId(r.u64("object")?),
+            lock: read_lock(r)?,
+        },
+        30 => Operation::AwaitLock {
+            object: ObjectId(r.u64("object")?),
+            lock: read_lock(r)?,
+            ticket: r.u64("ticket")?,
+        },
+        31 => Operation::ForgetLock {
+            ticket: r.u64("ticket")?,
         },
         other => {
             return Err(DecodeError::Invalid {
@@ -715,6 +781,12 @@ impl Outcome {
             Self::Offset(at) => {
                 w.u8(8).u64(*at);
             }
+            Self::Lock(lock) => {
+                w.u8(9).u8(u8::from(lock.is_some()));
+                if let Some(lock) = lock {
+                    write_lock(w, lock);
+                }
+            }
         }
     }
 
@@ -763,6 +835,10 @@ impl Outcome {
                 objects_free: r.u64("free objects")?,
             }),
             8 => Self::Offset(r.u64("offset")?),
+            9 => Self::Lock(match flag(r, "a lock")? {
+                true => Some(read_lock(r)?),
+                false => None,
+            }),
             other => {
                 return Err(DecodeError::Invalid {
                     what: "outcome",
