@@ -5,6 +5,7 @@
 //! are lost, torn and reordered, and an older write never overtakes a newer one. Names are durable
 //! after their directory's sync only. One seed decides everything.
 
+mod image;
 mod state;
 
 use std::io;

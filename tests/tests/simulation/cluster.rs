@@ -35,11 +35,11 @@ pub(crate) const CLIENTS_FROM: Place = REPLICAS_MAX;
 /// Sizes so small that checkpoints and the journal's reuse happen all the time.
 fn sizes() -> Options {
     Options {
-        large_write_bytes: 64 << 10,
-        unsynced_bytes_max: 1 << 20,
-        overlay_bytes_checkpoint: 192 << 10,
-        overlay_bytes_max: 1 << 20,
-        direct_bytes_checkpoint: 4 << 20,
+        large_write_bytes: 32 << 10,
+        unsynced_bytes_max: 512 << 10,
+        overlay_bytes_checkpoint: 128 << 10,
+        overlay_bytes_max: 640 << 10,
+        direct_bytes_checkpoint: 2 << 20,
         reserve_bytes: 1 << 20,
         journal: JournalSizes {
             segment_bytes: 1280 << 10,
@@ -215,9 +215,13 @@ impl Journal {
         }
     }
 
+    /// Simulated time since the run began.
+    pub(crate) fn now(&self) -> Duration {
+        self.began.map(|began| began.elapsed()).unwrap_or_default()
+    }
+
     pub(crate) fn note(&self, what: String) {
-        let at = self.began.map(|began| began.elapsed()).unwrap_or_default();
-        let line = format!("{:9.3} s  {what}", at.as_secs_f64());
+        let line = format!("{:9.3} s  {what}", self.now().as_secs_f64());
         if self.aloud {
             println!("{line}");
         }

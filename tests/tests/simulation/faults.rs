@@ -49,7 +49,7 @@ impl Faults {
     pub(crate) async fn run(&mut self, lasts: Duration) {
         let end = Instant::now() + lasts;
         loop {
-            let pause = millis(self.random.within(50..1800));
+            let pause = millis(self.random.within(50..2200));
             tokio::time::sleep(pause).await;
             if Instant::now() >= end {
                 return;

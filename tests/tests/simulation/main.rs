@@ -35,8 +35,8 @@ use std::time::Instant;
 use counters::Counters;
 use world::{Outcome, run};
 
-/// Seeds of the short run.
-const SEEDS: u64 = 300;
+/// Seeds of the run that belongs to every test of the whole.
+const SEEDS: u64 = 2000;
 /// The first of them.
 const FROM: u64 = 1;
 /// Seeds that a deliberate mistake has to be found in.
@@ -50,6 +50,7 @@ fn number(name: &str) -> Option<u64> {
 struct Sum {
     operations: Vec<u64>,
     faults: Vec<u64>,
+    lasted: Vec<u64>,
     frames: BTreeMap<u8, u64>,
     failed: Vec<(u64, Vec<String>)>,
 }
@@ -58,6 +59,7 @@ impl Sum {
     fn add(&mut self, seed: u64, outcome: Outcome) {
         self.operations.push(outcome.operations);
         self.faults.push(outcome.faults);
+        self.lasted.push(outcome.lasted);
         for (kind, count) in outcome.frames {
             *self.frames.entry(kind).or_insert(0) += count;
         }
@@ -121,11 +123,13 @@ fn whatever_happens_the_volume_stays_one_volume() {
     let (told, never) = counters.told(&sum.frames);
     print!("{told}");
     println!(
-        "{count} seeds from {from}: {} failed; {:.0} seeds a minute; median {} operations, {} faults",
+        "{count} seeds from {from}: {} failed; {:.0} seeds a minute; median {} operations, {} faults, \
+         {} simulated seconds",
         sum.failed.len(),
         count as f64 * 60.0 / took,
         median(&mut sum.operations),
         median(&mut sum.faults),
+        median(&mut sum.lasted),
     );
     // A few seeds need not bring about everything.
     assert!(

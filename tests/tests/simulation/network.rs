@@ -257,7 +257,10 @@ impl AsyncRead for Reader {
                 if pipe.broken || pipe.broken_at == Some(pipe.to) {
                     return Poll::Ready(Err(reset()));
                 }
-                pipe.reader = Some(cx.waker().clone());
+                match &mut pipe.reader {
+                    Some(reader) => reader.clone_from(cx.waker()),
+                    none => *none = Some(cx.waker().clone()),
+                }
                 let silent = blocked.contains(&(pipe.from, pipe.to)) || dark.contains(&pipe.from);
                 if silent {
                     return Poll::Pending;
@@ -285,9 +288,16 @@ impl AsyncRead for Reader {
                     },
                 }
             };
-            let sleep = self
-                .sleep
-                .insert(Box::pin(tokio::time::sleep_until(wait_until)));
+            let sleep = match &mut self.sleep {
+                Some(sleep) => {
+                    // It may stand already: whoever polls for another reason waits for the same.
+                    if sleep.deadline() != wait_until {
+                        sleep.as_mut().reset(wait_until);
+                    }
+                    sleep
+                }
+                none => none.insert(Box::pin(tokio::time::sleep_until(wait_until))),
+            };
             if sleep.as_mut().poll(cx).is_pending() {
                 return Poll::Pending;
             }

@@ -142,7 +142,7 @@ impl Faults {
             0 => ("min-in-sync", &["1", "1", "2"]),
             1 => ("replica-deadline", &["200ms", "800ms", "3s"]),
             2 => ("async-queue-max", &["1M", "4M"]),
-            3 => ("resync-max-rate", &["0", "256K", "1M"]),
+            3 => ("resync-max-rate", &["0", "128K", "512K"]),
             4 => ("compression", &["zstd", "zstd", "off"]),
             _ => ("protocol", &[]),
         };

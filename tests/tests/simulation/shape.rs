@@ -88,8 +88,8 @@ impl Shape {
             (_, Quorum::Off) => &[Protocol::A, Protocol::B, Protocol::C],
         };
         let rates: &[_] = match family {
-            Family::Resyncs => &[Some("1M"), Some("512K"), Some("256K"), Some("128K")],
-            _ => &[None, None, Some("1M"), Some("256K")],
+            Family::Resyncs => &[Some("512K"), Some("256K"), Some("128K"), Some("64K")],
+            _ => &[None, None, Some("512K"), Some("128K")],
         };
         Self {
             family,
@@ -98,7 +98,7 @@ impl Shape {
             protocols,
             latency_ms: 1 + random.within(0..3),
             jitter_ms: random.within(0..4),
-            pause_ms: random.within(40..110),
+            pause_ms: random.within(80..190),
             // What a crash may leave behind is not told from what rots (DUR-4).
             cuts: family == Family::PowerCuts || (family != Family::Disks && random.one_in(5)),
             slowness: [1, 6, 25, 100][random.index(4)],

@@ -38,7 +38,7 @@ const PUNCH_HOLE_KEEP_SIZE: u32 = 3;
 
 /// Files of cells: the length of a cell, and how many there are. From a part of a block that goes
 /// through the journal, to what goes into the object's file at once.
-const FILES: [(u64, u64); 4] = [(512, 24), (4096, 12), (48 << 10, 6), (128 << 10, 4)];
+const FILES: [(u64, u64); 4] = [(512, 24), (4096, 12), (28 << 10, 6), (64 << 10, 4)];
 /// The file of cells that go into the object's file at once.
 const LARGE: usize = 3;
 const LOGS: usize = 2;

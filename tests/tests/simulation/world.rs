@@ -25,8 +25,8 @@ use super::random::Random;
 use super::shape::{Family, Shape};
 use super::work::{Habits, Work};
 
-/// How long things go wrong, in simulated time.
-const LASTS: Duration = Duration::from_secs(30);
+/// How long things go wrong, in simulated time. The end of a run takes ten seconds and more.
+const LASTS: Duration = Duration::from_secs(50);
 /// Mounts that stay.
 const CLIENTS: usize = 3;
 /// How long one node goes without power for longer than the others.
@@ -40,6 +40,8 @@ const LOOKING: u16 = 100;
 pub(crate) struct Outcome {
     pub(crate) operations: u64,
     pub(crate) faults: u64,
+    /// Simulated time, in seconds.
+    pub(crate) lasted: u64,
     pub(crate) frames: BTreeMap<u8, u64>,
     pub(crate) failures: Vec<String>,
     pub(crate) lines: Vec<String>,
@@ -162,6 +164,7 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
     Outcome {
         operations: work.done(),
         faults: faults.count,
+        lasted: journal.now().as_secs(),
         frames: network.frames(),
         failures,
         lines: journal.lines(),

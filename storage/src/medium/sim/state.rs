@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
+use super::image::Image;
 use super::{CrashAt, SimFile};
 use crate::medium::{Completion, Op, OpenMode, Room};
 
@@ -13,15 +14,27 @@ const BLOCK: u64 = 4096;
 
 #[derive(Debug, Clone)]
 enum Change {
-    Write { offset: u64, data: Vec<u8> },
+    Write {
+        offset: u64,
+        data: Vec<u8>,
+    },
+    /// A write of zeros: a journal's new segment is nothing else.
+    WriteZeros {
+        offset: u64,
+        len: u64,
+    },
     SetLen(u64),
-    Punch { offset: u64, len: u64 },
+    Punch {
+        offset: u64,
+        len: u64,
+    },
 }
 
 #[derive(Debug, Clone, Default)]
 struct Inode {
-    data: Vec<u8>,
-    durable: Vec<u8>,
+    data: Image,
+    durable: Image,
+    /// What makes `data` of `durable`.
     changes: Vec<Change>,
 }
 
@@ -72,29 +85,17 @@ fn index(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }
 
-fn set_len(data: &mut Vec<u8>, len: usize) {
-    data.resize(len, 0);
-}
-
 impl Change {
-    fn apply(&self, data: &mut Vec<u8>) {
+    fn apply(&self, image: &mut Image) {
         match self {
-            Self::Write {
-                offset,
-                data: bytes,
-            } => {
-                let end = index(*offset) + bytes.len();
-                if data.len() < end {
-                    set_len(data, end);
-                }
-                data[index(*offset)..end].copy_from_slice(bytes);
+            Self::Write { offset, data } => image.write(index(*offset), data),
+            Self::WriteZeros { offset, len } => {
+                let (from, to) = (index(*offset), index(offset + len));
+                image.set_len(image.len().max(to));
+                image.zero(from, to);
             }
-            Self::SetLen(len) => set_len(data, index(*len)),
-            Self::Punch { offset, len } => {
-                let end = index(offset + len).min(data.len());
-                let start = index(*offset).min(end);
-                data[start..end].fill(0);
-            }
+            Self::SetLen(len) => image.set_len(index(*len)),
+            Self::Punch { offset, len } => image.zero(index(*offset), index(offset + len)),
         }
     }
 
@@ -102,6 +103,7 @@ impl Change {
     fn len_after(&self, len: u64) -> u64 {
         match self {
             Self::Write { offset, data } => len.max(offset + data.len() as u64),
+            Self::WriteZeros { offset, len: zeros } => len.max(offset + zeros),
             Self::SetLen(len) => *len,
             Self::Punch { .. } => len,
         }
@@ -113,7 +115,7 @@ impl Change {
         let (from, to) = self.range();
         let bytes = match self {
             Self::Write { data, .. } => Some(data),
-            Self::SetLen(_) | Self::Punch { .. } => None,
+            Self::WriteZeros { .. } | Self::SetLen(_) | Self::Punch { .. } => None,
         };
         let (low, high) = (from.max(start), to.min(end));
         if low >= high {
@@ -131,7 +133,9 @@ impl Change {
         match self {
             Self::Write { offset, data } => (*offset, offset + data.len() as u64),
             Self::SetLen(len) => (*len, u64::MAX),
-            Self::Punch { offset, len } => (*offset, offset + len),
+            Self::WriteZeros { offset, len } | Self::Punch { offset, len } => {
+                (*offset, offset + len)
+            }
         }
     }
 }
@@ -259,11 +263,7 @@ impl State {
 
     pub(super) fn read(&mut self, inode: u64, offset: u64, buf: &mut [u8]) -> io::Result<usize> {
         self.check_readable(inode, offset, buf.len())?;
-        let data = &self.inode(inode)?.data;
-        let start = index(offset).min(data.len());
-        let end = (start + buf.len()).min(data.len());
-        buf[..end - start].copy_from_slice(&data[start..end]);
-        Ok(end - start)
+        Ok(self.inode(inode)?.data.read(index(offset), buf))
     }
 
     fn take_room(&mut self, bytes: u64) -> io::Result<()> {
@@ -295,8 +295,14 @@ impl State {
         for block in offset.div_ceil(BLOCK)..end {
             self.bad.remove(&(inode, block));
         }
-        let data = data.to_vec();
-        self.apply(inode, Change::Write { offset, data })
+        let change = if data.iter().all(|byte| *byte == 0) {
+            let len = data.len() as u64;
+            Change::WriteZeros { offset, len }
+        } else {
+            let data = data.to_vec();
+            Change::Write { offset, data }
+        };
+        self.apply(inode, change)
     }
 
     pub(super) fn set_len(&mut self, inode: u64, len: u64) -> io::Result<()> {
@@ -310,8 +316,14 @@ impl State {
     }
 
     fn settle(inode: &mut Inode) {
-        for change in std::mem::take(&mut inode.changes) {
-            change.apply(&mut inode.durable);
+        let Inode {
+            data,
+            durable,
+            changes,
+        } = inode;
+        for change in changes.drain(..) {
+            let (from, to) = change.range();
+            durable.follow(data, index(from), index(to));
         }
     }
 
@@ -416,9 +428,12 @@ impl State {
 
     pub(super) fn peek(&self, path: &str, offset: u64, len: usize) -> Vec<u8> {
         let inode = self.entries.get(path).and_then(|it| self.inodes.get(it));
-        let data = inode.map_or(&[][..], |inode| &inode.data);
-        let start = index(offset).min(data.len());
-        data[start..data.len().min(start.saturating_add(len))].to_vec()
+        let Some(data) = inode.map(|inode| &inode.data) else {
+            return Vec::new();
+        };
+        let mut bytes = vec![0; len.min(data.len().saturating_sub(index(offset)))];
+        data.read(index(offset), &mut bytes);
+        bytes
     }
 
     pub(super) fn flip(&mut self, inode: u64, offset: u64, bit: u8) -> bool {
@@ -431,8 +446,9 @@ impl State {
         if at >= inode.data.len() {
             return false;
         }
-        inode.data[at] ^= mask;
-        inode.durable[at] ^= mask;
+        for image in [&mut inode.data, &mut inode.durable] {
+            image.edit(at, at + 1, |byte| byte[0] ^= mask);
+        }
         true
     }
 
@@ -549,7 +565,7 @@ impl Keep {
         }
     }
 
-    fn image(self, inode: &Inode, state: &mut State) -> Vec<u8> {
+    fn image(self, inode: &Inode, state: &mut State) -> Image {
         if inode.changes.is_empty() {
             return inode.durable.clone();
         }
@@ -561,7 +577,7 @@ impl Keep {
                 change.len_after(len)
             });
         let mut data = inode.durable.clone();
-        set_len(&mut data, index(len));
+        data.set_len(index(len));
         let end = data.len() as u64;
         let mut touching: BTreeMap<u64, Vec<&Change>> = BTreeMap::new();
         for change in &inode.changes {
@@ -573,9 +589,11 @@ impl Keep {
         for (sector, changes) in touching {
             let (start, next) = (sector * SECTOR, ((sector + 1) * SECTOR).min(end));
             let kept = self.count(state, changes.len());
-            for change in &changes[..kept] {
-                change.apply_to_sector(start, &mut data[index(start)..index(next)]);
-            }
+            data.edit(index(start), index(next), |bytes| {
+                for change in &changes[..kept] {
+                    change.apply_to_sector(start, bytes);
+                }
+            });
         }
         data
     }
