@@ -170,7 +170,7 @@ fn rs_2_a_primary_that_died_under_random_writes_is_sent_little() -> Result<()> {
     let status = in_sync(&lab, 2)?;
     // Where both ended with the same record, and the writers were answered what the dead primary
     // would have answered, there is nothing to send.
-    let last = last_resync(&status, &lab.name(0)).unwrap_or(json!({ "sent_bytes": 0 }));
+    let last = last_resync(&status, &lab.name(0)).unwrap_or_else(|_| json!({ "sent_bytes": 0 }));
     let sent = last["sent_bytes"].as_u64().context("sent")?;
     save(
         "rs-2",

@@ -420,10 +420,15 @@ impl<M: Medium> Driver<M> {
             return Err(format!("a question came in slot {}", request.slot));
         }
         if changes && let Some(errno) = self.refuse_change(session, &request) {
-            return self.refuse_slot(session, &request, errno);
+            let refusal = self.refuse_slot(session, &request, errno);
+            self.reply(refusal);
+            return Ok(Taken::Yes);
         }
         if let Some(errno) = self.refuse_lock(session, &request) {
-            return self.refuse_slot(session, &request, errno);
+            // Only who is still the primary knows who goes first.
+            let refusal = self.refuse_slot(session, &request, errno);
+            self.reply_when_confirmed(refusal);
+            return Ok(Taken::Yes);
         }
         if self.take_wait(session, &request) {
             return Ok(Taken::Yes);
@@ -605,26 +610,17 @@ impl<M: Medium> Driver<M> {
         here && there
     }
 
-    fn refuse_slot(
-        &mut self,
-        session: SessionId,
-        request: &Request,
-        errno: i32,
-    ) -> Result<Taken, String> {
+    fn refuse_slot(&mut self, session: SessionId, request: &Request, errno: i32) -> PendingReply {
         self.note_slot(session, request);
-        let sequence = self.machine.confirmed();
-        let outcome = Outcome::Error(errno);
-        let (slot, number) = (request.slot, request.number);
-        self.reply(PendingReply {
+        PendingReply {
             session,
-            slot,
-            number,
-            sequence,
+            slot: request.slot,
+            number: request.number,
+            sequence: self.machine.confirmed(),
             since: None,
             changed: false,
-            outcome,
-        });
-        Ok(Taken::Yes)
+            outcome: Outcome::Error(errno),
+        }
     }
 
     /// What a request comes to, as the volume is now, if a change becomes the next record.
