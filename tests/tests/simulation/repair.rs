@@ -113,9 +113,10 @@ impl Stage {
             }
         }
         write(&one, 0, files[0], 0, vec![1; 3 * BLOCK_BYTES as usize]).await;
-        // So much that checkpoints bring everything from memory to the disks.
-        for at in 0..20 {
-            write(&one, 0, files[1], at * (48 << 10), vec![9; 48 << 10]).await;
+        // So much, in writes that go through the journal, that checkpoints bring everything from
+        // memory to the disks.
+        for at in 0..40 {
+            write(&one, 0, files[1], at * (24 << 10), vec![9; 24 << 10]).await;
         }
         assert_eq!(
             one.call(0, Operation::SyncAll, Bytes::new()).await,
