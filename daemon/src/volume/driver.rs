@@ -29,7 +29,7 @@ use storage::{Brick, BrickError, BrickEvent, DirtyItem, FlushWhat, Medium, Pace,
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::Host;
-use super::links::LinkIo;
+use super::links::{Asker, LinkIo};
 use super::outbox::Outbox;
 use super::repair::Repairs;
 use super::replay::Replays;
@@ -91,9 +91,9 @@ pub(super) enum BrickFlush {
     /// The machine's flush.
     Volume(FlushId),
     /// The primary asked for it.
-    ForPrimary { id: u64 },
+    ForPrimary { id: u64, asker: Asker },
     /// Resync batches received until then.
-    Batches(Vec<u64>),
+    Batches(Asker, Vec<u64>),
     /// Nobody waits: housekeeping.
     Background,
 }
@@ -707,6 +707,9 @@ impl<M: Medium> Driver<M> {
                 words::role_reason(reason)
             ),
         );
+        // Reads of an earlier term may have ended since this replica stopped.
+        self.waiting.clear();
+        self.flushed.clear();
         self.ahead_of = Mask::default();
         self.lost_operations = 0;
         self.take_up_namespace();
@@ -786,13 +789,13 @@ impl<M: Medium> Driver<M> {
                 let now = self.now();
                 self.machine.flushed(now, self.me, flush);
             }
-            Some(BrickFlush::ForPrimary { id }) => {
+            Some(BrickFlush::ForPrimary { id, asker }) => {
                 self.acknowledge();
-                self.send_to_primary(&Message::Flushed { id });
+                self.send_back(asker, &Message::Flushed { id });
             }
-            Some(BrickFlush::Batches(batches)) => {
+            Some(BrickFlush::Batches(asker, batches)) => {
                 for batch in batches {
-                    self.send_to_primary(&Message::Resynced { batch });
+                    self.send_back(asker, &Message::Resynced { batch });
                 }
                 self.flush_batches();
             }
@@ -846,9 +849,7 @@ impl<M: Medium> Driver<M> {
         self.brick.owe(by_index);
         for (replica, after) in owed {
             let marked = self.brick.marked_late(index(replica));
-            // A map that a resync goes by is cleared by its end.
-            let in_sync = self.machine.durable().in_sync.has(replica);
-            if in_sync
+            if self.machine.may_forget_marks(replica)
                 && marked.is_some_and(|last| after >= last)
                 && let Err(error) = self.brick.clear_all_dirty(index(replica))
             {
@@ -945,6 +946,19 @@ impl<M: Medium> Driver<M> {
     pub(super) fn send_frame(&self, replica: usize, frame: RawFrame) {
         if let Some(link) = &self.links[replica] {
             link.outbox.send(frame);
+        }
+    }
+
+    /// The connection to a replica that asks something just now.
+    pub(super) fn asker(&self, replica: usize) -> Asker {
+        let epoch = self.links[replica].as_ref().map_or(0, |link| link.epoch);
+        Asker { replica, epoch }
+    }
+
+    /// Answers on the connection on which it was asked; nowhere, if that is gone.
+    pub(super) fn send_back(&self, asker: Asker, message: &Message) {
+        if self.asker(asker.replica).epoch == asker.epoch {
+            self.send(asker.replica, message);
         }
     }
 

@@ -79,6 +79,15 @@ pub(super) struct LinkIo {
     pub(super) unpacker: Unpacker,
 }
 
+/// A connection on which something was asked. What is answered later goes out on it or not at all:
+/// numbers of questions, batches and offers begin anew with each connection and each process.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asker {
+    pub(super) replica: usize,
+    /// As [`LinkIo::epoch`]; zero where there is none.
+    pub(super) epoch: u64,
+}
+
 impl LinkIo {
     pub(super) fn stop_source(&mut self) {
         self.feed_live = false;
@@ -646,7 +655,8 @@ impl<M: Medium> Driver<M> {
                 self.send_to_primary(&Message::Flushed { id });
             }
             Message::Flush { id, objects } => {
-                self.flush_brick(objects, BrickFlush::ForPrimary { id });
+                let asker = self.asker(replica);
+                self.flush_brick(objects, BrickFlush::ForPrimary { id, asker });
             }
             Message::Flushed { id } => {
                 self.machine
@@ -742,7 +752,8 @@ impl<M: Medium> Driver<M> {
                 first_block,
                 hashes,
             } => {
-                super::target::answer_offer(shared, replica, id, object, first_block, hashes);
+                let asker = self.asker(replica);
+                super::target::answer_offer(shared, asker, id, object, first_block, hashes);
             }
             Message::Want { id, bits } => self.take_want(replica, id, bits),
             Message::ExactKeys { from, to, pairs } => {
@@ -751,7 +762,9 @@ impl<M: Medium> Driver<M> {
             Message::ExactObjects { from, to, objects } => {
                 self.take_exact_objects(from, to, &objects)?;
             }
-            Message::Compare { id, scope } => super::verify::answer(shared, replica, id, scope),
+            Message::Compare { id, scope } => {
+                super::verify::answer(shared, self.asker(replica), id, scope);
+            }
             Message::Compared {
                 id,
                 names,
@@ -771,7 +784,8 @@ impl<M: Medium> Driver<M> {
                 offset,
                 len,
             } => {
-                super::repair::answer_fetch(shared, replica, id, (object, offset, len));
+                let asker = self.asker(replica);
+                super::repair::answer_fetch(shared, asker, id, (object, offset, len));
             }
             Message::Fetched { id, data } => self.take_fetched(replica, id, data),
         }

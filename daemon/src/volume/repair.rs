@@ -17,12 +17,13 @@ use protocol::fs::{Operation, Outcome};
 use protocol::mistakes::{Mistake, made};
 use protocol::record::Change;
 use protocol::replica::Message;
-use protocol::units::{BLOCK_BYTES, EXTENT_BYTES, ObjectId, Sequence, blocks_touched};
+use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, blocks_touched};
 use replication::machine::Standing;
-use storage::{DirtyItem, Medium, ReadError, ReadOutcome};
+use storage::{DirtyItem, Medium, OBJECT_BYTES_MAX, ReadError, ReadOutcome};
 use tokio::sync::{Notify, oneshot};
 
 use super::driver::{Driver, PendingReply, Shared, Token};
+use super::links::Asker;
 
 /// How often a block is asked for again that changed while the answer was on its way.
 const ASKED_AGAIN_MAX: usize = 4;
@@ -36,7 +37,6 @@ const EINVAL: i32 = 22;
 /// than reads under way.
 #[derive(Default)]
 pub(super) struct Fetches {
-    last: u64,
     waiting: HashMap<u64, oneshot::Sender<Option<Bytes>>>,
 }
 
@@ -122,9 +122,10 @@ impl<M: Medium> Driver<M> {
         if self.machine.standing(replica) != Some(Standing::InSync) {
             return None;
         }
+        // Of no other connection: an answer to it must not be taken for one to this.
+        let id = self.sessions.next_id();
         let link = self.links[replica].as_mut()?;
-        link.fetches.last += 1;
-        let (id, epoch) = (link.fetches.last, link.epoch);
+        let epoch = link.epoch;
         let (sender, wait) = oneshot::channel();
         link.fetches.waiting.insert(id, sender);
         let message = Message::Fetch {
@@ -351,6 +352,9 @@ pub(super) async fn finish_read<M: Medium>(
 ) {
     let result = go_on(shared, range, result).await;
     let mut d = shared.borrow_mut();
+    if !d.machine.serves() {
+        return; // the client asks the next primary
+    }
     let outcome = match result {
         Some(Ok(data)) => Outcome::Data(data),
         Some(Err(error)) => {
@@ -395,21 +399,24 @@ pub(super) async fn read_again<M: Medium>(
     wait.await.ok()
 }
 
-/// Answers a question for bytes, from this replica alone.
+/// Answers a question for a block, from this replica alone.
 pub(super) fn answer_fetch<M: Medium>(
     shared: &Shared<M>,
-    replica: usize,
+    asker: Asker,
     id: u64,
     (object, offset, len): (ObjectId, u64, u32),
 ) {
+    let whole = u64::from(len) == BLOCK_BYTES && offset.is_multiple_of(BLOCK_BYTES);
+    let readable = whole && offset < OBJECT_BYTES_MAX;
     let shared = shared.clone();
     tokio::task::spawn_local(async move {
-        let len = len.min(EXTENT_BYTES as u32);
-        let data = read_again(&shared, object, offset, len)
-            .await
-            .and_then(Result::ok);
-        shared
-            .borrow()
-            .send(replica, &Message::Fetched { id, data });
+        let data = if readable {
+            let read = read_again(&shared, object, offset, len).await;
+            read.and_then(Result::ok)
+        } else {
+            None
+        };
+        let answer = Message::Fetched { id, data };
+        shared.borrow().send_back(asker, &answer);
     });
 }

@@ -316,6 +316,7 @@ impl<M: Medium> Driver<M> {
     /// The replica joined the in-sync set; see `Output::Joined`.
     pub(super) fn joined(&mut self, replica: usize, membership: &Membership) {
         self.send(replica, &Message::Joined(to_json(membership)));
+        self.told_stable = None;
         self.note_progress(replica, 0);
         let now = self.now();
         let name = self.spec.replicas[replica].node_name.clone();

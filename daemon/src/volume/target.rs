@@ -9,7 +9,7 @@ use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Se
 use storage::{BrickError, DirtyItem, Medium, Pace, ReadError};
 
 use super::driver::{BrickFlush, Driver, Shared, Token};
-use super::links::LinkError;
+use super::links::{Asker, LinkError};
 use super::source::{hash_blocks, read_extent};
 
 /// Changes of one record of resync.
@@ -104,12 +104,13 @@ impl<M: Medium> Driver<M> {
             link.target.flushing = self
                 .brick_flushes
                 .values()
-                .any(|purpose| matches!(purpose, BrickFlush::Batches(_)));
+                .any(|purpose| matches!(purpose, BrickFlush::Batches(..)));
             if link.target.flushing || link.target.batches.is_empty() {
                 continue;
             }
             let batches = std::mem::take(&mut link.target.batches);
-            self.flush_brick(None, BrickFlush::Batches(batches));
+            let asker = self.asker(replica);
+            self.flush_brick(None, BrickFlush::Batches(asker, batches));
         }
     }
 
@@ -266,7 +267,7 @@ impl<M: Medium> Driver<M> {
 /// Says which blocks of an offer differ here.
 pub(super) fn answer_offer<M: Medium>(
     shared: &Shared<M>,
-    replica: usize,
+    asker: Asker,
     id: u64,
     object: ObjectId,
     first_block: u64,
@@ -293,8 +294,8 @@ pub(super) fn answer_offer<M: Medium>(
                 bits[block / 8] |= 1 << (block % 8);
             }
         }
-        shared.borrow().send(
-            replica,
+        shared.borrow().send_back(
+            asker,
             &Message::Want {
                 id,
                 bits: Bytes::from(bits),

@@ -16,6 +16,7 @@ use tokio::sync::oneshot;
 
 use super::driver::{Driver, Shared};
 use super::keys::Keys;
+use super::links::Asker;
 use super::repair::{read_again, read_surely};
 use super::source::{Pairs, after_key, hash_blocks, range_of_keys};
 
@@ -91,7 +92,7 @@ impl<M: Medium> Driver<M> {
 }
 
 /// Answers a question about what this replica holds.
-pub(super) fn answer<M: Medium>(shared: &Shared<M>, replica: usize, id: u64, scope: Scope) {
+pub(super) fn answer<M: Medium>(shared: &Shared<M>, asker: Asker, id: u64, scope: Scope) {
     let shared = shared.clone();
     tokio::task::spawn_local(async move {
         let answer = look(&shared, scope).await;
@@ -100,8 +101,8 @@ pub(super) fn answer<M: Medium>(shared: &Shared<M>, replica: usize, id: u64, sco
             hashes,
             unreadable,
         } = answer;
-        shared.borrow().send(
-            replica,
+        shared.borrow().send_back(
+            asker,
             &Message::Compared {
                 id,
                 names,

@@ -33,6 +33,16 @@ impl Machine {
         })
     }
 
+    /// Whether marks for what the replica has on stable storage by now may go. A map that a resync
+    /// goes by is cleared by its end: while it runs, the position of its target is the place where
+    /// records begin to reach it, and tells nothing of what came before. Where replicas are fenced,
+    /// such a target may still be in the set.
+    #[must_use]
+    pub fn may_forget_marks(&self, replica: usize) -> bool {
+        let resyncs = self.state.resyncing.0 | self.durable.resyncing.0;
+        self.durable.in_sync.has(replica) && !super::Mask(resyncs).has(replica)
+    }
+
     /// As primary: what members should know of one another, and which replicas the places mean.
     /// `None` where this replica does not serve.
     #[must_use]
