@@ -11,7 +11,7 @@ use crate::units::{ObjectId, Sequence, Term};
 use crate::volume::REPLICAS_MAX;
 
 /// Version of this module's messages.
-pub const REPLICA_VERSION: u16 = 3;
+pub const REPLICA_VERSION: u16 = 4;
 /// Most items of a list in one frame.
 pub const ITEMS_MAX: usize = 16 * 1024;
 /// Bytes of the hash of a block in an offer or a comparison.
@@ -186,6 +186,9 @@ pub enum Message {
     Want {
         /// Which offer.
         id: u64,
+        /// The next extent of the object that is not all zero at the target: the source, where it
+        /// may be, offers that too.
+        next: Option<u64>,
         /// Bits, least significant first.
         bits: Bytes,
     },
@@ -397,8 +400,8 @@ impl Message {
                 payload = hashes.clone();
                 kind::OFFER
             }
-            Self::Want { id, bits } => {
-                w.u64(*id);
+            Self::Want { id, next, bits } => {
+                w.u64(*id).u64(next.unwrap_or(u64::MAX));
                 payload = bits.clone();
                 kind::WANT
             }
@@ -594,6 +597,7 @@ impl Message {
             },
             kind::WANT => Self::Want {
                 id: r.u64("id")?,
+                next: Some(r.u64("next")?).filter(|next| *next != u64::MAX),
                 bits: payload.clone(),
             },
             kind::HAND_OVER => Self::HandOver {
@@ -837,6 +841,7 @@ mod tests {
             },
             Message::Want {
                 id: 1,
+                next: Some(7),
                 bits: bytes.clone(),
             },
             Message::Joined(bytes.clone()),

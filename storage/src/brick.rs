@@ -22,6 +22,7 @@ use crate::error::{BrickError, IoFault, NoSpace, ReadError};
 use crate::journal::frame::{Aux, FrameKind, LocalOp, Lsn};
 use crate::journal::{Journal, JournalSizes};
 use crate::medium::{Completion, Medium, Room};
+use crate::overlay::Form;
 use crate::points::{PointId, PointRow};
 use crate::superblock::{BrickIdentity, Superblock, write_superblock};
 use crate::unsynced::Marks;
@@ -237,17 +238,33 @@ impl<M: Medium> Brick<M> {
     }
     /// Extents of the object that are not all zero, ascending.
     pub fn extents(&self, object: ObjectId) -> Result<Vec<u64>, ReadError> {
-        let Some(info) = self.core.layers.info(object)? else {
-            return Ok(Vec::new());
-        };
-        let end = info.data_end.div_ceil(protocol::units::EXTENT_BYTES);
         let mut found = Vec::new();
-        for extent in 0..end {
-            if self.block_sums(object, extent)?.iter().any(|sum| *sum != 0) {
-                found.push(extent);
-            }
+        let mut from = 0;
+        while let Some(extent) = self.next_extent(object, from)? {
+            found.push(extent);
+            from = extent + 1;
         }
         Ok(found)
+    }
+
+    /// The first extent of the object from `from` on that is not all zero. Holes cost nothing,
+    /// however wide.
+    pub fn next_extent(&self, object: ObjectId, from: u64) -> Result<Option<u64>, ReadError> {
+        let layers = &self.core.layers;
+        let Some(info) = layers.info(object)? else {
+            return Ok(None);
+        };
+        if info.form == Form::Inline {
+            return Ok(Some(0).filter(|extent| from <= *extent && info.allocated > 0));
+        }
+        let mut from = from;
+        while let Some(extent) = layers.next_extent(object, from)? {
+            if layers.sums(object, extent)?.iter().any(|sum| *sum != 0) {
+                return Ok(Some(extent));
+            }
+            from = extent + 1;
+        }
+        Ok(None)
     }
     /// Who this is.
     #[must_use]

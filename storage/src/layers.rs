@@ -208,6 +208,24 @@ impl Layers {
         Ok(found)
     }
 
+    /// The first extent from `from` on that may have checksums.
+    pub(crate) fn next_extent(
+        &self,
+        object: ObjectId,
+        from: u64,
+    ) -> Result<Option<u64>, ReadError> {
+        let (over, store_counts) = self.over(object);
+        let next = over
+            .filter_map(|layer| layer.sums.range(from..).next())
+            .map(|(extent, _)| *extent)
+            .min();
+        if !store_counts {
+            return Ok(next);
+        }
+        let stored = self.store.next_extent(object, from)?;
+        Ok(next.into_iter().chain(stored).min())
+    }
+
     /// Objects after `after` that exist, ascending, at most `max`.
     pub(crate) fn objects_after(
         &self,

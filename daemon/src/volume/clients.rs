@@ -678,6 +678,7 @@ impl<M: Medium> Driver<M> {
                 match self.order(set.changes, set.payload) {
                     Ok(sequence) => {
                         self.note_author(session, request, sequence);
+                        self.replays.changers.note(session);
                         let reply = PendingReply {
                             sequence,
                             changed: true,
@@ -884,7 +885,12 @@ impl<M: Medium> Driver<M> {
     }
 
     /// A record carries out a request.
-    fn note_author(&mut self, session: SessionId, request: &Request, sequence: Sequence) {
+    pub(super) fn note_author(
+        &mut self,
+        session: SessionId,
+        request: &Request,
+        sequence: Sequence,
+    ) {
         let author = Author {
             at: (self.machine.durable().term, sequence),
             session,
@@ -893,6 +899,5 @@ impl<M: Medium> Driver<M> {
         };
         let stable = self.machine.stable_everywhere();
         self.replays.authors.note(author, stable);
-        self.replays.changers.note(session);
     }
 }

@@ -43,6 +43,11 @@ impl<M: Medium> Driver<M> {
         if !self.sessions.by_id.is_empty() {
             self.sessions.grace_until = Some(now + self.settings.session_timeout);
         }
+        self.look_for_orphans();
+    }
+
+    /// What is unlinked and nobody is known to hold open is to be released.
+    fn look_for_orphans(&mut self) {
         match namespace::orphans(&Keys(&self.brick)) {
             Ok(orphans) => self.sessions.to_release.extend(orphans),
             Err(error) => tracing::error!(%error, "the unlinked objects cannot be read"),
@@ -71,10 +76,7 @@ impl<M: Medium> Driver<M> {
         if self.sessions.grace_until.is_some_and(|until| now >= until) {
             self.sessions.grace_until = None;
             // What was unlinked meanwhile counted as held.
-            match namespace::orphans(&Keys(&self.brick)) {
-                Ok(orphans) => self.sessions.to_release.extend(orphans),
-                Err(error) => tracing::error!(%error, "the unlinked objects cannot be read"),
-            }
+            self.look_for_orphans();
         }
         self.release_orphans();
     }

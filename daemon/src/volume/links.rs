@@ -14,6 +14,7 @@ use protocol::mistakes::{Mistake, made};
 use protocol::packed::{PackedError, Unpacker, ZSTD};
 use protocol::preamble::Purpose;
 use protocol::replica::{Message, REPLICA_VERSION};
+use protocol::units::BLOCKS_PER_EXTENT;
 use replication::decision::Rule;
 use replication::machine::{Position, Refusal, Standing};
 use replication::state::{Membership, Report, Welcome};
@@ -24,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 
 use super::driver::{BrickFlush, Driver, Shared};
 use super::outbox::Outbox;
+use super::source::Wanted;
 use super::strangers::{check_names, two_at_once};
 use super::stream::Stream;
 use super::words;
@@ -752,10 +754,12 @@ impl<M: Medium> Driver<M> {
                 first_block,
                 hashes,
             } => {
+                let next = first_block / BLOCKS_PER_EXTENT + 1;
+                let next = self.brick.next_extent(object, next)?;
                 let asker = self.asker(replica);
-                super::target::answer_offer(shared, asker, id, object, first_block, hashes);
+                super::target::answer_offer(shared, asker, (id, next), object, first_block, hashes);
             }
-            Message::Want { id, bits } => self.take_want(replica, id, bits),
+            Message::Want { id, next, bits } => self.take_want(replica, id, Wanted { bits, next }),
             Message::ExactKeys { from, to, pairs } => {
                 self.take_exact_keys(replica, &from, &to, &pairs)?;
             }

@@ -497,14 +497,7 @@ impl<M: Medium> Driver<M> {
         } else if let Some(object) = namespace::opened(&request.operation, outcome) {
             self.sessions.open_by_slot(session, request.slot, object);
         }
-        let author = protocol::fs::Author {
-            at: (self.machine.durable().term, sequence),
-            session,
-            slot: request.slot,
-            number: request.number,
-        };
-        let stable = self.machine.stable_everywhere();
-        self.replays.authors.note(author, stable);
+        self.note_author(session, request, sequence);
     }
 
     /// What was never answered is here, data and all: it gets its answer when it is asked again.

@@ -41,6 +41,14 @@ const BLOCKS_MAX: u64 = i64::MAX as u64 / BLOCK_BYTES + 1;
 /// Objects of one exact range.
 const EXACT_OBJECTS_MAX: usize = 4096;
 
+/// A target's answer to an offer.
+pub(super) struct Wanted {
+    /// Which blocks of the extent differ there, one bit each.
+    pub(super) bits: Bytes,
+    /// The next extent that is not all zero there.
+    pub(super) next: Option<u64>,
+}
+
 /// A resync towards one replica, as its task and the link's reader share it.
 #[derive(Default)]
 pub(super) struct Source {
@@ -48,7 +56,7 @@ pub(super) struct Source {
     next_batch: Cell<u64>,
     /// Batches under way: what they hold, and their bytes.
     open: RefCell<BTreeMap<u64, (Vec<DirtyItem>, usize)>>,
-    wants: RefCell<HashMap<u64, oneshot::Sender<Bytes>>>,
+    wants: RefCell<HashMap<u64, oneshot::Sender<Wanted>>>,
     wake: Notify,
     /// What records changed since the batch in the making was begun.
     changed: RefCell<Option<Changed>>,
@@ -357,11 +365,11 @@ impl<M: Medium> Driver<M> {
         }
     }
 
-    pub(super) fn take_want(&mut self, replica: usize, id: u64, bits: Bytes) {
+    pub(super) fn take_want(&mut self, replica: usize, id: u64, wanted: Wanted) {
         let source = self.links[replica].as_ref().and_then(|l| l.source.clone());
         let waiter = source.and_then(|s| s.wants.borrow_mut().remove(&id));
         if let Some(waiter) = waiter {
-            let _ = waiter.send(bits);
+            let _ = waiter.send(wanted);
         }
     }
 
@@ -724,7 +732,12 @@ impl<M: Medium> Run<M> {
         let Ok(extents) = extents else {
             return self.give_up();
         };
-        for extent in extents {
+        let mut own = extents.into_iter().peekable();
+        // What is all zero here may be something there: each answer names the next one there.
+        let mut next = if empty { own.next() } else { Some(0) };
+        while let Some(extent) = next {
+            while own.next_if(|own| *own <= extent).is_some() {}
+            next = own.peek().copied();
             let first = extent * BLOCKS_PER_EXTENT;
             let data_end = self.with(|d| d.brick.data_end(object))?.unwrap_or(u64::MAX);
             let end = data_end
@@ -738,7 +751,10 @@ impl<M: Medium> Run<M> {
                 }]
             } else {
                 self.room().await?;
-                self.wanted(object, first, end).await?
+                let (items, theirs) = self.wanted(object, first, end).await?;
+                let theirs = theirs.filter(|theirs| *theirs > extent);
+                next = next.into_iter().chain(theirs).min();
+                items
             };
             self.send_items(items).await?;
         }
@@ -746,13 +762,13 @@ impl<M: Medium> Run<M> {
     }
 
     /// Offers the hashes of an extent's blocks up to `end` (zeros follow) and learns which blocks
-    /// the target lacks.
+    /// the target lacks, and which extent is the next there.
     async fn wanted(
         &self,
         object: ObjectId,
         first: u64,
         end: u64,
-    ) -> Result<Vec<DirtyItem>, Stopped> {
+    ) -> Result<(Vec<DirtyItem>, Option<u64>), Stopped> {
         let len = u32::try_from(end.saturating_sub(first) * BLOCK_BYTES).expect("an extent");
         let data = match read_extent(&self.shared, object, first * BLOCK_BYTES, len).await {
             Some(Ok(data)) => data,
@@ -771,7 +787,7 @@ impl<M: Medium> Run<M> {
             hashes,
         };
         self.with(|d| d.send(self.replica, &offer))?;
-        let bits = wait.await.map_err(|_| Stopped)?;
+        let Wanted { bits, next } = wait.await.map_err(|_| Stopped)?;
         self.with(|d| d.note_progress(self.replica, 0))?;
         let mut items: Vec<DirtyItem> = Vec::new();
         for block in 0..BLOCKS_PER_EXTENT {
@@ -790,7 +806,7 @@ impl<M: Medium> Run<M> {
                 }
             }
         }
-        Ok(items)
+        Ok((items, next))
     }
 }
 

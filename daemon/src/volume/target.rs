@@ -22,7 +22,6 @@ const DOUBTS_MAX: usize = 4096;
 pub(super) struct Target {
     /// Batches that were applied and wait for the next flush.
     batches: Vec<u64>,
-    flushing: bool,
 }
 
 impl<M: Medium> Driver<M> {
@@ -98,14 +97,14 @@ impl<M: Medium> Driver<M> {
     /// Makes received batches stable, many at once.
     pub(super) fn flush_batches(&mut self) {
         for replica in 0..self.links.len() {
+            let mut flushes = self.brick_flushes.values();
+            if flushes.any(|purpose| matches!(purpose, BrickFlush::Batches(..))) {
+                return; // its end comes back here
+            }
             let Some(link) = &mut self.links[replica] else {
                 continue;
             };
-            link.target.flushing = self
-                .brick_flushes
-                .values()
-                .any(|purpose| matches!(purpose, BrickFlush::Batches(..)));
-            if link.target.flushing || link.target.batches.is_empty() {
+            if link.target.batches.is_empty() {
                 continue;
             }
             let batches = std::mem::take(&mut link.target.batches);
@@ -264,11 +263,11 @@ impl<M: Medium> Driver<M> {
     }
 }
 
-/// Says which blocks of an offer differ here.
+/// Says which blocks of an offer differ here, and which extent is the next here.
 pub(super) fn answer_offer<M: Medium>(
     shared: &Shared<M>,
     asker: Asker,
-    id: u64,
+    (id, next): (u64, Option<u64>),
     object: ObjectId,
     first_block: u64,
     hashes: Bytes,
@@ -298,6 +297,7 @@ pub(super) fn answer_offer<M: Medium>(
             asker,
             &Message::Want {
                 id,
+                next,
                 bits: Bytes::from(bits),
             },
         );

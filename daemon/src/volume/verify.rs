@@ -42,6 +42,14 @@ pub(super) struct Answer {
     pub(super) unreadable: Bytes,
 }
 
+impl Answer {
+    /// Of an extent: the next one that is not all zero there.
+    fn next_extent(&self) -> Option<u64> {
+        let name = self.names.first()?;
+        Some(u64::from_le_bytes(name[..].try_into().ok()?))
+    }
+}
+
 /// One difference, as `volume verify` prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(super) struct Difference {
@@ -174,12 +182,24 @@ fn of_pairs(pairs: &Pairs) -> Answer {
 }
 
 /// Hashes of an extent's blocks, up to where the object's data ends here: what follows is zeros,
-/// and [`differing_blocks`] takes a missing hash for that of zeros.
+/// and [`differing_blocks`] takes a missing hash for that of zeros. The name is the next extent
+/// that is not all zero here, if any.
 async fn of_extent<M: Medium>(shared: &Shared<M>, object: ObjectId, extent: u64) -> Answer {
     let mut hashes = BytesMut::new();
     let mut unreadable = vec![0_u8; BLOCKS_PER_EXTENT as usize / 8];
     let mut offset = extent.saturating_mul(EXTENT_BYTES);
-    let data_end = shared.borrow().brick.data_end(object).unwrap_or(0);
+    let known = {
+        let brick = &shared.borrow().brick;
+        brick
+            .data_end(object)
+            .and_then(|end| Ok((end, brick.next_extent(object, extent + 1)?)))
+    };
+    let Ok((data_end, next)) = known else {
+        return Answer {
+            unreadable: Bytes::from(vec![0xff; BLOCKS_PER_EXTENT as usize / 8]),
+            ..Answer::default()
+        };
+    };
     let end = data_end
         .next_multiple_of(BLOCK_BYTES)
         .min(offset.saturating_add(EXTENT_BYTES));
@@ -207,8 +227,9 @@ async fn of_extent<M: Medium>(shared: &Shared<M>, object: ObjectId, extent: u64)
         offset += piece;
     }
     let damaged = unreadable.iter().any(|byte| *byte != 0);
+    let next = next.map(|next| Bytes::copy_from_slice(&next.to_le_bytes()));
     Answer {
-        names: Vec::new(),
+        names: next.into_iter().collect(),
         hashes: hashes.freeze(),
         unreadable: if damaged {
             Bytes::from(unreadable)
@@ -384,18 +405,20 @@ impl<M: Medium> Comparison<'_, M> {
     }
 
     async fn object(&mut self, object: ObjectId) -> Option<()> {
-        let extents = self.shared.borrow().brick.extents(object).ok()?;
-        for extent in extents {
-            let blocks = self.extent(object, extent).await?;
+        let mut next = Some(0);
+        while let Some(extent) = next {
+            let (blocks, after) = self.extent(object, extent).await?;
             self.verdict.bytes_compared += blocks * BLOCK_BYTES;
+            next = after.filter(|after| *after > extent);
         }
         Some(())
     }
 
-    /// Returns the blocks compared.
-    async fn extent(&mut self, object: ObjectId, extent: u64) -> Option<u64> {
+    /// Returns the blocks compared, and the next extent that holds something here or there.
+    async fn extent(&mut self, object: ObjectId, extent: u64) -> Option<(u64, Option<u64>)> {
         let mut bad = Vec::new();
         let mut blocks = 0;
+        let mut next = None;
         for _ in 0..ASKED_AGAIN_MAX {
             let wait = {
                 let mut d = self.shared.borrow_mut();
@@ -405,8 +428,13 @@ impl<M: Medium> Comparison<'_, M> {
             let theirs = wait.await.ok()?;
             bad = differing_blocks(&own, &theirs);
             blocks = (own.hashes.len() / HASH_BYTES) as u64;
+            next = own
+                .next_extent()
+                .into_iter()
+                .chain(theirs.next_extent())
+                .min();
             if bad.is_empty() {
-                return Some(blocks);
+                return Some((blocks, next));
             }
         }
         let path = {
@@ -426,7 +454,7 @@ impl<M: Medium> Comparison<'_, M> {
             }])
             .await;
         }
-        Some(blocks)
+        Some((blocks, next))
     }
 
     fn report(&mut self, path: String, offset: u64, length: u64) {

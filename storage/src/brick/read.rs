@@ -369,8 +369,12 @@ impl<M: Medium> Brick<M> {
         }
         let layers = &self.core.layers;
         if wanted {
-            let extents = first / BLOCKS_PER_EXTENT..end.div_ceil(BLOCKS_PER_EXTENT);
-            for extent in layers.extents(object, extents)? {
+            let mut next = first / BLOCKS_PER_EXTENT;
+            while let Some(extent) = layers.next_extent(object, next)? {
+                if extent >= end.div_ceil(BLOCKS_PER_EXTENT) {
+                    break;
+                }
+                next = extent + 1;
                 let sums = layers.sums(object, extent)?;
                 let base = extent * BLOCKS_PER_EXTENT;
                 let from = first.saturating_sub(base) as usize;

@@ -248,6 +248,18 @@ impl View {
         Ok(found)
     }
 
+    /// The first extent of the object from `from` on that has checksums.
+    pub(crate) fn next_extent(
+        &self,
+        object: ObjectId,
+        from: u64,
+    ) -> Result<Option<u64>, ReadError> {
+        let (from, to) = (sums_key(object, from), sums_key(object, u64::MAX));
+        let first = self.range(Kind::Sums, &from, Some(&to))?.next()?;
+        let extent = first.and_then(|(key, _)| key.last_chunk::<8>().copied());
+        Ok(extent.map(u64::from_be_bytes))
+    }
+
     /// Objects after `after`, ascending, at most `max`.
     pub(crate) fn objects_after(
         &self,

@@ -655,3 +655,33 @@ fn a_segment_of_a_lost_tail_is_not_taken_for_the_one_in_its_place() {
     let found = read(&mut brick, 1, 0, 5000).expect("read");
     assert!(found[..] == pattern(2, 5000)[..]);
 }
+
+#[test]
+fn extents_are_those_that_hold_something_and_wide_holes_cost_nothing() {
+    let (_, mut brick) = fresh(64 << 20);
+    let object = ObjectId(1);
+    let extent = protocol::units::EXTENT_BYTES;
+    for at in [0, 3, 5] {
+        write(&mut brick, 1, at * extent, &pattern(at, 5000));
+    }
+    checkpoint(&mut brick);
+    // Over what is stored: one emptied, one new, one that only looks as if it held something, and
+    // one so far away that nobody counts up to it.
+    let zero = Change::Zero {
+        object,
+        offset: 3 * extent,
+        len: extent,
+    };
+    apply(&mut brick, vec![zero], Vec::new(), 0);
+    write(&mut brick, 1, 4 * extent, &pattern(4, 100));
+    write(&mut brick, 1, 6 * extent, &[0; 5000]);
+    write(&mut brick, 1, (1 << 40) * extent, &pattern(9, 100));
+    assert_eq!(brick.extents(object).expect("readable"), [0, 4, 5, 1 << 40]);
+    assert_eq!(brick.next_extent(object, 1).expect("readable"), Some(4));
+    assert_eq!(brick.next_extent(object, 5).expect("readable"), Some(5));
+    assert_eq!(brick.next_extent(object, 1 << 41).expect("readable"), None);
+    write(&mut brick, 2, 0, b"little");
+    assert_eq!(brick.extents(ObjectId(2)).expect("readable"), [0]);
+    assert_eq!(brick.next_extent(ObjectId(2), 1).expect("readable"), None);
+    assert_eq!(brick.extents(ObjectId(3)).expect("readable"), [0_u64; 0]);
+}

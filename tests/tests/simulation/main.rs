@@ -17,6 +17,7 @@ mod counters;
 mod disks;
 mod faults;
 mod history;
+mod holes;
 mod moments;
 mod network;
 mod operator;
@@ -36,10 +37,7 @@ use counters::Counters;
 use world::{Outcome, run};
 
 /// Seeds of the run that belongs to every test of the whole.
-const SEEDS: u64 = 250;
-/// The first of them. Of 1 to 2,000 one failed when they were last run, 231: replicas that are in
-/// sync differ in 28 KiB of a file. Until that is mended the run of every test begins after it.
-const FROM: u64 = 232;
+const SEEDS: u64 = 2000;
 /// Seeds that a deliberate mistake has to be found in.
 const HUNT: u64 = 250;
 
@@ -94,7 +92,7 @@ fn whatever_happens_the_volume_stays_one_volume() {
         return;
     }
     let (from, count) = (
-        number("CAIRN_SIM_FROM").unwrap_or(FROM),
+        number("CAIRN_SIM_FROM").unwrap_or(1),
         number("CAIRN_SIM_SEEDS").unwrap_or(SEEDS),
     );
     let began = Instant::now();
@@ -190,12 +188,9 @@ impl Erring {
         };
         replication::machine::make_mistake(machine);
         protocol::mistakes::choose(elsewhere);
-        let found = (FROM..FROM + seeds).find_map(|seed| {
-            // An assertion of the code itself notices as well.
-            match std::panic::catch_unwind(|| run(seed, false)) {
-                Ok(outcome) => outcome.failures.first().map(|first| (seed, first.clone())),
-                Err(_) => Some((seed, "an assertion did not hold".to_owned())),
-            }
+        let found = (1..=seeds).find_map(|seed| {
+            let outcome = run(seed, false);
+            outcome.failures.first().map(|first| (seed, first.clone()))
         });
         replication::machine::make_mistake(None);
         protocol::mistakes::choose(None);
@@ -221,7 +216,7 @@ fn deliberate_mistakes_are_found() {
                     match erring.hunt(seeds) {
                         Some((seed, what)) => {
                             let what: String = what.chars().take(90).collect();
-                            println!("{erring:?}: found after {} seeds: {what}", seed - FROM + 1);
+                            println!("{erring:?}: found after {seed} seeds: {what}");
                         }
                         None => {
                             println!("{erring:?}: NOT found in {seeds} seeds");

@@ -22,6 +22,8 @@ use super::network::Network;
 use super::pool::Pool;
 use super::random::Random;
 
+/// fallocate(2): FALLOC_FL_KEEP_SIZE and FALLOC_FL_PUNCH_HOLE.
+const PUNCH_HOLE: u32 = 3;
 /// What every message takes on its way.
 const LATENCY_MS: u64 = 20;
 
@@ -52,12 +54,14 @@ pub(super) fn spec() -> VolumeSpec {
 }
 
 /// Two nodes, two mounts, and a file whose first block stands on the disks alone.
-struct Stage {
-    nodes: Nodes,
+pub(super) struct Stage {
+    pub(super) nodes: Nodes,
     journal: Journal,
     one: Client,
     other: Client,
-    file: ObjectId,
+    pub(super) file: ObjectId,
+    /// A file whose every byte was zeroed after it had been written.
+    pub(super) hollow: ObjectId,
 }
 
 async fn write(client: &Client, slot: u16, object: ObjectId, offset: u64, data: Vec<u8>) {
@@ -72,7 +76,7 @@ async fn write(client: &Client, slot: u16, object: ObjectId, offset: u64, data: 
 }
 
 impl Stage {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let random = Random::new(7);
         let journal = Journal::new(false);
         let spec = spec();
@@ -100,7 +104,7 @@ impl Stage {
         let (one, other) = (mount(0), mount(1));
         let nodes: Nodes = Rc::new(Mutex::new(cluster));
         let mut files = Vec::new();
-        for name in ["damaged", "other"] {
+        for name in ["damaged", "other", "hollow"] {
             let create = Operation::Create {
                 parent: ObjectId::ROOT,
                 name: Bytes::from(name),
@@ -118,10 +122,20 @@ impl Stage {
         for at in 0..40 {
             write(&one, 0, files[1], at * (24 << 10), vec![9; 24 << 10]).await;
         }
-        assert_eq!(
-            one.call(0, Operation::SyncAll, Bytes::new()).await,
-            Outcome::Done
-        );
+        write(&one, 0, files[2], 0, vec![3; BLOCK_BYTES as usize]).await;
+        let zero = Operation::Allocate {
+            object: files[2],
+            offset: 0,
+            len: BLOCK_BYTES,
+            mode: PUNCH_HOLE,
+        };
+        for operation in [zero, Operation::SyncAll] {
+            let done = one.call(0, operation, Bytes::new()).await;
+            assert!(
+                matches!(done, Outcome::Done | Outcome::Attributes(_)),
+                "{done:?}"
+            );
+        }
         assert!(wait_until_in_sync(&nodes).await);
         Self {
             nodes,
@@ -129,6 +143,7 @@ impl Stage {
             one,
             other,
             file: files[0],
+            hollow: files[2],
         }
     }
 

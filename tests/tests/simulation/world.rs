@@ -55,7 +55,17 @@ pub(crate) fn run(seed: u64, aloud: bool) -> Outcome {
         .build()
         .expect("a runtime");
     let local = LocalSet::new();
-    local.block_on(&runtime, simulate(seed, aloud))
+    let seed = || local.block_on(&runtime, simulate(seed, aloud));
+    // An assertion of the code itself notices as well.
+    let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(seed));
+    done.unwrap_or_else(|panic| {
+        let said = panic.downcast_ref::<String>().cloned();
+        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
+        Outcome {
+            failures: vec![format!("a panic: {}", said.unwrap_or_default())],
+            ..Outcome::default()
+        }
+    })
 }
 
 async fn simulate(seed: u64, aloud: bool) -> Outcome {
