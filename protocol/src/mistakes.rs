@@ -38,11 +38,15 @@ pub enum Mistake {
     RepairsOverNewer,
     /// A read that fails is not answered from another replica.
     AsksNobody,
+    /// Room that was promised to what is not stored yet is promised again.
+    PromisesRoomTwice,
+    /// A resync begins without the picture before it being kept.
+    LosesThePoint,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::AnswersEarly,
         Self::WelcomesEarly,
         Self::ForgetsReplies,
@@ -58,6 +62,8 @@ impl Mistake {
         Self::ForgetsMarksOnRestart,
         Self::RepairsOverNewer,
         Self::AsksNobody,
+        Self::PromisesRoomTwice,
+        Self::LosesThePoint,
     ];
 }
 

@@ -4,6 +4,7 @@
 //! it is up to date. If its source is gone, an operator's word takes the replica back to it. What
 //! the replica held alone and may have been confirmed is kept until an operator drops it (ONE-3).
 
+use protocol::mistakes::{Mistake, made};
 use protocol::report::{PointReport, PointState};
 use protocol::units::{Sequence, Timestamp};
 use protocol::volume::Protocol;
@@ -93,6 +94,9 @@ impl<M: Medium> Driver<M> {
         }
         self.drop_resync_points()?;
         self.machine.retained(None);
+        if made(Mistake::LosesThePoint) {
+            return Ok(());
+        }
         let tail = self.tail(&state, replica, welcome);
         let kind = match tail {
             Some(_) => PointKind::GivenUp,

@@ -13,10 +13,12 @@ use daemon::volume::{
 };
 use protocol::ids::{NodeId, PoolId, VolumeId};
 use protocol::preamble::Purpose;
+use protocol::units::Sequence;
 use protocol::volume::{REPLICAS_MAX, VolumeSpec};
 use replication::machine::{Agreed, Proposed};
+use replication::state::{Disk, DurableState};
 use storage::medium::sim::SimMedium;
-use storage::{Brick, Expected, JournalSizes, Options};
+use storage::{Brick, BrickError, Expected, JournalSizes, OpenError, Options, PointId};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
@@ -293,6 +295,10 @@ pub(crate) struct Node {
     host: Arc<SimHost>,
     running: Option<Running>,
     dark: bool,
+    /// Its brick could not be opened for want of room.
+    found_full: bool,
+    /// Its brick was once seen to be a picture of one time, with something in it.
+    whole: bool,
     /// The configuration that the replica was told last.
     told: u64,
     /// It is being asked whether bricks on their way out may go.
@@ -363,6 +369,8 @@ impl Cluster {
             }),
             running: None,
             dark: false,
+            found_full: false,
+            whole: false,
             told: 0,
             lets_go: false,
         });
@@ -436,8 +444,16 @@ impl Cluster {
         assert!(node.running.is_none(), "one process a node");
         // A disk that fails while a brick is opened is one that was not mended in time.
         node.medium.mend();
-        let (brick, recovery) = Brick::open(node.medium.clone(), Some(expected), sizes())
-            .expect("a brick opens after any crash");
+        let opened = Brick::open(node.medium.clone(), Some(expected), sizes());
+        if let Err(OpenError::Brick(BrickError::Failed(fault))) = &opened
+            && fault.kind == std::io::ErrorKind::StorageFull
+        {
+            // Somebody else took the room that was kept free; an operator makes room again.
+            node.found_full = true;
+            let told = format!("node{} finds its disk full", place + 1);
+            return self.journal.note(told);
+        }
+        let (brick, recovery) = opened.expect("a brick opens after any crash");
         self.journal.note(format!(
             "node{} starts at record {}, {} extents in doubt",
             place + 1,
@@ -464,6 +480,11 @@ impl Cluster {
         self.directory.set(place, Some(handle));
     }
 
+    /// True, once: the node's brick was not opened, for want of room.
+    pub(crate) fn was_found_full(&mut self, place: Place) -> bool {
+        std::mem::take(&mut self.nodes[place].found_full)
+    }
+
     async fn end(&mut self, place: Place) {
         let node = &mut self.nodes[place];
         self.directory.set(node.place, None);
@@ -479,6 +500,7 @@ impl Cluster {
         self.journal.note(format!("node{} is killed", place + 1));
         self.end(place).await;
         self.nodes[place].medium = self.nodes[place].medium.kill();
+        self.look_for_the_point(place);
     }
 
     /// The power goes: what was not synced is lost, torn or kept; nobody hears that it is gone.
@@ -490,6 +512,40 @@ impl Cluster {
         let node = &mut self.nodes[place];
         node.medium = node.medium.crash(self.random.next());
         node.dark = true;
+        self.look_for_the_point(place);
+    }
+
+    /// In the middle of a resync the picture before it must be there, and whole (RS-4).
+    fn look_for_the_point(&mut self, place: Place) {
+        // Where the disk gives errors there is nothing to be seen.
+        let Ok((brick, _)) = Brick::open_read_only(self.nodes[place].medium.clone()) else {
+            return;
+        };
+        let state: DurableState =
+            serde_json::from_slice(brick.state()).expect("a replica notes what it can read");
+        let whole = matches!(state.disk, Disk::UpToDate | Disk::Consistent);
+        let node = &mut self.nodes[place];
+        node.whole |= whole && brick.applied() > Sequence::ZERO;
+        if !node.whole || state.disk != Disk::Inconsistent {
+            return;
+        }
+        let point = state.point.map(PointId);
+        let points = brick.points();
+        let found = points.iter().find(|found| Some(found.id) == point);
+        let shown = found.and_then(|found| brick.view(found.id).ok());
+        let keys = shown.and_then(|view| {
+            let mut keys = 0;
+            let scanned = view.scan(&[], &[0xff; 32], &mut |_, _| {
+                keys += 1;
+                true
+            });
+            scanned.is_ok().then_some(keys)
+        });
+        assert!(
+            keys.is_some_and(|keys| keys > 0),
+            "node{} has no picture of before its resync: {state:?}",
+            place + 1
+        );
     }
 
     /// SIGSTOP and SIGCONT.

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 
 use super::faults::{Faults, Nodes, all_in_sync, millis, reports, serving};
 use super::network::Place;
+use super::work::NOT_ALL_THERE;
 
 /// Bytes of a node's disk.
 pub(crate) const DISK_BYTES: u64 = 256 << 20;
@@ -24,8 +25,9 @@ impl Faults {
         let place = self.victim().await;
         match self.random.within(0..8) {
             0 => self.slow(place).await,
-            1..4 => self.fails(place).await,
-            4 | 5 => self.full(place).await,
+            1..3 => self.fails(place).await,
+            3 | 4 if all_in_sync(&self.nodes).await => self.little_room(place).await,
+            3..6 => self.full(place).await,
             _ => self.rots(place).await,
         }
     }
@@ -90,6 +92,49 @@ impl Faults {
             cluster.nodes[place].medium.set_capacity(DISK_BYTES);
             if failed {
                 // Somebody else took the room that was kept free: the replica stepped aside.
+                cluster.kill(place).await;
+                cluster.start(place);
+            }
+            if cluster.was_found_full(place) && !cluster.is_running(place) {
+                cluster.start(place);
+            }
+        });
+    }
+
+    /// There is not much room any more, and nobody else takes it: clients are told ENOSPC, and the
+    /// replica, as long as it has only what is ordered to store, stores all of it (BAD-3).
+    async fn little_room(&self, place: Place) {
+        let from = self.journal.len();
+        // Little by little: others learn of it with the next sign of life.
+        for left in [4 << 20, self.random.within(0..64 << 10)] {
+            let mut all = reports(&self.nodes).await.into_iter();
+            let report = all.find(|report| report.replica == place);
+            let Some(free) = report.and_then(|report| report.free_bytes) else {
+                break;
+            };
+            self.journal
+                .note(format!("node{}'s disk has room for {left}", place + 1));
+            let medium = self.medium(place).await;
+            let room = medium.room().expect("a disk that works");
+            let held = room.free_bytes.saturating_sub(free);
+            medium.set_capacity(room.total_bytes - room.free_bytes + held + left);
+            tokio::time::sleep(millis(500)).await;
+        }
+        let (nodes, end) = (Rc::clone(&self.nodes), Instant::now() + self.while_long());
+        let (journal, work) = (self.journal.clone(), Rc::clone(&self.work));
+        tokio::task::spawn_local(async move {
+            let (mut failed, mut quiet) = (false, true);
+            while !failed && Instant::now() < end {
+                quiet = !journal.told_since(from, &NOT_ALL_THERE);
+                tokio::time::sleep(millis(50)).await;
+                failed = has_failed(&nodes, place).await;
+            }
+            if failed && quiet && journal.told_since(from, &["(os error 28)"]) {
+                work.fail("a replica was to store more than it had said it can".to_owned());
+            }
+            let mut cluster = nodes.lock().await;
+            cluster.nodes[place].medium.set_capacity(DISK_BYTES);
+            if failed {
                 cluster.kill(place).await;
                 cluster.start(place);
             }

@@ -19,7 +19,7 @@ use super::random::Random;
 const ENOENT: i32 = 2;
 const EIO: i32 = 5;
 /// What the journal says where not every replica is in sync any more.
-const NOT_ALL_THERE: [&str; 10] = [
+pub(crate) const NOT_ALL_THERE: [&str; 10] = [
     " replica_lost: ",
     " replica_dropped: ",
     " replica_left_behind: ",

@@ -1,7 +1,9 @@
 //! One run.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::rc::Rc;
+use std::sync::Once;
 use std::time::Duration;
 
 use protocol::ids::SessionId;
@@ -56,16 +58,29 @@ pub(crate) fn run(seed: u64, aloud: bool) -> Outcome {
         .expect("a runtime");
     let local = LocalSet::new();
     let seed = || local.block_on(&runtime, simulate(seed, aloud));
-    // An assertion of the code itself notices as well.
+    // An assertion of the code itself notices as well, also in a task that nobody waits for.
+    notice_panics();
     let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(seed));
-    done.unwrap_or_else(|panic| {
-        let said = panic.downcast_ref::<String>().cloned();
-        let said = said.or_else(|| panic.downcast_ref::<&str>().map(|said| (*said).to_owned()));
-        Outcome {
-            failures: vec![format!("a panic: {}", said.unwrap_or_default())],
-            ..Outcome::default()
-        }
-    })
+    let mut outcome = done.unwrap_or_default();
+    let panics = PANICS.with_borrow_mut(std::mem::take);
+    outcome.failures.extend(panics);
+    outcome
+}
+
+thread_local! {
+    /// What panicked on this thread since a seed ended on it.
+    static PANICS: RefCell<Vec<String>> = const { RefCell::new(Vec::new()) };
+}
+
+fn notice_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            PANICS.with_borrow_mut(|panics| panics.push(panic.to_string()));
+            before(panic);
+        }));
+    });
 }
 
 async fn simulate(seed: u64, aloud: bool) -> Outcome {
