@@ -185,6 +185,8 @@ impl Pool {
         let Proposal { from, next, answer } = proposal;
         let slow = if self.random.one_in(20) { 300 } else { 15 };
         tokio::time::sleep(Duration::from_millis(self.random.within(2..slow))).await;
+        // To the leader, from there to a majority, and back.
+        tokio::time::sleep(2 * self.network.far()).await;
         if !self.reaches_majority(from) {
             tokio::time::sleep(UNDECIDED_AFTER).await;
             let _ = answer.send(Proposed::Undecided);
