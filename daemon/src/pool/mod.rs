@@ -106,7 +106,9 @@ impl Node {
         let group = RaftGroup::open(&data.raft_file(), id, &own, Arc::clone(&clients)).await?;
         let events = EventLog::open(&data.events_file(), &config.name);
         let name = settle_name(&group, id, &own, &events).await?;
-        let pool = PoolClient::new(id, Arc::new(group), Arc::clone(&clients));
+        let group = Arc::new(group);
+        let pool = PoolClient::new(id, Arc::clone(&group), Arc::clone(&clients));
+        tokio::spawn(group.keep_pace());
         let volumes = VolumeManager::start(VolumeContext {
             node: id,
             node_name: name.clone(),
