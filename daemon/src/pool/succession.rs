@@ -75,7 +75,7 @@ impl Node {
         // election.
         let within = self.pool.group().times().answer_within;
         for _ in 0..LOOKS_MAX {
-            let ping = NodeRequest::Ping {};
+            let ping = NodeRequest::Ping { start: 0 };
             let asked = self
                 .clients
                 .call_once(node, &member.address, &ping, within)

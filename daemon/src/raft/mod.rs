@@ -101,6 +101,8 @@ pub struct RaftGroup {
     /// One change of membership at a time on the leader: the checks before it stay true.
     membership: Mutex<()>,
     pace: Pace,
+    /// Which start of this process it is: never 0.
+    this_start: u64,
 }
 
 /// How long each vote about the successor of a dead leader may take before the next. It is kept
@@ -112,13 +114,9 @@ fn replaced_within(profile: LinkProfile) -> [Duration; 4] {
         LinkProfile::Lan => [40, 80].map(Duration::from_millis),
         LinkProfile::Wan => [profile.times().pool_heartbeat; 2],
     };
-    let last = profile.times().pool_heartbeat * 2;
-    [
-        soon[0],
-        soon[1],
-        lease.saturating_sub(soon[0] + soon[1]),
-        last,
-    ]
+    // The lease's end, and a little.
+    let rest = lease.saturating_sub(soon[0] + soon[1]) + soon[0] / 2;
+    [soon[0], soon[1], rest, profile.times().pool_heartbeat * 2]
 }
 
 fn config(times: &LinkTimes) -> Config {
@@ -161,6 +159,7 @@ impl RaftGroup {
             clients,
             running: RwLock::new(None),
             membership: Mutex::new(()),
+            this_start: rand::random_range(1..=u64::MAX),
         };
         if group.store.applied().state.pool.is_none() {
             group.found(own).await?;
@@ -177,6 +176,7 @@ impl RaftGroup {
             clients: Arc::clone(&self.clients),
             pool: state.pool,
             epoch: state.epoch,
+            start: self.this_start,
         };
         let config = Arc::new(config(&self.times()).validate().map_err(|e| stopped(&e))?);
         let raft = Raft::new(self.me, config, links, log, machine)

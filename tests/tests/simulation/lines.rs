@@ -83,6 +83,12 @@ impl Stage {
         }
     }
 
+    /// Starts both nodes, which do not run.
+    async fn restart(&self) {
+        let mut cluster = self.nodes.lock().await;
+        (0..2).for_each(|place| cluster.start(place));
+    }
+
     /// The primary, once both replicas are in sync and both know it.
     async fn settled(&self) -> Place {
         assert!(wait_until_in_sync(&self.nodes).await);
@@ -149,6 +155,62 @@ fn over_a_long_line_a_silent_replica_or_primary_is_gone_on_without() {
         assert!(took <= Duration::from_secs(8), "{took:?}");
         stage.network.heal();
         assert_ne!(stage.settled().await, primary);
+    });
+}
+
+/// A history from the future: the pool's state was restored from a backup, which knows neither of the
+/// take-over since nor of what only the new primary confirmed. Whom that state takes for primary
+/// does not serve without that; the status says why, and what is advised brings everything back.
+#[test]
+fn a_pool_that_was_set_back_lets_nobody_go_on_without_what_came_after() {
+    run(async {
+        let mut stage = Stage::new(4, "lan");
+        let primary = stage.settled().await;
+        assert!(stage.make().await.is_some());
+        let pool = stage.nodes.lock().await.pool.clone();
+        let (older, mut spec) = (pool.agreed(), pool.spec());
+        stage.nodes.lock().await.kill(primary).await;
+        assert!(stage.make().await.is_some(), "the heir alone has it");
+        let heir = 1 - primary;
+        stage.nodes.lock().await.kill(heir).await;
+        let newer = pool.agreed().expect("roles are the pool's").term;
+        let given = older.expect("roles are the pool's").term;
+        assert!(newer > given);
+        pool.set_back(older, spec.clone());
+        stage.restart().await;
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!(
+            serving(&stage.nodes).await.is_none(),
+            "nobody has the right"
+        );
+        for place in [0, 1] {
+            let handle = stage.nodes.lock().await.handle(place).expect("it runs");
+            let report = handle.status().await;
+            let reason = report.reason.unwrap_or_default();
+            let told = [
+                format!("node{} is in term {newer}", heir + 1),
+                format!("no term after {given}"),
+                "quorum off".to_owned(),
+            ];
+            for words in told {
+                assert!(reason.contains(&words), "{words} is missing in: {reason}");
+            }
+        }
+        // As is advised.
+        for place in [0, 1] {
+            stage.nodes.lock().await.stop(place).await;
+        }
+        spec.quorum = Quorum::Off;
+        spec.version += 1;
+        pool.set_back(None, spec);
+        stage.restart().await;
+        assert_eq!(stage.settled().await, heir);
+        let lookup = Operation::Lookup {
+            parent: ObjectId::ROOT,
+            name: Bytes::from("file2"),
+        };
+        let found = stage.mount.call(2, lookup, Bytes::new()).await;
+        assert!(matches!(found, Outcome::Entry(_)), "{found:?}");
     });
 }
 

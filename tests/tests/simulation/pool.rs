@@ -84,6 +84,15 @@ impl Pool {
         self.state().agreed
     }
 
+    /// The pool's state is put back to an older one everywhere, or roles are the bricks' from now on.
+    pub(crate) fn set_back(&self, agreed: Option<Agreed>, spec: VolumeSpec) {
+        let mut state = self.state();
+        state.agreed = agreed;
+        let nodes = state.known.len();
+        state.known = vec![(agreed, spec.clone()); nodes];
+        state.spec = spec;
+    }
+
     /// What a node knows of the agreement.
     pub(crate) fn known(&self, node: Place) -> Option<Agreed> {
         self.state().known[node].0
