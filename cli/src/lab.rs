@@ -82,6 +82,8 @@ pub struct Place {
     /// A program and its arguments that run what follows them in that place, as
     /// `nsenter --net=PATH` does by replacing itself; nothing for this process's own place.
     pub enter: Vec<String>,
+    /// What others are told instead of where it listens; nothing: just that.
+    pub advertised: Option<String>,
 }
 
 /// One node.
@@ -124,7 +126,7 @@ impl Lab {
         let (a, b) = (random[0] % 200 + 20, random[1]);
         let places = (1..=nodes).map(|n| Place {
             address: format!("127.{a}.{b}.{n}"),
-            enter: Vec::new(),
+            ..Place::default()
         });
         Ok(Self::at(binary, dir, places))
     }
@@ -181,6 +183,13 @@ impl Lab {
         &self.nodes[node].place.address
     }
 
+    /// Where other nodes find it.
+    #[must_use]
+    pub fn advertised(&self, node: usize) -> &str {
+        let place = &self.nodes[node].place;
+        place.advertised.as_ref().unwrap_or(&place.address)
+    }
+
     /// The name of a node in the pool.
     #[must_use]
     pub fn name(&self, node: usize) -> String {
@@ -215,10 +224,13 @@ impl Lab {
             .append(true)
             .open(&log)
             .map_err(failed("open a node's log"))?;
+        let advertised = self.nodes[node].place.advertised.iter();
+        let advertise = advertised.flat_map(|told| ["--advertise", told]);
         let mut process = self
             .command(node)
             .args(["daemon", "--name", &name, "--listen"])
             .args([self.address(node), "--http", "off"])
+            .args(advertise)
             .stdout(Stdio::piped())
             .stderr(log_file)
             .spawn()
@@ -318,8 +330,8 @@ impl Lab {
                 .last()
                 .unwrap_or_default()
                 .to_owned();
-            let address = self.nodes[node].place.address.clone();
-            self.cairn(0, &["peer", "probe", &address, "--code", &code])?;
+            let address = self.advertised(node);
+            self.cairn(0, &["peer", "probe", address, "--code", &code])?;
         }
         Ok(())
     }
@@ -386,7 +398,7 @@ impl Lab {
         fs::create_dir_all(at).map_err(failed("make a mount point"))?;
         let hosts: Vec<_> = (0..self.nodes.len().min(2))
             .map(|n| (n + node) % self.nodes.len().min(2))
-            .map(|n| self.nodes[n].place.address.clone())
+            .map(|n| self.advertised(n).to_owned())
             .collect();
         let source = format!("{}:/{volume}", hosts.join(","));
         let log = format!("log_file={}", self.dir.join("mount.log").display());

@@ -35,7 +35,7 @@ fn requests(stranger: NodeId) -> Vec<NodeRequest> {
         address: "127.0.0.1:1".to_owned(),
     };
     vec![
-        NodeRequest::Ping {},
+        NodeRequest::Ping { start: 0 },
         NodeRequest::Locate {
             volume: "v1".to_owned(),
         },
@@ -51,6 +51,7 @@ fn requests(stranger: NodeId) -> Vec<NodeRequest> {
         NodeRequest::Raft {
             pool: PoolId::NONE,
             epoch: 1,
+            start: 0,
             message: serde_json::json!({}),
         },
         NodeRequest::Expelled {
@@ -89,7 +90,7 @@ async fn a_node_is_not_taken_for_another_at_the_same_address() {
     let expected = Identity::generate().expect("a key").id();
     let address = daemon.listen.to_string();
     let reply = clients
-        .call(expected, &address, &NodeRequest::Ping {}, WITHIN)
+        .call(expected, &address, &NodeRequest::Ping { start: 0 }, WITHIN)
         .await;
     assert!(reply.is_err(), "{reply:?}");
     daemon.stop().await;
@@ -103,7 +104,12 @@ async fn a_member_is_answered_and_a_message_of_another_pool_is_refused_with_both
     // The node's own key is a member's key: a mount on the node uses it, too.
     let clients = NodeClients::new(Arc::clone(&daemon.node.identity));
     let pong = clients
-        .call(daemon.node.id, &address, &NodeRequest::Ping {}, WITHIN)
+        .call(
+            daemon.node.id,
+            &address,
+            &NodeRequest::Ping { start: 0 },
+            WITHIN,
+        )
         .await
         .expect("an answer");
     let ours = daemon.node.pool.state().pool;
@@ -118,6 +124,7 @@ async fn a_member_is_answered_and_a_message_of_another_pool_is_refused_with_both
     let message = NodeRequest::Raft {
         pool: theirs,
         epoch: 5,
+        start: 0,
         message: serde_json::json!({}),
     };
     let reply = clients

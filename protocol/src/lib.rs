@@ -12,6 +12,7 @@ pub mod fs;
 #[cfg(feature = "tls")]
 pub mod identity;
 pub mod ids;
+pub mod link;
 pub mod mistakes;
 pub mod node_rpc;
 pub mod options;

@@ -144,7 +144,11 @@ pub enum NodeRequest {
         volume: String,
     },
     /// Are you there?
-    Ping {},
+    Ping {
+        /// See [`NodeRequest::Raft`].
+        #[serde(default)]
+        start: u64,
+    },
     /// Answer when your configuration is as new as this entry of the pool's log, or soon at
     /// least.
     Applied {
@@ -157,6 +161,9 @@ pub enum NodeRequest {
         pool: PoolId,
         /// The sender's pool epoch.
         epoch: u64,
+        /// Which start of the sender's process it is; 0: an older version, which does not say.
+        #[serde(default)]
+        start: u64,
         /// The message, as the Raft library encodes it.
         message: Value,
     },
@@ -448,7 +455,7 @@ mod tests {
 
     #[test]
     fn a_frame_of_another_kind_or_with_other_content_is_refused() {
-        let frame = encode(kind::REQUEST, &NodeRequest::Ping {}).expect("frame");
+        let frame = encode(kind::REQUEST, &NodeRequest::Ping { start: 0 }).expect("frame");
         assert!(decode::<NodeRequest>(kind::REQUEST, &frame).is_ok());
         assert!(decode::<NodeRequest>(kind::REPLY, &frame).is_err());
         assert!(decode::<JoinRequest>(kind::REQUEST, &frame).is_err());

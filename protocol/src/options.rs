@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::link::LinkProfile;
+
 /// What values an option takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OptionKind {
@@ -132,7 +134,7 @@ pub const OPTIONS: &[OptionRule] = &[
         key: "link-profile",
         kind: OptionKind::Word(&["lan", "wan"]),
         default: "lan",
-        meaning: "How patient heartbeats and buffers are.",
+        meaning: "How patient replicas are with each other: lan for round trips of a few milliseconds, wan for up to 300 ms.",
     },
     OptionRule {
         key: "replica-deadline",
@@ -141,7 +143,7 @@ pub const OPTIONS: &[OptionRule] = &[
             ms_max: 600_000,
         },
         default: "800ms",
-        meaning: "How long a replica may leave a write unanswered before it is put out of the in-sync set.",
+        meaning: "How long a replica may leave a write unanswered before it is put out of the in-sync set; 3s by default where link-profile is wan.",
     },
     OptionRule {
         key: "min-in-sync",
@@ -317,9 +319,8 @@ impl OptionRule {
             "protocol" | "async-queue-max" | "quorum" | "size" | "resync-max-rate"
             | "replica-deadline" | "session-timeout" | "min-in-sync" | "read-only"
             | "split-brain-policy" | "fence-command" | "fence-delay" | "fence-timeout"
-            | "preferred-primary" | "failback" | "failback-delay" | "compression" => {
-                Effect::InForce
-            }
+            | "preferred-primary" | "failback" | "failback-delay" | "compression"
+            | "link-profile" => Effect::InForce,
             _ if default || value.is_empty() => Effect::InForce,
             "auth.allow" | "root-squash" => Effect::Refused,
             _ => Effect::Later,
@@ -415,8 +416,22 @@ impl<'a> Options<'a> {
         self.set
             .get(key)
             .and_then(|value| rule.normalize(value).ok())
-            .or_else(|| rule.normalize(rule.default).ok())
+            .or_else(|| rule.normalize(self.default_of(rule)).ok())
             .unwrap_or_default()
+    }
+
+    /// What an option is where it is not set. A deadline fits the links.
+    fn default_of(&self, rule: &OptionRule) -> &'static str {
+        match rule.key {
+            "replica-deadline" if self.link() == LinkProfile::Wan => "3s",
+            _ => rule.default,
+        }
+    }
+
+    /// What the links between replicas are like.
+    #[must_use]
+    pub fn link(&self) -> LinkProfile {
+        LinkProfile::of(&self.text("link-profile"))
     }
 
     /// A size or rate in bytes; 0 where neither set nor defaulted.
@@ -594,6 +609,18 @@ mod tests {
         for bad in ["prefer", "prefer=", "manual=node1", "=node1", "keep-newest"] {
             assert_eq!(normal(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_deadline_of_replicas_fits_the_links_unless_it_is_set() {
+        let of = |set: &[(&str, &str)]| {
+            let set = set.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+            Options::new(&set.collect()).duration("replica-deadline")
+        };
+        assert_eq!(of(&[]), Duration::from_millis(800));
+        assert_eq!(of(&[("link-profile", "wan")]), Duration::from_secs(3));
+        let both = [("link-profile", "wan"), ("replica-deadline", "1s")];
+        assert_eq!(of(&both), Duration::from_secs(1));
     }
 
     #[test]

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::frame::RawFrame;
 use crate::ids::{BrickId, VolumeId};
+use crate::link::{LEASE_MS_MAX, LEASE_MS_MIN};
 use crate::record::Record;
 use crate::units::{ObjectId, Sequence, Term};
 use crate::volume::REPLICAS_MAX;
@@ -204,18 +205,21 @@ pub enum Message {
         /// `replication::machine::Agreed`; else empty.
         agreed: Bytes,
     },
-    /// From a primary, where the pool decides about roles: promise to ask for no role for one
-    /// lease time.
+    /// From a primary, where the pool decides about roles: promise to ask for no role for so long.
     AskPromise {
         /// The primary's term.
         term: Term,
         /// The primary's clock, given back.
         sent_us: u64,
+        /// For how long, from [`LEASE_MS_MIN`] to [`LEASE_MS_MAX`].
+        lease_ms: u32,
     },
     /// It is promised.
     Promise {
         /// As asked.
         sent_us: u64,
+        /// For how long: as asked, or less.
+        lease_ms: u32,
     },
     /// From the primary: up to where each replica has everything on stable storage.
     Stable {
@@ -409,12 +413,16 @@ impl Message {
                 w.u64(term.0).bytes(agreed);
                 kind::HAND_OVER
             }
-            Self::AskPromise { term, sent_us } => {
-                w.u64(term.0).u64(*sent_us);
+            Self::AskPromise {
+                term,
+                sent_us,
+                lease_ms,
+            } => {
+                w.u64(term.0).u64(*sent_us).u32(*lease_ms);
                 kind::ASK_PROMISE
             }
-            Self::Promise { sent_us } => {
-                w.u64(*sent_us);
+            Self::Promise { sent_us, lease_ms } => {
+                w.u64(*sent_us).u32(*lease_ms);
                 kind::PROMISE
             }
             Self::Stable {
@@ -607,9 +615,11 @@ impl Message {
             kind::ASK_PROMISE => Self::AskPromise {
                 term: Term(r.u64("term")?),
                 sent_us: r.u64("sent")?,
+                lease_ms: read_lease(&mut r)?,
             },
             kind::PROMISE => Self::Promise {
                 sent_us: r.u64("sent")?,
+                lease_ms: read_lease(&mut r)?,
             },
             kind::STABLE => {
                 let term = Term(r.u64("term")?);
@@ -764,6 +774,18 @@ fn objects_list(w: &mut Writer, objects: &[ObjectId]) {
     }
 }
 
+/// The length of a promise, within its bounds.
+fn read_lease(r: &mut Reader) -> Result<u32, DecodeError> {
+    let lease_ms = r.u32("lease")?;
+    if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms) {
+        return Err(DecodeError::Invalid {
+            what: "a lease in ms",
+            value: u64::from(lease_ms),
+        });
+    }
+    Ok(lease_ms)
+}
+
 fn read_objects(r: &mut Reader) -> Result<Vec<ObjectId>, DecodeError> {
     let count = r.count(8, "objects")?;
     (0..count).map(|_| Ok(ObjectId(r.u64("object")?))).collect()
@@ -853,8 +875,12 @@ mod tests {
             Message::AskPromise {
                 term: Term(9),
                 sent_us: 7,
+                lease_ms: 150,
             },
-            Message::Promise { sent_us: 7 },
+            Message::Promise {
+                sent_us: 7,
+                lease_ms: 150,
+            },
             Message::Stable {
                 term: Term(9),
                 layout: 2,

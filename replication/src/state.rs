@@ -1,6 +1,7 @@
 //! What a replica must not forget, and what it tells a replica that it meets.
 
 use protocol::ids::BrickId;
+use protocol::link::LinkProfile;
 use protocol::units::{Sequence, Term, Timestamp};
 use protocol::volume::{Protocol, REPLICAS_MAX, VolumeSpec};
 use serde::{Deserialize, Serialize};
@@ -178,6 +179,14 @@ pub struct DurableState {
     /// The time of day of that, for people; the driver fills it in.
     #[serde(default)]
     pub primary_since: Option<Timestamp>,
+    /// Bound, in milliseconds, of the promises to ask for no role that this replica gave and that
+    /// may still hold when its process starts again. Older versions gave none but of the default.
+    #[serde(default = "promises_by_default")]
+    pub longest_promise_ms: u32,
+}
+
+fn promises_by_default() -> u32 {
+    LinkProfile::Lan.times().lease_ms
 }
 
 /// Why a replica has its role.
@@ -232,6 +241,7 @@ impl DurableState {
             point: None,
             role_term: (me == 0).then_some(Term(0)),
             primary_since: None,
+            longest_promise_ms: promises_by_default(),
         }
     }
 

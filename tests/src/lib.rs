@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod line;
 pub mod locker;
 pub mod network;
 pub mod pulse;

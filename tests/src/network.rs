@@ -144,6 +144,7 @@ impl Network {
                 "nsenter".to_owned(),
                 format!("--net=/run/netns/{}", self.space(node)),
             ],
+            ..Place::default()
         })
     }
 

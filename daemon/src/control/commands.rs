@@ -445,6 +445,9 @@ async fn why(node: &Arc<Node>, only: Option<&str>) -> Result<Done, Refusal> {
                 reasons.push(json!({ "volume": null, "health": "degraded", "reason": reason }));
             }
         }
+        for reason in node.twin_reasons() {
+            reasons.push(json!({ "volume": null, "health": "degraded", "reason": reason }));
+        }
         if !status.quorum {
             reasons.push(json!({
                 "volume": null, "health": "degraded",

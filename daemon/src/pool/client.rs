@@ -19,10 +19,8 @@ use crate::rpc::{CALL_WITHIN, CallError, NodeClients};
 
 /// Pause before the leader is looked for again.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-/// How long the leader may take over a change of roles.
-const ROLE_WITHIN: Duration = Duration::from_millis(700);
-/// A command waits so long for the other nodes to know of the change that it made. They are told
-/// by the leader's next heartbeat.
+/// A command waits at least so long for the other nodes to know of the change that it made. They are
+/// told by the leader's next heartbeat.
 const KNOWN_WIDELY_WITHIN: Duration = Duration::from_millis(500);
 
 /// A command's outcome and the log index that it has.
@@ -112,7 +110,8 @@ impl PoolClient {
     }
 
     /// Changes who is primary and who is in sync, if nobody did since `expected_version`. When it
-    /// returns `Ok` the change is durable at a majority. Takes at most a second: whoever asks for
+    /// returns `Ok` the change is durable at a majority. Takes at most as long as the links ask for
+    /// ([`LinkTimes::role_within`](protocol::link::LinkTimes::role_within)): whoever asks for
     /// a role asks again soon, perhaps of another leader.
     pub async fn set_replica_set(
         &self,
@@ -129,7 +128,8 @@ impl PoolClient {
             primary,
             in_sync,
         };
-        let work = tokio::time::timeout(ROLE_WITHIN, self.order(command));
+        let within = self.inner.group.times().role_within;
+        let work = tokio::time::timeout(within, self.order(command));
         match work.await.unwrap_or_else(|_| Err(no_majority())) {
             Ok(proposed) => match proposed.outcome {
                 PoolOutcome::Applied { version } => Ok(version),
@@ -186,19 +186,22 @@ impl PoolClient {
     /// Waits until this node applied the pool's log up to `index`, not long.
     pub(crate) async fn wait_applied(&self, index: u64) {
         let group = &self.inner.group;
-        group.wait_applied(index, KNOWN_WIDELY_WITHIN).await;
+        group.wait_applied(index, self.known_widely_within()).await;
+    }
+
+    fn known_widely_within(&self) -> Duration {
+        KNOWN_WIDELY_WITHIN.max(3 * self.inner.group.times().pool_heartbeat)
     }
 
     async fn wait_known_widely(&self, index: u64) {
         let mut asked = tokio::task::JoinSet::new();
+        let within = self.known_widely_within();
         for (node, member) in self.others() {
             let clients = Arc::clone(&self.inner.clients);
             asked.spawn(async move {
                 let request = NodeRequest::Applied { index };
                 // A node that does not answer learns of it when it is back.
-                let _ = clients
-                    .call(node, &member.address, &request, KNOWN_WIDELY_WITHIN)
-                    .await;
+                let _ = clients.call(node, &member.address, &request, within).await;
             });
         }
         asked.join_all().await;

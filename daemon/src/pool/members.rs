@@ -114,7 +114,7 @@ impl Node {
         for (id, member) in self.pool.others() {
             let clients = std::sync::Arc::clone(&self.clients);
             asked.spawn(async move {
-                let request = NodeRequest::Ping {};
+                let request = NodeRequest::Ping { start: 0 };
                 let reply = clients
                     .call(id, &member.address, &request, STATUS_WITHIN)
                     .await;

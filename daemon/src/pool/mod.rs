@@ -13,6 +13,7 @@ mod refusal;
 mod serve;
 mod status;
 mod succession;
+mod twins;
 mod volumes;
 
 use std::net::SocketAddr;
@@ -80,6 +81,8 @@ pub struct Node {
     moving: tokio::sync::Mutex<()>,
     /// One look at a leader that seems to be dead at a time.
     succession: tokio::sync::Mutex<()>,
+    /// What was heard of other members' processes.
+    twins: twins::Twins,
 }
 
 impl Node {
@@ -106,7 +109,9 @@ impl Node {
         let group = RaftGroup::open(&data.raft_file(), id, &own, Arc::clone(&clients)).await?;
         let events = EventLog::open(&data.events_file(), &config.name);
         let name = settle_name(&group, id, &own, &events).await?;
-        let pool = PoolClient::new(id, Arc::new(group), Arc::clone(&clients));
+        let group = Arc::new(group);
+        let pool = PoolClient::new(id, Arc::clone(&group), Arc::clone(&clients));
+        tokio::spawn(group.keep_pace());
         let volumes = VolumeManager::start(VolumeContext {
             node: id,
             node_name: name.clone(),
@@ -129,6 +134,7 @@ impl Node {
             code: Mutex::new(None),
             moving: tokio::sync::Mutex::new(()),
             succession: tokio::sync::Mutex::new(()),
+            twins: twins::Twins::default(),
         });
         tokio::spawn(Arc::clone(&node).tell_address());
         Ok(node)

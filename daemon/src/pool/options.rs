@@ -118,7 +118,7 @@ impl Node {
                 "all options of volume `{name}` have their defaults"
             ));
         };
-        let rule = options::rule(key).map_err(|error| option_refusal(&error))?;
+        options::rule(key).map_err(|error| option_refusal(&error))?;
         match key {
             "protocol" => spec.protocol = Protocol::C,
             "quorum" | "size" => {
@@ -132,8 +132,9 @@ impl Node {
                 spec.options.remove(key);
             }
         }
+        let value = value_of(&spec, key);
         self.update(spec).await?;
-        Ok(format!("{key} of volume `{name}` is {}", rule.default))
+        Ok(format!("{key} of volume `{name}` is {value}"))
     }
 
     /// Values in force, by key.

@@ -94,13 +94,13 @@ impl Node {
         }
         let done = match request {
             NodeRequest::Locate { volume } => self.locate(&volume, caller).await,
-            NodeRequest::Ping {} => {
+            NodeRequest::Ping { start } => self.check_twin(caller, start).map(|()| {
                 let state = self.pool.state();
-                Ok(NodeReply::Pong {
+                NodeReply::Pong {
                     pool: state.pool,
                     epoch: state.epoch,
-                })
-            }
+                }
+            }),
             NodeRequest::Applied { index } => {
                 self.pool.wait_applied(index).await;
                 Ok(NodeReply::Done { index })
@@ -108,8 +108,12 @@ impl Node {
             NodeRequest::Raft {
                 pool,
                 epoch,
+                start,
                 message,
-            } => self.raft_message(pool, epoch, message).await,
+            } => match self.check_twin(caller, start) {
+                Ok(()) => self.raft_message(pool, epoch, message).await,
+                Err(refusal) => Err(refusal),
+            },
             NodeRequest::Expelled { pool, epoch } => self.expelled(pool, epoch).await,
             NodeRequest::AdoptEpoch {
                 pool,

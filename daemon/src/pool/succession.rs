@@ -13,8 +13,6 @@ use protocol::node_rpc::NodeRequest;
 use super::Node;
 use crate::rpc::CallError;
 
-/// What is alive answers by then. What does not is not dead for sure: it is left to the election.
-const ANSWER_WITHIN: Duration = Duration::from_millis(250);
 /// A process that dies closes one socket after the other.
 const LOOKS_MAX: u32 = 20;
 /// Pause between two looks.
@@ -73,11 +71,14 @@ impl Node {
         let Some(member) = self.pool.member(node) else {
             return false;
         };
+        // What is alive answers by then. What does not is not dead for sure: it is left to the
+        // election.
+        let within = self.pool.group().times().answer_within;
         for _ in 0..LOOKS_MAX {
-            let ping = NodeRequest::Ping {};
+            let ping = NodeRequest::Ping { start: 0 };
             let asked = self
                 .clients
-                .call_once(node, &member.address, &ping, ANSWER_WITHIN)
+                .call_once(node, &member.address, &ping, within)
                 .await;
             match asked.as_ref().err().map_or(Sign::Alive, sign) {
                 Sign::Dead => return true,
@@ -114,7 +115,7 @@ mod tests {
         assert_eq!(sign(&broken), Sign::Dying);
         let slow = CallError::Timeout {
             address: address(),
-            within: ANSWER_WITHIN,
+            within: Duration::from_millis(250),
         };
         assert_eq!(sign(&slow), Sign::Unknown);
     }

@@ -5,6 +5,7 @@
 //! membership, so that there is one source for who belongs to the pool.
 
 mod network;
+mod pace;
 mod store;
 mod types;
 
@@ -16,6 +17,7 @@ use std::time::Duration;
 use openraft::error::{ChangeMembershipError, ClientWriteError, Fatal, RaftError};
 use openraft::{ChangeMembers, Config, Raft, RaftMetrics, SnapshotPolicy, StoredMembership};
 use protocol::ids::{NodeId, PoolId};
+use protocol::link::{LinkProfile, LinkTimes};
 use protocol::node_rpc::Member;
 use tokio::sync::{Mutex, RwLock, watch};
 
@@ -27,26 +29,10 @@ pub use types::{
 
 use crate::rpc::NodeClients;
 use network::{Links, RaftAnswer, RaftMessage};
+use pace::Pace;
 use store::{Applied, Store};
 use types::PoolRaft;
 
-/// A leader says that it is there so often.
-const HEARTBEAT_MS: u64 = 50;
-/// A follower that heard nothing for so long stands for election. Short, so that volumes whose
-/// primary died with the leader go on soon. On a busy machine a leader may be replaced without
-/// need: that costs a few messages and stops no I/O.
-const ELECTION_MS_MIN: u64 = 100;
-/// Upper end of the same.
-const ELECTION_MS_MAX: u64 = 200;
-/// How long each vote about the successor of a dead leader may take before the next. It is kept
-/// on stable storage, by a majority. The last one begins when the dead leader's lease has ended
-/// everywhere: who has not heard of the death itself votes for nobody before that.
-const REPLACED_WITHIN: [Duration; 4] = [
-    Duration::from_millis(40),
-    Duration::from_millis(80),
-    Duration::from_millis(ELECTION_MS_MAX - 100),
-    Duration::from_millis(100),
-];
 /// Entries between snapshots.
 const SNAPSHOT_ENTRIES: u64 = 500;
 /// A chunk of a snapshot: JSON writes each byte as a number, and a frame's meta has 2 MiB.
@@ -114,14 +100,33 @@ pub struct RaftGroup {
     running: RwLock<Option<Raft<PoolRaft>>>,
     /// One change of membership at a time on the leader: the checks before it stay true.
     membership: Mutex<()>,
+    pace: Pace,
+    /// Which start of this process it is: never 0.
+    this_start: u64,
 }
 
-fn config() -> Config {
+/// How long each vote about the successor of a dead leader may take before the next. It is kept
+/// on stable storage, by a majority. The last one begins when the dead leader's lease has ended
+/// everywhere: who has not heard of the death itself votes for nobody before that.
+fn replaced_within(profile: LinkProfile) -> [Duration; 4] {
+    let (_, lease) = profile.times().pool_election;
+    let soon = match profile {
+        LinkProfile::Lan => [40, 80].map(Duration::from_millis),
+        LinkProfile::Wan => [profile.times().pool_heartbeat; 2],
+    };
+    // The lease's end, and a little.
+    let rest = lease.saturating_sub(soon[0] + soon[1]) + soon[0] / 2;
+    [soon[0], soon[1], rest, profile.times().pool_heartbeat * 2]
+}
+
+fn config(times: &LinkTimes) -> Config {
+    let ms = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    let (election_min, election_max) = times.pool_election;
     Config {
         cluster_name: "cairn".to_owned(),
-        heartbeat_interval: HEARTBEAT_MS,
-        election_timeout_min: ELECTION_MS_MIN,
-        election_timeout_max: ELECTION_MS_MAX,
+        heartbeat_interval: ms(times.pool_heartbeat),
+        election_timeout_min: ms(election_min),
+        election_timeout_max: ms(election_max),
         install_snapshot_timeout: 5_000,
         max_payload_entries: APPEND_ENTRIES_MAX,
         snapshot_policy: SnapshotPolicy::LogsSinceLast(SNAPSHOT_ENTRIES),
@@ -149,10 +154,12 @@ impl RaftGroup {
         let store = Store::open(path)?;
         let group = Self {
             me,
+            pace: Pace::of(&store.applied().state),
             store,
             clients,
             running: RwLock::new(None),
             membership: Mutex::new(()),
+            this_start: rand::random_range(1..=u64::MAX),
         };
         if group.store.applied().state.pool.is_none() {
             group.found(own).await?;
@@ -169,8 +176,9 @@ impl RaftGroup {
             clients: Arc::clone(&self.clients),
             pool: state.pool,
             epoch: state.epoch,
+            start: self.this_start,
         };
-        let config = Arc::new(config().validate().map_err(|e| stopped(&e))?);
+        let config = Arc::new(config(&self.times()).validate().map_err(|e| stopped(&e))?);
         let raft = Raft::new(self.me, config, links, log, machine)
             .await
             .map_err(|e| stopped(&e))?;
@@ -333,7 +341,7 @@ impl RaftGroup {
         if raft.metrics().borrow().current_leader != Some(gone) {
             return Ok(());
         }
-        for patience in REPLACED_WITHIN {
+        for patience in replaced_within(self.pace.profile()) {
             raft.trigger().elect().await.map_err(|e| stopped(&e))?;
             if self.wait_for_another(gone, patience).await.is_some() {
                 break;
@@ -404,6 +412,7 @@ impl RaftGroup {
         voter: bool,
     ) -> Result<u64, GroupError> {
         let _one = self.membership.lock().await;
+        self.fit_pace_to(node, &member.address).await?;
         let raft = self.raft().await?;
         // Blocking: it has the log, so making it a voter does not stop the group.
         let learned = tokio::time::timeout(AGREE_WITHIN, raft.add_learner(node, member, true));

@@ -59,6 +59,8 @@ pub(crate) struct Links {
     pub(crate) clients: Arc<NodeClients>,
     pub(crate) pool: PoolId,
     pub(crate) epoch: u64,
+    /// Which start of this process it is.
+    pub(crate) start: u64,
 }
 
 /// A link to one member.
@@ -66,6 +68,7 @@ pub(crate) struct Link {
     clients: Arc<NodeClients>,
     pool: PoolId,
     epoch: u64,
+    start: u64,
     target: NodeId,
     member: Member,
     refusals: RateLimit,
@@ -79,6 +82,7 @@ impl RaftNetworkFactory<PoolRaft> for Links {
             clients: Arc::clone(&self.clients),
             pool: self.pool,
             epoch: self.epoch,
+            start: self.start,
             target,
             member: node.clone(),
             refusals: RateLimit::new(1, Duration::from_secs(60)),
@@ -100,6 +104,7 @@ impl Link {
         let request = NodeRequest::Raft {
             pool: self.pool,
             epoch: self.epoch,
+            start: self.start,
             message,
         };
         let reply = self

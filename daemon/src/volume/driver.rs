@@ -124,6 +124,8 @@ pub(super) struct Driver<M: Medium> {
     appended: bool,
     /// What the primary was told last.
     pub(super) acked: Option<Position>,
+    /// As primary: when the members were last asked for promises.
+    pub(super) asked_promises: Option<Duration>,
     /// As primary: what the members were told last of each other.
     pub(super) told_stable: Option<(Term, u64, Stable)>,
     /// Answers to completed flushes, until the lease allows them.
@@ -220,6 +222,7 @@ impl<M: Medium> Driver<M> {
             next_token: 1,
             appended: false,
             acked: None,
+            asked_promises: None,
             told_stable: None,
             flushed: Vec::new(),
             left_over: VecDeque::new(),
@@ -832,7 +835,7 @@ impl<M: Medium> Driver<M> {
         self.apply_left_over();
         self.machine.tick(now);
         self.look_after_throttle(now);
-        self.ask_promises();
+        self.renew_promises(now);
         self.tell_stable();
         self.tend_gathering();
         self.look_after_journal();
@@ -874,6 +877,7 @@ impl<M: Medium> Driver<M> {
         }
         self.expire_sessions();
         self.fail_back();
+        self.tell_what_is_beyond_the_pool();
         self.brick.give_back();
         self.finish_turn();
     }
@@ -906,11 +910,10 @@ fn config(spec: &VolumeSpec, me: usize, settings: &Settings, host: &dyn Host) ->
     Config {
         me,
         count: spec.replicas.len(),
-        activation_wait: settings.activation_wait,
+        activation_wait: settings.link.activation_wait,
         replica_deadline: settings.replica_deadline,
         agreed: host.agreed(spec.id),
-        lease: settings.role_lease,
-        claim_after: settings.claim_after,
+        claim_after: settings.link.claim_after,
         min_in_sync: settings.min_in_sync,
         protocol: settings.protocol,
         queue_bytes_max: settings.queue_bytes_max,

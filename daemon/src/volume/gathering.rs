@@ -15,8 +15,6 @@ use protocol::fs::{AUTHORS_MAX, Author, Place, Present, Replay};
 use protocol::ids::SessionId;
 use protocol::units::Sequence;
 
-/// How long sessions of before are awaited. A client that lives is back within a second.
-const AWAITED_FOR: Duration = Duration::from_secs(5);
 /// Who brings something may let so much time pass between two pieces.
 const QUIET_FOR: Duration = Duration::from_secs(2);
 /// Longest in all: then a session would end anyway.
@@ -64,11 +62,15 @@ pub(super) enum Turn {
 }
 
 impl Gathering {
-    /// Begins to await these sessions.
-    pub(super) fn begin(awaited: impl IntoIterator<Item = SessionId>, now: Duration) -> Self {
+    /// Begins to await these sessions, for so long.
+    pub(super) fn begin(
+        awaited: impl IntoIterator<Item = SessionId>,
+        now: Duration,
+        within: Duration,
+    ) -> Self {
         let sessions = awaited
             .into_iter()
-            .map(|id| (id, Stand::Awaited(now + AWAITED_FOR)));
+            .map(|id| (id, Stand::Awaited(now + within)));
         Self {
             sessions: sessions.collect(),
             authors: HashMap::new(),
@@ -271,6 +273,8 @@ mod tests {
     use protocol::fs::{Caller, Operation, Request};
     use protocol::units::{ObjectId, Term, Timestamp};
 
+    const AWAITED: Duration = Duration::from_secs(5);
+
     use super::*;
 
     const A: SessionId = SessionId([1; 16]);
@@ -301,7 +305,7 @@ mod tests {
     #[test]
     fn what_was_confirmed_first_goes_first_whoever_brings_it() {
         let now = Duration::ZERO;
-        let mut gathering = Gathering::begin([A, B], now);
+        let mut gathering = Gathering::begin([A, B], now, AWAITED);
         assert_eq!(
             gathering.turn(A, place(5), now),
             Turn::Later,
@@ -322,7 +326,7 @@ mod tests {
     #[test]
     fn an_unanswered_operation_gets_the_place_that_another_session_was_told() {
         let now = Duration::ZERO;
-        let mut gathering = Gathering::begin([A, B], now);
+        let mut gathering = Gathering::begin([A, B], now, AWAITED);
         gathering.hold(A, unanswered(7));
         gathering.hold(A, unanswered(7));
         gathering.hold(A, unanswered(8));
@@ -349,10 +353,10 @@ mod tests {
     fn who_does_not_come_or_stalls_is_left_behind_and_the_others_go_on_in_order() {
         let (c, d) = (SessionId([3; 16]), SessionId([4; 16]));
         let now = Duration::ZERO;
-        let mut gathering = Gathering::begin([A, B, c, d], now);
+        let mut gathering = Gathering::begin([A, B, c, d], now, AWAITED);
         assert_eq!(gathering.turn(A, place(5), now), Turn::Later);
         assert_eq!(gathering.turn(B, place(4), now), Turn::Later);
-        let late = AWAITED_FOR;
+        let late = AWAITED;
         gathering.brings(d, late - Duration::from_millis(1));
         assert!(!gathering.is_over(late), "c is given up, the rest goes on");
         assert_eq!(gathering.turn(B, place(4), late), Turn::Later, "d is at it");
@@ -364,7 +368,7 @@ mod tests {
         gathering.done(A);
         assert!(gathering.is_over(later));
         assert_eq!(gathering.missing(), 2);
-        let mut gathering = Gathering::begin([A], now);
+        let mut gathering = Gathering::begin([A], now, AWAITED);
         assert_eq!(gathering.turn(A, place(5), now), Turn::Mine);
         assert!(gathering.is_over(LONGEST), "not for ever");
         gathering.gone(A);

@@ -709,15 +709,12 @@ impl<M: Medium> Driver<M> {
                 };
                 self.machine.handed_over(now, replica, term, agreed)?;
             }
-            Message::AskPromise { term, sent_us } => {
-                if self.machine.promise(now, replica, term) {
-                    self.send(replica, &Message::Promise { sent_us });
-                }
-            }
-            Message::Promise { sent_us } => {
-                let sent = Duration::from_micros(sent_us).min(now);
-                self.machine.promised(replica, sent);
-            }
+            Message::AskPromise {
+                term,
+                sent_us,
+                lease_ms,
+            } => self.give_promise(replica, term, sent_us, lease_ms),
+            Message::Promise { sent_us, lease_ms } => self.take_promise(replica, sent_us, lease_ms),
             Message::Stable {
                 term,
                 layout,

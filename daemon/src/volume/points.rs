@@ -226,6 +226,7 @@ impl<M: Medium> Driver<M> {
             handed_to: None,
             role_reason: RoleReason::Followed,
             point: None,
+            longest_promise_ms: now.longest_promise_ms.max(note.longest_promise_ms),
             ..note
         };
         for replica in 0..self.links.len() {

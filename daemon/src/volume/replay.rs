@@ -112,7 +112,11 @@ impl<M: Medium> Driver<M> {
             "what a crash left in doubt"
         );
         let now = self.now();
-        self.replays.gathering = Some(Gathering::begin(awaited, now));
+        self.replays.gathering = Some(Gathering::begin(
+            awaited,
+            now,
+            self.settings.link.clients_awaited,
+        ));
     }
 
     /// A client says hello: of the terms that it names, which ended before what it may have been

@@ -38,7 +38,11 @@ impl<M: Medium> Driver<M> {
             },
             role_reason: Some(words::role_reason(state.role_reason).to_owned()),
             disk: self.disk_state(),
-            reason: self.failed.clone().or_else(|| self.waiting_reason()),
+            reason: self
+                .failed
+                .clone()
+                .or_else(|| self.beyond_the_pool())
+                .or_else(|| self.waiting_reason()),
             serving: serving && self.failed.is_none() && self.machine.suspended().is_none(),
             term: state.term.0,
             generation: Some(state.line.current()),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use protocol::link::LinkTimes;
 use protocol::options::Options;
 use protocol::packed::ZSTD;
 use protocol::volume::{Protocol, VolumeSpec};
@@ -14,14 +15,10 @@ const FENCE_AGAIN: Duration = Duration::from_secs(5);
 /// Options with their values in force.
 #[derive(Debug, Clone)]
 pub(super) struct Settings {
-    /// How long a returning primary waits for the other members of its set.
-    pub(super) activation_wait: Duration,
     /// A replica that says or acknowledges nothing for so long leaves the set.
     pub(super) replica_deadline: Duration,
-    /// Where the pool decides about roles: how long a follower's promise holds.
-    pub(super) role_lease: Duration,
-    /// A follower whose primary says nothing for so long asks for the role.
-    pub(super) claim_after: Duration,
+    /// What the links between the replicas are like.
+    pub(super) link: LinkTimes,
     /// With fewer replicas in sync writes wait.
     pub(super) min_in_sync: u32,
     /// On what evidence an operation is confirmed.
@@ -52,13 +49,11 @@ pub(super) struct Settings {
     pub(super) compression: bool,
 }
 
-/// How often a sign of life is sent, where the deadline leaves so much time.
-const HEARTBEAT_MAX: Duration = Duration::from_millis(300);
 impl Settings {
     /// How often a sign of life is sent. Whoever hears nothing for the replica deadline closes the
     /// connection, also where there is nothing else to say.
     pub(super) fn heartbeat(&self) -> Duration {
-        heartbeat(self.replica_deadline)
+        heartbeat(self.replica_deadline, self.link.heartbeat_max)
     }
 
     /// Of a volume's configuration; values were checked when they were set.
@@ -68,9 +63,7 @@ impl Settings {
         let replica_deadline = options.duration("replica-deadline");
         let fence_command = options.text("fence-command");
         Self {
-            activation_wait: Duration::from_secs(2),
-            role_lease: Duration::from_millis(150),
-            claim_after: Duration::from_millis(500),
+            link: options.link().times(),
             replica_deadline,
             fencing: (!fence_command.is_empty()).then_some(Fencing {
                 grace: replica_deadline,
@@ -94,9 +87,10 @@ impl Settings {
     }
 }
 
-fn heartbeat(replica_deadline: Duration) -> Duration {
+/// At most so often, where the deadline leaves so much time.
+fn heartbeat(replica_deadline: Duration, most: Duration) -> Duration {
     // Within the deadline one may be late and another one be on its way.
-    (replica_deadline * 3 / 8).min(HEARTBEAT_MAX)
+    (replica_deadline * 3 / 8).min(most)
 }
 
 /// The place of a node's replica; `None`: it holds none.
@@ -123,6 +117,7 @@ fn split_policy(spec: &VolumeSpec, text: &str) -> Policy {
 mod tests {
     use super::super::thread::TICK;
     use super::*;
+    use protocol::link::LinkProfile;
     use protocol::options::{OptionKind, rule};
 
     /// The simulation found it: with the shortest deadline that can be set, signs of life came less
@@ -134,12 +129,14 @@ mod tests {
             panic!("a deadline is a duration");
         };
         for deadline in [ms_min, 300, 500, 800, 5000, ms_max].map(Duration::from_millis) {
-            let every = heartbeat(deadline);
-            assert!(every >= TICK, "no more often than anybody looks");
-            assert!(
-                every * 2 + TICK <= deadline,
-                "one may be late: {deadline:?}"
-            );
+            for (name, profile) in LinkProfile::ALL {
+                let every = heartbeat(deadline, profile.times().heartbeat_max);
+                assert!(every >= TICK, "no more often than anybody looks");
+                assert!(
+                    every * 2 + TICK <= deadline,
+                    "one may be late: {name} {deadline:?}"
+                );
+            }
         }
     }
 }

@@ -3,10 +3,12 @@
 
 use protocol::ids::{BrickId, NodeId};
 use protocol::volume::VolumeSpec;
+use replication::machine::Standing;
 use storage::Medium;
 
 use super::driver::{Driver, Shared};
 use super::links::LinkError;
+use super::words;
 
 /// Starts of a replica's process that are remembered.
 const STARTS_MAX: usize = 64;
@@ -20,6 +22,8 @@ pub(super) struct Seen {
     past: Vec<u64>,
     /// Why it is not taken on, told already.
     refusal: Option<String>,
+    /// Of this replica itself: what stands there was so a second ago, and is told.
+    told: bool,
 }
 
 impl Seen {
@@ -131,6 +135,44 @@ pub(super) fn two_at_once<M: Medium>(shared: &Shared<M>, replica: usize) -> Link
 }
 
 impl<M: Medium> Driver<M> {
+    /// A history from the future: nobody serves, and a brick, this one or one that was met, is in a
+    /// term that the pool never gave, as far as this node knows. What came after the pool's state
+    /// may be confirmed and in that brick alone, so nobody else takes the role. `None` while
+    /// somebody serves: then the pool gave that term, and this node hears of it later.
+    pub(super) fn beyond_the_pool(&self) -> Option<String> {
+        let given = self.machine.agreed()?.term;
+        let places = 0..self.links.len();
+        let follows = |place| self.machine.standing(place) == Some(Standing::MyPrimary);
+        let reports = || {
+            let met = |place| Some((place, self.machine.report_of(place)?));
+            places.clone().filter_map(met)
+        };
+        let served = self.machine.serves()
+            || places.clone().any(follows)
+            || reports().any(|(_, report)| report.serving);
+        if served {
+            return None;
+        }
+        let own = (self.me, self.machine.durable().term);
+        let terms = reports().map(|(place, report)| (place, report.term));
+        let (place, term) = terms.chain([own]).max_by_key(|(_, term)| *term)?;
+        let node = &self.spec.replicas[place].node_name;
+        (term > given).then(|| words::beyond_the_pool(node, term, given, &self.spec.name))
+    }
+
+    /// Tells operators of that, once it has been so for a second.
+    pub(super) fn tell_what_is_beyond_the_pool(&mut self) {
+        let found = self.beyond_the_pool();
+        let own = &mut self.seen[self.me];
+        let stays = found.is_some() && own.refusal == found;
+        let news = stays && !std::mem::replace(&mut own.told, stays);
+        own.told = stays;
+        own.refusal.clone_from(&found);
+        if let Some(text) = found.filter(|_| news) {
+            self.host.event("beyond_the_pool", &self.spec.name, &text);
+        }
+    }
+
     /// The replica that a connection belongs to, as its proven identity says.
     pub(super) fn replica_of(&self, peer: Option<NodeId>) -> Option<usize> {
         let mut members = self.spec.members();

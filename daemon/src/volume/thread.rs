@@ -483,6 +483,10 @@ impl<M: Medium> Driver<M> {
         self.settings = super::settings::Settings::of(&spec);
         self.machine
             .set_replica_deadline(self.settings.replica_deadline);
+        self.machine.set_patience(
+            self.settings.link.claim_after,
+            self.settings.link.activation_wait,
+        );
         self.machine.set_min_in_sync(self.settings.min_in_sync);
         self.machine.set_split_policy(self.settings.split_policy);
         self.machine.set_fencing(self.settings.fencing);

@@ -69,6 +69,17 @@ pub(super) fn refused(node: &str, rule: Rule) -> String {
     format!("{node} is not taken on: {why} (rule {})", rule.name())
 }
 
+/// A brick knows of a later term than the pool gave, as far as this node knows.
+pub(super) fn beyond_the_pool(node: &str, theirs: Term, given: Term, volume: &str) -> String {
+    format!(
+        "the brick of {node} is in term {theirs}, but the pool gave no term after {given} that this \
+         node knows of: the pool's state is older than the brick, as after a restore, or the brick \
+         is of another time. While nobody serves, `cairn volume stop {volume}`, `cairn volume set \
+         {volume} quorum off` and `cairn volume start {volume}` have the bricks decide, of which the \
+         last primary goes on; set `majority` again when all replicas are in sync"
+    )
+}
+
 /// The command against a node begins.
 pub(super) fn fencing_begins(own: &str, node: &str, serving: bool) -> String {
     if serving {

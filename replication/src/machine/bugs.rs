@@ -41,6 +41,10 @@ pub enum Bug {
     ForgetsPromises,
     /// A promise is given while an own claim may still come true.
     PromisesInDoubt,
+    /// A longer promise is given than is remembered after a restart.
+    PromisesUnbounded,
+    /// A promise that is asked for anew takes the place of a longer one that still holds.
+    ShortensPromises,
     /// A primary believes in promises for longer than they hold.
     OverstaysLeases,
     /// A primary answers whether its lease holds or not.
@@ -80,7 +84,9 @@ impl Bug {
     /// About the ack policies, found by random schedules soon.
     pub const POLICIES: [Self; 2] = [Self::IgnoresTheBound, Self::ClaimsUnapplied];
     /// Found by long runs only, or not yet.
-    pub const RARE: [Self; 13] = [
+    pub const RARE: [Self; 15] = [
+        Self::PromisesUnbounded,
+        Self::ShortensPromises,
         Self::LoosensUnknown,
         Self::ClaimsUnreported,
         Self::TightensEarly,

@@ -25,8 +25,6 @@ pub struct Config {
     pub replica_deadline: Duration,
     /// What the pool agreed, where it decides about roles (`quorum=majority`).
     pub agreed: Option<Agreed>,
-    /// How long a promise holds.
-    pub lease: Duration,
     /// A follower whose primary says nothing for so long asks for the role.
     pub claim_after: Duration,
     /// With fewer replicas in sync, this one included, nothing is confirmed.

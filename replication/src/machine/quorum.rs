@@ -6,15 +6,15 @@
 //! * **What is agreed.** Term, primary and in-sync set change only by a compare-and-set of the
 //!   pool ([`Output::Propose`]), and only a member of the set may become primary.
 //! * **Promises.** A follower that answers its primary's [`Machine::promise`] will not ask for the
-//!   role for one lease time from then. After its own start it keeps the promise that it may have
-//!   given before.
-//! * **Leases.** A primary answers nothing ([`Machine::may_answer`]) unless each other member of
-//!   the set promised less than a lease time ago, counted from before it was asked. So when a
-//!   follower is free to ask for the role, its primary has stopped answering. Clocks need not
-//!   agree; their rates may differ by [`DRIFT`].
+//!   role for as long as it says in the answer. After its own start it keeps the promise that it
+//!   may have given before.
+//! * **Leases.** A primary answers nothing ([`Machine::may_answer`]) unless a promise of each other
+//!   member of the set holds. The argument stands in [`leases`].
 //!
 //! Confirming a write needs no lease: it waits for the acknowledgement of every member, in the
 //! primary's own term.
+
+mod leases;
 
 use std::time::Duration;
 
@@ -26,9 +26,6 @@ use super::bugs::Bug;
 use super::{Machine, Output, Phase};
 use crate::state::{Disk, Mask, Role, RoleReason};
 
-/// Inverse of the most by which the rates of two nodes' clocks may differ, and as much again for
-/// rounding: 2 %.
-const DRIFT: u32 = 50;
 /// Pause before the pool is asked again when it could not decide.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -139,11 +136,12 @@ impl Machine {
     pub(super) fn start_quorum(&mut self, now: Duration) {
         let me = self.config.me;
         let forgets = self.errs(Bug::ForgetsPromises);
+        let longest = self.longest_promise();
         let Some(quorum) = &mut self.quorum else {
             return;
         };
         if !forgets {
-            quorum.promised_until = now + self.config.lease;
+            quorum.promised_until = now + longest;
         }
         // An older agreement than the role: this node has not heard the newer one yet.
         let outdated = quorum.agreed.term < self.state.term;
@@ -170,82 +168,10 @@ impl Machine {
         self.quorum = agreed.map(Quorum::new);
         self.losses.fill(None);
         self.primary_fences = false;
+        let longest = self.longest_promise();
         if let Some(quorum) = &mut self.quorum {
-            quorum.promised_until = now + self.config.lease;
+            quorum.promised_until = now + longest;
         }
-    }
-
-    // ---- leases --------------------------------------------------------------------------------
-
-    /// The primary of this replica asked for a promise. True: it is given, and the primary is told
-    /// so with the time that it sent along.
-    pub fn promise(&mut self, now: Duration, from: usize, term: Term) -> bool {
-        let follows = self.phase == Phase::Following
-            && self.standing(from) == Some(super::Standing::MyPrimary)
-            && term == self.state.term;
-        self.heard(now, from);
-        let (breaks, in_doubt) = (
-            self.errs(Bug::BreaksPromises),
-            self.errs(Bug::PromisesInDoubt),
-        );
-        let Some(quorum) = &mut self.quorum else {
-            return false;
-        };
-        if follows {
-            quorum.asked_at = Some(now);
-        }
-        if !follows || (quorum.claimed.is_some() && !in_doubt) {
-            return false;
-        }
-        if breaks {
-            return true;
-        }
-        quorum.promised_until = quorum.promised_until.max(now + self.config.lease);
-        true
-    }
-
-    /// A replica gave the promise that was asked for at `sent`, by this replica's clock.
-    pub fn promised(&mut self, replica: usize, sent: Duration) {
-        let mut until = sent + self.config.lease - self.config.lease / DRIFT;
-        if self.errs(Bug::OverstaysLeases) {
-            until += self.config.lease;
-        }
-        if let Some(link) = &mut self.links[replica] {
-            link.lease_until = link.lease_until.max(until);
-        }
-    }
-
-    /// Until when this primary may answer; `None`: it may not. Where it alone is in the set, and
-    /// where the bricks decide, there is no end.
-    #[must_use]
-    pub fn lease(&self) -> Option<Duration> {
-        if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) || self.settling {
-            return None;
-        }
-        let Some(quorum) = &self.quorum else {
-            return (!self.is_suspended()).then_some(Duration::MAX);
-        };
-        if self.errs(Bug::AnswersWithoutLease) {
-            return Some(Duration::MAX);
-        }
-        if quorum.agreed.term != self.state.term || quorum.agreed.primary != self.config.me {
-            return None;
-        }
-        let asked = quorum
-            .asked
-            .map_or_else(Mask::default, |asked| asked.in_sync);
-        let possible = quorum.agreed.in_sync.0 | asked.0 | quorum.in_doubt.0;
-        let others = Mask(possible).without(self.config.me);
-        others.iter().try_fold(Duration::MAX, |least, replica| {
-            let link = self.links.get(replica)?.as_ref()?;
-            Some(least.min(link.lease_until))
-        })
-    }
-
-    /// Whether this primary may answer a question now: nobody else can have become primary.
-    #[must_use]
-    pub fn may_answer(&self, now: Duration) -> bool {
-        self.lease().is_some_and(|until| now < until)
     }
 
     // ---- what is agreed --------------------------------------------------------------------------

@@ -19,6 +19,7 @@ use crate::state::Welcome;
 
 mod fencing;
 mod hunt;
+mod leases;
 mod messages;
 mod places;
 mod policies;
@@ -59,8 +60,9 @@ enum Wire {
     Leaving,
     Flush(u64),
     Flushed(u64),
-    AskPromise(Term, Duration),
-    Promise(Duration),
+    /// The term, the asker's clock, for how long.
+    AskPromise(Term, Duration, Duration),
+    Promise(Duration, Duration),
     Stable(Term, u64, super::Stable),
     Heartbeat,
 }
@@ -110,6 +112,8 @@ struct Node {
     protocol: Protocol,
     /// Records are kept in memory until they are told to be applied.
     holds: bool,
+    /// For how long it asks for promises.
+    lease: Duration,
     /// What was received and not handled, in order.
     held: VecDeque<Held>,
     /// Everything up to here may be answered once the lease allows.
@@ -167,7 +171,8 @@ struct Volume {
     splits: Vec<(usize, Split)>,
 }
 
-const LEASE: Duration = Duration::from_millis(60);
+const LEASE_MS: u32 = 60;
+const LEASE: Duration = Duration::from_millis(LEASE_MS as u64);
 const WAIT: Duration = Duration::from_millis(100);
 /// Bound of the queue of A; a record has one byte.
 const QUEUE_MAX: u64 = 4;
@@ -200,8 +205,12 @@ impl Volume {
         let line = Line::new(GenerationId([1; 16]));
         let nodes = (0..count)
             .map(|me| {
+                let state = DurableState {
+                    longest_promise_ms: LEASE_MS,
+                    ..DurableState::created(me, count, line.clone())
+                };
                 let stable = Stable {
-                    state: DurableState::created(me, count, line.clone()),
+                    state,
                     log: Vec::new(),
                     keys: BTreeMap::new(),
                     dirty: vec![BTreeSet::new(); count],
@@ -215,6 +224,7 @@ impl Volume {
                     starts: 0,
                     protocol: Protocol::C,
                     holds: false,
+                    lease: LEASE,
                     held: VecDeque::new(),
                     confirmable: Sequence::ZERO,
                     loosely: Sequence::ZERO,
@@ -284,7 +294,6 @@ impl Volume {
                 Duration::from_secs(10)
             },
             agreed,
-            lease: LEASE,
             claim_after: Duration::from_millis(100),
             min_in_sync: 1,
             protocol: node.protocol,
@@ -634,7 +643,8 @@ impl Volume {
                 if self.quiet {
                     self.send(node, other, Wire::Heartbeat);
                 } else if asks {
-                    self.send(node, other, Wire::AskPromise(term, now));
+                    let lease = self.nodes[node].lease;
+                    self.send(node, other, Wire::AskPromise(term, now, lease));
                 }
                 if let Some((term, layout, at)) = known {
                     self.send(node, other, Wire::Stable(term, layout, at));

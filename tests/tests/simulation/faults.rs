@@ -36,6 +36,8 @@ pub(crate) struct Faults {
     pub(crate) journal: Journal,
     /// The ack policies that the volume has in turn.
     pub(crate) protocols: &'static [Protocol],
+    /// Where the option for long lines is switched: what chooses when and how.
+    pub(crate) links: Option<Random>,
     /// How many there were.
     pub(crate) count: u64,
 }

@@ -94,6 +94,14 @@ impl Network {
         state.latency + Duration::from_millis(state.random.within(0..state.jitter_ms + 1))
     }
 
+    /// How much longer than a few milliseconds a question and its answer take.
+    pub(crate) fn far(&self) -> Duration {
+        self.state()
+            .latency
+            .saturating_sub(Duration::from_millis(4))
+            * 2
+    }
+
     /// Whether something sent now would arrive.
     pub(crate) fn is_open(&self, from: Place, to: Place) -> bool {
         let state = self.state();

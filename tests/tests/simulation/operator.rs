@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use protocol::node_rpc::VolumeCommand;
-use protocol::volume::{Protocol, Quorum};
+use protocol::volume::{Protocol, Quorum, VolumeSpec};
 use replication::state::DurableState;
 use tokio::time::Instant;
 
@@ -138,6 +138,12 @@ impl Faults {
 
     /// Another option is configured. Nodes learn of it one after the other, as the pool tells them.
     pub(super) async fn change_options(&self) {
+        if let Some(links) = &self.links
+            && links.one_in(2)
+        {
+            let profile = ["lan", "wan"][links.index(2)];
+            return self.set_option("link-profile", profile).await;
+        }
         let (key, values): (_, &[&str]) = match self.random.within(0..7) {
             0 => ("min-in-sync", &["1", "1", "2"]),
             1 => ("replica-deadline", &["200ms", "800ms", "3s"]),
@@ -146,18 +152,28 @@ impl Faults {
             4 => ("compression", &["zstd", "zstd", "off"]),
             _ => ("protocol", &[]),
         };
+        if !values.is_empty() {
+            let value = values[self.random.index(values.len())];
+            return self.set_option(key, value).await;
+        }
+        let protocol = self.protocols[self.random.index(self.protocols.len())];
+        self.journal
+            .note(format!("the policy is {} now", protocol.name()));
+        self.reconfigure(|spec| spec.protocol = protocol).await;
+    }
+
+    async fn set_option(&self, key: &str, value: &str) {
+        self.journal.note(format!("{key} is {value} now"));
+        let set = |spec: &mut VolumeSpec| {
+            spec.options.insert(key.to_owned(), value.to_owned());
+        };
+        self.reconfigure(set).await;
+    }
+
+    async fn reconfigure(&self, change: impl FnOnce(&mut VolumeSpec)) {
         let pool = self.nodes.lock().await.pool.clone();
         let mut spec = pool.spec();
-        if values.is_empty() {
-            let protocol = self.protocols[self.random.index(self.protocols.len())];
-            spec.protocol = protocol;
-            self.journal
-                .note(format!("the policy is {} now", protocol.name()));
-        } else {
-            let value = values[self.random.index(values.len())];
-            self.journal.note(format!("{key} is {value} now"));
-            spec.options.insert(key.to_owned(), value.to_owned());
-        }
+        change(&mut spec);
         let from = self.any_node().await;
         if !pool.propose_spec(from, spec) {
             self.journal.note("the pool does not agree".to_owned());

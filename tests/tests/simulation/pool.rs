@@ -84,6 +84,15 @@ impl Pool {
         self.state().agreed
     }
 
+    /// The pool's state is put back to an older one everywhere, or roles are the bricks' from now on.
+    pub(crate) fn set_back(&self, agreed: Option<Agreed>, spec: VolumeSpec) {
+        let mut state = self.state();
+        state.agreed = agreed;
+        let nodes = state.known.len();
+        state.known = vec![(agreed, spec.clone()); nodes];
+        state.spec = spec;
+    }
+
     /// What a node knows of the agreement.
     pub(crate) fn known(&self, node: Place) -> Option<Agreed> {
         self.state().known[node].0
@@ -185,6 +194,8 @@ impl Pool {
         let Proposal { from, next, answer } = proposal;
         let slow = if self.random.one_in(20) { 300 } else { 15 };
         tokio::time::sleep(Duration::from_millis(self.random.within(2..slow))).await;
+        // To the leader, from there to a majority, and back.
+        tokio::time::sleep(2 * self.network.far()).await;
         if !self.reaches_majority(from) {
             tokio::time::sleep(UNDECIDED_AFTER).await;
             let _ = answer.send(Proposed::Undecided);

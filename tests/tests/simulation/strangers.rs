@@ -358,7 +358,10 @@ fn forged_frames_change_nothing_and_malformed_ones_close_the_connection() {
             },
             Message::Flushed { id: 77 },
             Message::Resynced { batch: 77 },
-            Message::Promise { sent_us: u64::MAX },
+            Message::Promise {
+                sent_us: u64::MAX,
+                lease_ms: 10_000,
+            },
             Message::Pulled,
         ];
         let mut incarnation = 10;

@@ -159,6 +159,7 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
         random: random.fork(),
         journal: journal.clone(),
         protocols: shape.protocols,
+        links: shape.switches_links.then(|| Random::new(!seed).fork()),
         count: 0,
     };
     let parts = if shape.cuts { 8 } else { 1 };

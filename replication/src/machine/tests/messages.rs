@@ -232,7 +232,7 @@ impl Volume {
         let queued = node.held.iter().any(|held| held.from == from);
         let promise = matches!(
             wire,
-            Wire::AskPromise(..) | Wire::Promise(_) | Wire::Stable(..) | Wire::Heartbeat
+            Wire::AskPromise(..) | Wire::Promise(..) | Wire::Stable(..) | Wire::Heartbeat
         );
         let record = match &wire {
             Wire::Record(record) if node.holds || queued => Some((record.sequence, record.term)),
@@ -395,12 +395,15 @@ impl Volume {
             Wire::HandOver(term, agreed) => {
                 return machine.handed_over(now, from, term, agreed).is_ok();
             }
-            Wire::AskPromise(term, sent) => {
-                if machine.promise(now, from, term) {
-                    self.send(to, from, Wire::Promise(sent));
+            Wire::AskPromise(term, sent, lease) => {
+                if let Some(given) = machine.promise(now, from, term, lease) {
+                    self.send(to, from, Wire::Promise(sent, given));
                 }
             }
-            Wire::Promise(sent) => machine.promised(from, sent),
+            Wire::Promise(sent, given) => {
+                machine.heard(now, from);
+                machine.promised(from, sent, given);
+            }
             Wire::Stable(term, layout, at) => machine.told_stable(from, term, layout, &at),
             Wire::Heartbeat => machine.heard(now, from),
             Wire::Pull(after) => {

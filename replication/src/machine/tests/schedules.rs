@@ -27,6 +27,8 @@ pub(super) enum Step {
     ApplyHeld(usize, u8),
     /// A client asks for stability.
     Sync(usize),
+    /// The node asks for promises of that many milliseconds from now on.
+    Lease(usize, u8),
 }
 
 pub(super) fn step(count: usize) -> impl Strategy<Value = Step> {
@@ -53,9 +55,14 @@ pub(super) fn pool_step(count: usize) -> impl Strategy<Value = Step> {
         1 => (any::<bool>(), any::<bool>()).prop_map(|(r, a)| Step::Pool(r, a)),
         3 => node.clone().prop_map(Step::Learn),
         1 => (node.clone(), any::<bool>()).prop_map(|(n, off)| Step::CutOff(n, off)),
+        1 => (node.clone(), lease_ms()).prop_map(|(n, ms)| Step::Lease(n, ms)),
         1 => (node.clone(), node).prop_map(|(a, b)| Step::Mute(a, b)),
         2 => (1u8..40).prop_map(Step::Time),
     ]
+}
+
+fn lease_ms() -> impl Strategy<Value = u8> {
+    prop_oneof![Just(60), Just(25), Just(200)]
 }
 
 pub(super) fn protocol() -> impl Strategy<Value = Protocol> {
@@ -86,6 +93,7 @@ pub(super) fn fits(step: &Step, count: usize) -> bool {
         | Step::Hold(n, _)
         | Step::ApplyHeld(n, _)
         | Step::Sync(n)
+        | Step::Lease(n, _)
         | Step::CutOff(n, _) => n < count,
         Step::Deliver(a, b, _)
         | Step::Cut(a, b)
@@ -200,6 +208,9 @@ pub(super) fn one_step(volume: &mut Volume, step: &Step) {
                 volume.apply_held(node, usize::from(most));
             }
             Step::Sync(node) => volume.sync(node),
+            Step::Lease(node, ms) => {
+                volume.nodes[node].lease = Duration::from_millis(ms.into());
+            }
             Step::Pass(ms) => pass(volume, Duration::from_millis(u64::from(ms))),
             Step::Learn(node) => volume.learn(node),
             Step::CutOff(node, off) => {
