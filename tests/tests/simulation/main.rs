@@ -18,6 +18,7 @@ mod disks;
 mod faults;
 mod history;
 mod holes;
+mod lockers;
 mod moments;
 mod network;
 mod operator;
