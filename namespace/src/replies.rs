@@ -2,16 +2,17 @@
 
 use bytes::Bytes;
 use protocol::codec::{DecodeError, Reader, Writer};
-use protocol::fs::{Outcome, SLOTS_MAX};
+use protocol::fs::{Outcome, Place, SLOTS_MAX};
 use protocol::ids::SessionId;
 use protocol::record::Change;
-use protocol::units::Sequence;
+use protocol::units::{Sequence, Term};
 
 use crate::transaction::damaged;
 use crate::{ExecuteError, Store, keys};
 
-/// Version of a session's value.
-const VERSION: u8 = 1;
+/// Version of a session's value. The one before did not have the place.
+const VERSION: u8 = 2;
+const VERSION_BEFORE: u8 = 1;
 /// Version of a kept reply's value. The one before did not have the sequence.
 const REPLY_VERSION: u8 = 2;
 const REPLY_VERSION_BEFORE: u8 = 1;
@@ -27,6 +28,9 @@ pub struct Session {
     pub mounted_at_ms: i64,
     /// It cannot write.
     pub read_only: bool,
+    /// The record with which it began. Who was answered only before that does not know that what it
+    /// had before has ended. Zero where an older version wrote it down.
+    pub began: Place,
 }
 
 /// The last reply of a slot that changed something.
@@ -87,16 +91,6 @@ pub fn kept_reply<S: Store>(
         .map_err(|source| damaged(&key, source))
 }
 
-fn version(r: &mut Reader, what: &'static str) -> Result<(), DecodeError> {
-    match r.u8(what)? {
-        VERSION => Ok(()),
-        other => Err(DecodeError::Invalid {
-            what,
-            value: u64::from(other),
-        }),
-    }
-}
-
 fn decode_reply(value: Bytes) -> Result<KeptReply, DecodeError> {
     let mut r = Reader::new(value);
     let what = "kept reply version";
@@ -133,6 +127,8 @@ pub fn open_session(id: SessionId, session: &Session) -> Change {
     w.u8(VERSION)
         .i64(session.mounted_at_ms)
         .u8(u8::from(session.read_only))
+        .u64(session.began.0.0)
+        .u64(session.began.1.0)
         .raw(&name[..name.len().min(CLIENT_NAME_BYTES_MAX)]);
     Change::Put {
         key: Bytes::copy_from_slice(&keys::session(id)),
@@ -142,10 +138,31 @@ pub fn open_session(id: SessionId, session: &Session) -> Change {
 
 fn decode_session(value: Bytes) -> Result<Session, DecodeError> {
     let mut r = Reader::new(value);
-    version(&mut r, "session version")?;
+    let what = "session version";
+    let tells_place = match r.u8(what)? {
+        VERSION => true,
+        VERSION_BEFORE => false,
+        other => {
+            return Err(DecodeError::Invalid {
+                what,
+                value: u64::from(other),
+            });
+        }
+    };
+    let mounted_at_ms = r.i64("mount time")?;
+    let read_only = r.u8("read only")? != 0;
+    let began = if tells_place {
+        (
+            Term(r.u64("term of the beginning")?),
+            Sequence(r.u64("record of the beginning")?),
+        )
+    } else {
+        Place::default()
+    };
     Ok(Session {
-        mounted_at_ms: r.i64("mount time")?,
-        read_only: r.u8("read only")? != 0,
+        mounted_at_ms,
+        read_only,
+        began,
         client_name: String::from_utf8_lossy(&r.rest()).into_owned(),
     })
 }
@@ -199,6 +216,27 @@ pub fn end_session<S: Store>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_session_of_the_version_before_is_read() {
+        let mut w = Writer::default();
+        w.u8(VERSION_BEFORE).i64(5).u8(1).raw(b"app");
+        let before = Session {
+            client_name: "app".to_owned(),
+            mounted_at_ms: 5,
+            read_only: true,
+            began: Place::default(),
+        };
+        assert_eq!(decode_session(w.finish()).expect("whole"), before);
+        let now = Session {
+            began: (Term(3), Sequence(4)),
+            ..before
+        };
+        let Change::Put { value, .. } = open_session(SessionId([1; 16]), &now) else {
+            panic!("it is a key");
+        };
+        assert_eq!(decode_session(value).expect("whole"), now);
+    }
 
     #[test]
     fn a_kept_reply_of_the_version_before_is_read() {

@@ -43,6 +43,12 @@ def do(what, name, *rest):
         return "free" if word == "un" else f"{word} {start} {length} {pid}"
     elif what == "write":
         os.pwrite(file, rest[0].encode(), 0)
+    elif what == "truncate":
+        os.ftruncate(file, int(rest[0]))
+    elif what == "allocate":
+        os.posix_fallocate(file, 0, int(rest[0]))
+    elif what == "sync":
+        os.fsync(file)
     elif what == "read":
         return os.pread(file, 100, 0).decode() or "nothing"
     else:

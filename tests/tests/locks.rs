@@ -56,8 +56,25 @@ impl Bench {
         Ok((self.locker(&self.a)?, self.locker(&self.b)?))
     }
 
-    /// Kills the process that serves the second mount, then who has a file open there.
-    fn kill_mount(&mut self, mut sits_there: Locker) -> Result<()> {
+    /// A session that is not heard of lives for 3 s from now on instead of half a minute.
+    fn shorten_sessions(&self) -> Result<()> {
+        let set = ["volume", "set", VOLUME, "session-timeout", "3s"];
+        self.lab.cairn(0, &set)?;
+        Ok(())
+    }
+
+    /// Waits until a mount gives its silent primary up, which takes longer than
+    /// [`Bench::shorten_sessions`].
+    fn wait_until_left(&self) -> Result<()> {
+        let log = self.lab.dir().join("mount.log");
+        while !std::fs::read_to_string(&log)?.contains("no sign of life") {
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+
+    /// The process that serves the second mount.
+    fn mount_pid(&self) -> Result<u32> {
         let at = self.b.as_os_str().as_encoded_bytes();
         let mut found = None;
         for entry in std::fs::read_dir("/proc")? {
@@ -70,7 +87,12 @@ impl Bench {
                 found = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
             }
         }
-        signal(found.context("a mount has a process")?, "KILL")?;
+        found.context("a mount has a process")
+    }
+
+    /// Kills the process that serves the second mount, then who has a file open there.
+    fn kill_mount(&mut self, mut sits_there: Locker) -> Result<()> {
+        signal(self.mount_pid()?, "KILL")?;
         sits_there.kill();
         self.lab.umount(&self.b)?;
         Ok(())
@@ -271,11 +293,91 @@ fn fo_3_locks_of_a_mount_that_died_go_with_its_session_and_not_before() -> Resul
     // A session that is not heard of lives for half a minute.
     one.expect("flock f ex nb", "EAGAIN")?;
     one.expect_wait("flock f ex")?;
-    let set = ["volume", "set", VOLUME, "session-timeout", "3s"];
-    bench.lab.cairn(0, &set)?;
+    bench.shorten_sessions()?;
     ensure!(one.wait()? == "ok", "the session ended");
     one.expect("posix f w 0 0 nb", "ok")?;
     drop(one);
+    bench.lab.finish()?;
+    Ok(())
+}
+
+/// Whoever was given the lock of a mount that stood still must not find anything that the other one
+/// did under it afterwards.
+#[test]
+fn fo_6_a_mount_that_stood_still_does_nothing_under_the_locks_that_it_lost() -> Result<()> {
+    let Some(bench) = bench(2)? else {
+        return Ok(());
+    };
+    let (mut one, mut two) = bench.two()?;
+    let asks = [
+        "write f stale",
+        "truncate f 0",
+        "allocate f 100000",
+        "sync f",
+        "read f",
+        "flock f ex nb",
+        "posix f w 0 0 nb",
+    ];
+    let locks = [
+        ("flock f ex", "flock f un"),
+        ("posix f w 0 0", "posix f un 0 0"),
+        ("ofd f w 5 1", "ofd f un 5 1"),
+    ];
+    for ((lock, unlock), asked) in locks.into_iter().zip(asks) {
+        let reset = ["volume", "reset", VOLUME, "session-timeout"];
+        bench.lab.cairn(0, &reset)?;
+        two.expect(lock, "ok")?;
+        two.expect("write f before", "ok")?;
+        signal(bench.mount_pid()?, "STOP")?;
+        two.expect_wait(asked)?;
+        one.expect_wait(lock)?;
+        bench.shorten_sessions()?;
+        ensure!(one.wait()? == "ok", "the session ended: {lock}");
+        one.expect("write f theirs", "ok")?;
+        signal(bench.mount_pid()?, "CONT")?;
+        let answer = two.wait()?;
+        ensure!(answer == "EIO", "`{asked}` under {lock}: {answer}");
+        for ask in asks {
+            two.expect(ask, "EIO")?;
+        }
+        one.expect("read f", "theirs")?;
+        two.expect("close f", "EIO")?;
+        let again = format!("open f {}", bench.b.join("file").display());
+        two.expect(&again, "ok")?;
+        two.expect("read f", "theirs")?;
+        one.expect(unlock, "ok")?;
+    }
+    drop((one, two));
+    bench.lab.finish()?;
+    Ok(())
+}
+
+/// Time in which the daemons stood still is not held against mounts that could not be heard.
+#[test]
+fn fo_3_locks_are_still_there_when_every_daemon_stood_still_for_longer_than_a_session() -> Result<()>
+{
+    let Some(bench) = bench(2)? else {
+        return Ok(());
+    };
+    let (mut one, mut two) = bench.two()?;
+    bench.shorten_sessions()?;
+    two.expect("flock f ex nb", "ok")?;
+    two.expect("posix f w 3 4 nb", "ok")?;
+    for node in 0..2 {
+        signal(bench.lab.pid(node).context("it runs")?, "STOP")?;
+    }
+    two.expect_wait("write f waits")?;
+    bench.wait_until_left()?;
+    for node in 0..2 {
+        signal(bench.lab.pid(node).context("it runs")?, "CONT")?;
+    }
+    ensure!(two.wait()? == "ok");
+    one.expect("flock f sh nb", "EAGAIN")?;
+    one.expect("test f w 0 0", "w 3 4 0")?;
+    one.expect("read f", "waits")?;
+    two.expect("flock f un", "ok")?;
+    one.expect("flock f ex", "ok")?;
+    drop((one, two));
     bench.lab.finish()?;
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use namespace::{Admission, Context, ExecuteError, Executed};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
@@ -13,7 +13,6 @@ use protocol::fs::{
 use protocol::ids::SessionId;
 use protocol::mistakes::{Mistake, made};
 use protocol::units::{ObjectId, Sequence, Timestamp};
-use protocol::volume::VolumeKind;
 use storage::{Medium, ReadError, ReadOutcome, SeekFor};
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
@@ -23,15 +22,13 @@ use super::keys::Keys;
 use super::outbox::Outbox;
 use super::repair::finish_read;
 use super::replay::Presented;
-use super::sessions::{Done, Session};
+use super::sessions::Done;
 use super::stream::{ReadHalf, Stream};
 
 /// How long a client may take to greet.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last word to a client may take.
 const LAST_WORD_WITHIN: Duration = Duration::from_millis(500);
-/// Mounts of one volume.
-const SESSIONS_MAX: usize = 4096;
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
 /// Room that is kept for what is on the way to a replica besides what is counted.
@@ -231,88 +228,6 @@ async fn read_requests<M: Medium>(
 }
 
 impl<M: Medium> Driver<M> {
-    fn open_session(
-        &mut self,
-        hello: &Hello,
-        address: Option<String>,
-        outbox: &Rc<Outbox>,
-    ) -> Option<u64> {
-        let now = self.now();
-        let id = hello.session;
-        let known = self.sessions.by_id.contains_key(&id);
-        let described = namespace::Session {
-            client_name: hello.client_name.clone(),
-            mounted_at_ms: hello.mounted_at_ms,
-            read_only: hello.read_only,
-        };
-        if !known && self.sessions.by_id.len() >= SESSIONS_MAX {
-            outbox.send(
-                HelloReply::Refused {
-                    code: refusal::FORBIDDEN,
-                    message: format!("the volume has {SESSIONS_MAX} mounts, which is the most"),
-                }
-                .encode(),
-            );
-            return None;
-        }
-        if !known {
-            let change = namespace::open_session(id, &described);
-            if let Err(error) = self.order(vec![change], Bytes::new()) {
-                tracing::warn!(%error, "a session cannot be opened");
-                return None;
-            }
-            let session = Session {
-                was_unknown: !hello.kept_terms.is_empty(),
-                ..Session::default()
-            };
-            self.sessions.by_id.insert(id, session);
-            self.sessions.count_again(self.machine.last());
-            self.ask_promises();
-            self.hurry.notify_one();
-        }
-        self.forget_waits(id);
-        let ends = self.ends_of(hello);
-        let connection = self.sessions.next_id();
-        if let Some(state) = self.sessions.by_id.get_mut(&id) {
-            if let Some((_, old)) = state.connection.replace((connection, outbox.clone())) {
-                old.close();
-            }
-            state.client_name = described.client_name;
-            state.mounted_at_ms = described.mounted_at_ms;
-            state.read_only = described.read_only;
-            state.address = address;
-            state.heard = now;
-            state.presents = true;
-            state.told = Sequence::ZERO;
-        }
-        self.sessions.present(id, &hello.opens);
-        let timeout = self.settings.session_timeout.as_millis();
-        let welcome = HelloReply::Welcome {
-            version: FS_VERSION,
-            term: self.machine.durable().term,
-            known,
-            session_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
-            block: self.spec.kind == VolumeKind::Block,
-            ends,
-            gathers: self.replays.hold_up(),
-            in_doubt: self.wants_data(),
-        };
-        let (outbox, frame) = (outbox.clone(), welcome.encode());
-        if known || made(Mistake::WelcomesEarly) {
-            let until = if known {
-                self.machine.last()
-            } else {
-                Sequence::ZERO
-            };
-            let what = Held::Welcome(outbox, frame);
-            self.waiting.push_back(Waiting { until, what });
-        } else {
-            self.sync_waiters.push(FlushWaiter::Welcome(outbox, frame));
-        }
-        self.finish_turn();
-        Some(connection)
-    }
-
     /// Takes requests from the buffer. `Ok(true)`: wait for a change first; `Err`: close.
     fn take_requests(
         &mut self,

@@ -282,16 +282,25 @@ async fn answer<M: Medium>(shared: &Shared<M>, point: PointId, request: Request)
     }
 }
 
+/// What comes of a lock or a change. Nobody can change anything here, so a lock keeps nobody from
+/// anything; those that the side shows were held when it was given up.
+fn without_reading(operation: &Operation) -> Option<Outcome> {
+    match operation {
+        Operation::Lock { .. }
+        | Operation::Unlock { .. }
+        | Operation::AwaitLock { .. }
+        | Operation::ForgetLock { .. } => Some(Outcome::Done),
+        Operation::TestLock { .. } => Some(Outcome::Lock(None)),
+        other => other.changes().then_some(Outcome::Error(EROFS)),
+    }
+}
+
 fn outcome<M: Medium>(
     view: &Brick<M>,
     request: &Request,
 ) -> Result<Outcome, namespace::ExecuteError<ReadError>> {
-    // Nobody can change anything here, so a lock keeps nobody from anything.
-    if let Operation::Lock { .. } | Operation::Unlock { .. } = request.operation {
-        return Ok(Outcome::Done);
-    }
-    if request.operation.changes() {
-        return Ok(Outcome::Error(EROFS));
+    if let Some(outcome) = without_reading(&request.operation) {
+        return Ok(outcome);
     }
     let context = Context {
         now: Timestamp(0),
@@ -361,6 +370,33 @@ impl MountedPoints {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_lock_is_held_where_nothing_can_change() {
+        use protocol::fs::{Lock, LockClass, LockKind, LockOwner};
+        let object = ObjectId(5);
+        let lock = Lock {
+            owner: LockOwner {
+                class: LockClass::Ranges,
+                id: 1,
+            },
+            kind: LockKind::Exclusive,
+            start: 0,
+            end: 9,
+            pid: 1,
+        };
+        let test = Operation::TestLock { object, lock };
+        assert_eq!(without_reading(&test), Some(Outcome::Lock(None)));
+        let ticket = 1;
+        let wait = Operation::AwaitLock {
+            object,
+            lock,
+            ticket,
+        };
+        assert_eq!(without_reading(&wait), Some(Outcome::Done));
+        let look = Operation::GetAttributes { object };
+        assert_eq!(without_reading(&look), None);
+    }
 
     #[test]
     fn an_id_names_the_point_of_its_brick_and_of_no_other() {

@@ -1,14 +1,24 @@
 //! How long sessions live, and what they hold open.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
+use protocol::fs::{FS_VERSION, Hello, HelloReply, refusal};
 use protocol::ids::SessionId;
+use protocol::mistakes::{Mistake, made};
 use protocol::record::Change;
+use protocol::units::Sequence;
 use protocol::volume::VolumeKind;
 use storage::Medium;
+use tokio::sync::oneshot;
 
-use super::driver::Driver;
+use super::driver::{Driver, FlushWaiter, Held, Waiting};
 use super::keys::Keys;
+use super::outbox::Outbox;
 use super::sessions::Session;
+
+/// Mounts of one volume.
+const SESSIONS_MAX: usize = 4096;
 
 impl<M: Medium> Driver<M> {
     /// A primary takes up the volume: makes the root where there is none, and gives the sessions
@@ -30,6 +40,7 @@ impl<M: Medium> Driver<M> {
                         client_name: session.client_name,
                         mounted_at_ms: session.mounted_at_ms,
                         read_only: session.read_only,
+                        began: session.began,
                         heard: now,
                         ..Session::default()
                     });
@@ -54,22 +65,124 @@ impl<M: Medium> Driver<M> {
         }
     }
 
+    /// A client said hello: a session begins or goes on. Returns the number of its connection;
+    /// `None`: the client is refused, or comes again.
+    pub(super) fn open_session(
+        &mut self,
+        hello: &Hello,
+        address: Option<String>,
+        outbox: &Rc<Outbox>,
+    ) -> Option<u64> {
+        let now = self.now();
+        let id = hello.session;
+        if !self.sessions.by_id.contains_key(&id) {
+            self.begin_session(hello, outbox)?;
+        }
+        let known = self.sessions.is_known(id, hello.confirmed);
+        self.forget_waits(id);
+        let ends = self.ends_of(hello);
+        let connection = self.sessions.next_id();
+        let mut settled = false;
+        if let Some(state) = self.sessions.by_id.get_mut(&id) {
+            if let Some((_, old)) = state.connection.replace((connection, outbox.clone())) {
+                old.close();
+            }
+            state.client_name.clone_from(&hello.client_name);
+            state.mounted_at_ms = hello.mounted_at_ms;
+            state.read_only = hello.read_only;
+            state.address = address;
+            state.heard = now;
+            state.presents = true;
+            state.was_unknown = !known && !hello.kept_terms.is_empty();
+            state.told = Sequence::ZERO;
+            settled = state.is_settled();
+        }
+        self.sessions.present(id, &hello.opens);
+        let timeout = self.settings.session_timeout.as_millis();
+        let welcome = HelloReply::Welcome {
+            version: FS_VERSION,
+            term: self.machine.durable().term,
+            known,
+            session_timeout_ms: u32::try_from(timeout).unwrap_or(u32::MAX),
+            block: self.spec.kind == VolumeKind::Block,
+            ends,
+            gathers: self.replays.hold_up(),
+            in_doubt: self.wants_data(),
+        };
+        let (outbox, frame) = (outbox.clone(), welcome.encode());
+        if settled || made(Mistake::WelcomesEarly) {
+            let until = if settled {
+                self.machine.last()
+            } else {
+                Sequence::ZERO
+            };
+            let what = Held::Welcome(outbox, frame);
+            self.waiting.push_back(Waiting { until, what });
+        } else {
+            self.sync_waiters.push(FlushWaiter::Welcome(outbox, frame));
+        }
+        self.finish_turn();
+        Some(connection)
+    }
+
+    /// Makes a session known. What one of before under the same id had is given back first.
+    fn begin_session(&mut self, hello: &Hello, outbox: &Rc<Outbox>) -> Option<()> {
+        if self.sessions.by_id.len() >= SESSIONS_MAX {
+            outbox.send(
+                HelloReply::Refused {
+                    code: refusal::FORBIDDEN,
+                    message: format!("the volume has {SESSIONS_MAX} mounts, which is the most"),
+                }
+                .encode(),
+            );
+            return None;
+        }
+        let id = hello.session;
+        if !self.release_locks_of(id) {
+            return None;
+        }
+        let began = (self.machine.durable().term, self.machine.last().next());
+        let change = namespace::open_session(
+            id,
+            &namespace::Session {
+                client_name: hello.client_name.clone(),
+                mounted_at_ms: hello.mounted_at_ms,
+                read_only: hello.read_only,
+                began,
+            },
+        );
+        match self.order(vec![change], Bytes::new()) {
+            Ok(sequence) => assert_eq!(sequence, began.1, "it is the next record"),
+            Err(error) => {
+                tracing::warn!(%error, "a session cannot be opened");
+                return None;
+            }
+        }
+        let (settled, settling) = oneshot::channel();
+        self.sync_waiters.push(FlushWaiter::Task(settled));
+        let session = Session {
+            began,
+            settling: Some(settling),
+            ..Session::default()
+        };
+        self.sessions.by_id.insert(id, session);
+        self.sessions.count_again(self.machine.last());
+        self.ask_promises();
+        self.hurry.notify_one();
+        Some(())
+    }
+
     /// Ends sessions of which nothing was heard, and releases what they held.
     pub(super) fn expire_sessions(&mut self) {
-        if !self.machine.serves() {
+        let now = self.now();
+        let timeout = self.settings.session_timeout;
+        let serves = self.machine.serves();
+        let unheard = self.sessions.unheard(now, serves, timeout);
+        if !serves {
             return;
         }
         self.release_left_over_locks();
-        let now = self.now();
-        let timeout = self.settings.session_timeout;
-        let expired: Vec<_> = self
-            .sessions
-            .by_id
-            .iter()
-            .filter(|(_, s)| now.saturating_sub(s.heard) > timeout)
-            .map(|(id, _)| *id)
-            .collect();
-        for session in expired {
+        for session in unheard {
             tracing::info!(volume = %self.spec.name, session = %session.short(), "a session ended");
             self.end_session(session);
         }

@@ -4,7 +4,10 @@
 
 use bytes::Bytes;
 use namespace::ExecuteError;
-use namespace::locks::{Called, Held as HeldLock, Waits, Wanted, locks_of, release_locks};
+use namespace::locks::{
+    Acquired, Called, Held as HeldLock, Refusal, Waits, Wanted, locks_of, release_locks,
+    released_object,
+};
 use protocol::fs::{Operation, Outcome, Request, SLOT_NONE};
 use protocol::ids::SessionId;
 use protocol::units::ObjectId;
@@ -123,7 +126,13 @@ impl<M: Medium> Driver<M> {
                 let brick = &self.brick;
                 let held = |object| locks_of(&Keys(brick), object);
                 match self.locks.waits.acquired(session, lock.owner, &held) {
-                    Ok(news) => self.call_waits(news),
+                    Ok(Acquired { news, deadlocked }) => {
+                        let errno = Refusal::Deadlock.errno();
+                        for told in deadlocked {
+                            self.answer_wait(told, Outcome::Error(errno));
+                        }
+                        self.call_waits(news);
+                    }
                     Err(error) => self.cannot_read_locks(&error),
                 }
                 self.call_waits([*object]);
@@ -144,29 +153,31 @@ impl<M: Medium> Driver<M> {
         self.call_waits(news);
     }
 
-    /// A session ended, and with it what it had locked.
-    pub(super) fn release_locks_of(&mut self, session: SessionId) {
-        self.locks.waits.forget_session(session);
-        loop {
+    /// A session ended, and with it what it had locked. False: the rest is released later.
+    pub(super) fn release_locks_of(&mut self, session: SessionId) -> bool {
+        let mut news = self.locks.waits.forget_session(session);
+        let released = loop {
             let changes = match release_locks(&Keys(&self.brick), session, RELEASED_AT_ONCE) {
                 Ok(changes) => changes,
                 Err(error) => {
                     tracing::error!(%error, "the locks of a session that ended cannot be read");
-                    self.locks.left_over = true;
-                    break;
+                    break false;
                 }
             };
             if changes.is_empty() {
-                break;
+                break true;
             }
+            news.extend(changes.iter().filter_map(released_object));
             if let Err(error) = self.order(changes, Bytes::new()) {
                 tracing::warn!(%error, "the locks of a session that ended are released later");
-                self.locks.left_over = true;
-                break;
+                break false;
             }
-        }
-        let waited_for: Vec<ObjectId> = self.locks.waits.objects().collect();
-        self.call_waits(waited_for);
+        };
+        self.locks.left_over |= !released;
+        news.sort_unstable();
+        news.dedup();
+        self.call_waits(news);
+        released
     }
 
     /// With each tick.

@@ -372,7 +372,7 @@ impl<M: Medium> Driver<M> {
             .get(&session)
             .is_some_and(|s| !s.was_unknown);
         let late = self.replays.gathering.is_none() && self.replays.changers.any_other(session);
-        if !known || late {
+        if !may_come_back(&request.operation, known, late) {
             tracing::info!(%known, %late, "an operation cannot be put back");
             return Ok(self.refuse_replay(session, replay));
         }
@@ -571,7 +571,52 @@ impl<M: Medium> Driver<M> {
     }
 }
 
+/// Whether an operation may take effect now: not where its session had ended, nor after others
+/// went on. What gives a lock back takes nothing from anybody, and nobody would do it later.
+fn may_come_back(operation: &Operation, known: bool, late: bool) -> bool {
+    matches!(operation, Operation::Unlock { .. }) || (known && !late)
+}
+
 /// Whether the client read an answer, so that the operation was confirmed.
 pub(super) fn was_answered(replay: &Replay) -> bool {
     replay.at.1 > Sequence::ZERO
+}
+
+#[cfg(test)]
+mod tests {
+    use protocol::fs::{LOCK_END_MAX, Lock, LockClass, LockKind, LockOwner};
+
+    use super::*;
+
+    #[test]
+    fn a_lock_is_given_back_although_others_went_on_and_not_taken() {
+        let object = ObjectId(5);
+        let owner = LockOwner {
+            class: LockClass::Whole,
+            id: 1,
+        };
+        let (start, end) = (0, LOCK_END_MAX);
+        let unlock = Operation::Unlock {
+            object,
+            owner,
+            start,
+            end,
+        };
+        let lock = Operation::Lock {
+            object,
+            lock: Lock {
+                owner,
+                kind: LockKind::Shared,
+                start,
+                end,
+                pid: 1,
+            },
+            ticket: 0,
+            waits: false,
+        };
+        for (known, late) in [(true, false), (true, true), (false, false), (false, true)] {
+            assert!(may_come_back(&unlock, known, late));
+            assert_eq!(may_come_back(&lock, known, late), known && !late);
+        }
+    }
 }

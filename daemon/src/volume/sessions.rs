@@ -5,9 +5,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use protocol::frame::RawFrame;
-use protocol::fs::Outcome;
+use protocol::fs::{Outcome, Place};
 use protocol::ids::SessionId;
 use protocol::units::{ObjectId, Sequence};
+use tokio::sync::oneshot;
 
 use super::outbox::Outbox;
 
@@ -44,6 +45,11 @@ pub(super) struct Session {
     pub(super) client_name: String,
     pub(super) mounted_at_ms: i64,
     pub(super) read_only: bool,
+    /// The record with which it began. Who was answered nothing since does not know that what it
+    /// had before has ended.
+    pub(super) began: Place,
+    /// Told when that record is stable; nobody is let in before.
+    pub(super) settling: Option<oneshot::Receiver<()>>,
     pub(super) address: Option<String>,
     /// Its connection now, with a number that tells it from older ones.
     pub(super) connection: Option<(u64, Rc<Outbox>)>,
@@ -59,6 +65,20 @@ pub(super) struct Session {
     pub(super) was_unknown: bool,
     /// The last record of which it was told whose request it carries out.
     pub(super) told: Sequence,
+}
+
+impl Session {
+    /// Whether the record with which it began is stable.
+    pub(super) fn is_settled(&mut self) -> bool {
+        let settled = self
+            .settling
+            .as_mut()
+            .is_none_or(|told| told.try_recv().is_ok());
+        if settled {
+            self.settling = None;
+        }
+        settled
+    }
 }
 
 /// All of them.
@@ -79,7 +99,13 @@ pub(super) struct Sessions {
     sole_since: Option<Sequence>,
     /// Until then nobody else is let in: the only mount was promised that.
     promised_until: Duration,
+    /// When it was last looked for sessions of which nothing is heard, and whether they were served.
+    looked: Option<(Duration, bool)>,
 }
+
+/// Sessions are looked at once a second. What goes by between two looks beyond this, as the process
+/// or its machine stood still or the volume was not served, is not held against them.
+const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
 /// How long the only mount of a volume is promised to stay so, from each answer on.
 const SOLE_PROMISE: Duration = Duration::from_millis(1500);
@@ -115,6 +141,44 @@ impl Sessions {
             return Duration::ZERO;
         }
         self.promised_until.saturating_sub(now)
+    }
+
+    /// Sessions of which nothing was heard for so long. Only time counts in which they were served
+    /// and could be heard.
+    pub(super) fn unheard(
+        &mut self,
+        now: Duration,
+        serves: bool,
+        timeout: Duration,
+    ) -> Vec<SessionId> {
+        let (looked, served) = self.looked.replace((now, serves)).unwrap_or((now, serves));
+        let since = now.saturating_sub(looked);
+        let counts = if served && serves {
+            since.min(LOOK_WITHIN)
+        } else {
+            Duration::ZERO
+        };
+        let lost = since.saturating_sub(counts);
+        for session in self.by_id.values_mut() {
+            session.heard = (session.heard + lost).min(now);
+        }
+        self.grace_until = self
+            .grace_until
+            .map(|until| (until + lost).min(now + timeout));
+        if !serves {
+            return Vec::new();
+        }
+        let unheard = |s: &Session| now.saturating_sub(s.heard) > timeout;
+        let found = self.by_id.iter().filter(|(_, s)| unheard(s));
+        found.map(|(id, _)| *id).collect()
+    }
+
+    /// Whether a client that says hello knows of everything that this session is. It does not where
+    /// an earlier one under its id has ended and it was answered nothing since, though it may have
+    /// been let in before.
+    pub(super) fn is_known(&self, session: SessionId, confirmed: Place) -> bool {
+        let known = self.by_id.get(&session);
+        known.is_some_and(|state| confirmed >= state.began)
     }
 
     /// A number for a connection.
@@ -306,6 +370,8 @@ impl Sessions {
 
 #[cfg(test)]
 mod tests {
+    use protocol::units::Term;
+
     use super::*;
 
     #[test]
@@ -372,6 +438,56 @@ mod tests {
         sessions.present(a, &[]);
         sessions.remove(a);
         assert!(!sessions.holds(file), "two reconnects hold it once");
+    }
+
+    #[test]
+    fn a_session_ends_by_the_time_in_which_it_could_be_heard_and_was_not() {
+        let (a, b) = (SessionId([1; 16]), SessionId([2; 16]));
+        let at = Duration::from_secs;
+        let mut sessions = Sessions::default();
+        sessions.by_id.insert(a, Session::default());
+        sessions.by_id.insert(b, Session::default());
+        let look = |sessions: &mut Sessions, now, serves| sessions.unheard(at(now), serves, at(5));
+        for now in 0..=2 {
+            assert_eq!(look(&mut sessions, now, true), []);
+        }
+        // This process, or its machine, stands still.
+        assert_eq!(look(&mut sessions, 100, true), []);
+        if let Some(a) = sessions.by_id.get_mut(&a) {
+            a.heard = at(100);
+        }
+        // Others are asked whether it is still primary.
+        for now in 101..=120 {
+            assert_eq!(look(&mut sessions, now, false), []);
+        }
+        assert_eq!(look(&mut sessions, 121, true), []);
+        assert_eq!(look(&mut sessions, 122, true), []);
+        assert_eq!(look(&mut sessions, 123, true), [b]);
+        sessions.remove(b);
+        for now in 124..=126 {
+            assert_eq!(look(&mut sessions, now, true), []);
+        }
+        assert_eq!(look(&mut sessions, 127, true), [a]);
+    }
+
+    #[test]
+    fn who_was_answered_nothing_since_a_session_began_does_not_know_it() {
+        let a = SessionId([1; 16]);
+        let place = |term, sequence| (Term(term), Sequence(sequence));
+        let mut sessions = Sessions::default();
+        assert!(!sessions.is_known(a, place(9, 9)));
+        let began = place(3, 7);
+        let session = Session {
+            began,
+            ..Session::default()
+        };
+        sessions.by_id.insert(a, session);
+        assert!(
+            !sessions.is_known(a, place(3, 6)),
+            "its welcome may be lost"
+        );
+        assert!(!sessions.is_known(a, place(2, 100)));
+        assert!(sessions.is_known(a, place(3, 7)) && sessions.is_known(a, place(4, 0)));
     }
 
     #[test]

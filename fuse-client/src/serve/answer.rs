@@ -9,7 +9,7 @@ use super::FileSystem;
 use super::listing;
 use super::lock::{self, Ask};
 use crate::abi::{Body, ENTRY_OUT_BYTES, open};
-use crate::session::{Replies, Waiting};
+use crate::session::{Key, Range, Replies, Waiting};
 
 const EIO: i32 = 5;
 const ERANGE: i32 = 34;
@@ -51,6 +51,8 @@ pub(crate) enum Shape {
     Lock(Box<Ask>),
     LockWait(Box<Ask>),
     LockTest,
+    /// What was given back, by whom.
+    Unlocked(Box<(Key, Range)>),
     /// A close that had locks to give back. `told`: it tells of a loss.
     Closed {
         told: bool,
@@ -87,6 +89,7 @@ impl Replies for FileSystem {
         match (waiting.shape, outcome) {
             (Shape::Lock(ask), outcome) => self.lock_taken(unique, *ask, &outcome),
             (Shape::LockWait(ask), outcome) => self.lock_awaited(unique, *ask, &outcome),
+            (Shape::Unlocked(what), outcome) => self.unlocked(unique, *what, &outcome),
             // An entry that the kernel got with attributes only, as Open answers.
             (_, Outcome::Error(errno)) => self.reply(unique, errno, &[]),
             (Shape::Entry, Outcome::Entry(a)) => {

@@ -20,6 +20,8 @@ const COPY_BYTES_MAX: usize = 512 << 10;
 /// What becomes of a request.
 enum Plan {
     Ask(Operation, Bytes, Shape),
+    /// Through an open file.
+    Through(u64, Operation, Shape),
     Refuse(i32),
 }
 
@@ -56,9 +58,13 @@ macro_rules! take_name {
     };
 }
 
-fn attributes_to_set(fields: &mut Fields<'_>) -> Result<SetAttributes, ShortRequest> {
+/// What to set, and the open file through which it is, if it is.
+fn attributes_to_set(
+    fields: &mut Fields<'_>,
+) -> Result<(SetAttributes, Option<u64>), ShortRequest> {
     let valid = fields.u32()?;
-    fields.skip(4 + 8)?;
+    fields.skip(4)?;
+    let handle = fields.u64()?;
     let size = fields.u64()?;
     fields.skip(8)?;
     let (atime, mtime, _ctime) = (fields.u64()?, fields.u64()?, fields.u64()?);
@@ -72,7 +78,7 @@ fn attributes_to_set(fields: &mut Fields<'_>) -> Result<SetAttributes, ShortRequ
         (false, true) => Some(SetTime::At(join(seconds, nanoseconds))),
         (false, false) => None,
     };
-    Ok(SetAttributes {
+    let set = SetAttributes {
         mode: has(set::MODE).then_some(mode & 0o7777),
         uid: has(set::UID).then_some(uid),
         gid: has(set::GID).then_some(gid),
@@ -80,7 +86,8 @@ fn attributes_to_set(fields: &mut Fields<'_>) -> Result<SetAttributes, ShortRequ
         atime: time(set::ATIME, set::ATIME_NOW, atime, atime_ns),
         mtime: time(set::MTIME, set::MTIME_NOW, mtime, mtime_ns),
         kill_privileges: has(set::KILL_SUIDGID),
-    })
+    };
+    Ok((set, has(set::HANDLE).then_some(handle)))
 }
 
 impl FileSystem {
@@ -109,6 +116,7 @@ impl FileSystem {
         if let Some(shape) = opens {
             let waiting = Waiting {
                 unique: header.unique,
+                through: None,
                 shape,
             };
             self.session.open(waiting, caller(header), object);
@@ -118,17 +126,23 @@ impl FileSystem {
             Some(plan) => plan,
             None => self.plan_object(header, &mut fields)?,
         };
-        match plan {
-            Plan::Ask(operation, payload, shape) => {
-                let waiting = Waiting {
-                    unique: header.unique,
-                    shape,
-                };
-                self.session
-                    .submit(waiting, caller(header), operation, payload);
+        let (through, operation, payload, shape) = match plan {
+            Plan::Ask(operation, payload, shape) => (None, operation, payload, shape),
+            Plan::Through(handle, operation, shape) => {
+                (Some(handle), operation, Bytes::new(), shape)
             }
-            Plan::Refuse(errno) => self.refuse(header, errno),
-        }
+            Plan::Refuse(errno) => {
+                self.refuse(header, errno);
+                return Ok(());
+            }
+        };
+        let waiting = Waiting {
+            unique: header.unique,
+            through,
+            shape,
+        };
+        self.session
+            .submit(waiting, caller(header), operation, payload);
         Ok(())
     }
 
@@ -254,37 +268,34 @@ impl FileSystem {
         Ok(match header.opcode {
             opcode::GETATTR => plain(Operation::GetAttributes { object }, Shape::Attributes),
             opcode::SETATTR => {
-                let set = attributes_to_set(fields)?;
-                plain(Operation::SetAttributes { object, set }, Shape::Attributes)
+                let (set, through) = attributes_to_set(fields)?;
+                let operation = Operation::SetAttributes { object, set };
+                match through {
+                    Some(handle) => Plan::Through(handle, operation, Shape::Attributes),
+                    None => plain(operation, Shape::Attributes),
+                }
             }
             opcode::READLINK => plain(Operation::ReadLink { object }, Shape::Bytes),
             opcode::READ => {
-                if self.session.locks().are_lost(fields.u64()?) {
-                    return Ok(Plan::Refuse(EIO));
-                }
+                let handle = fields.u64()?;
                 let (offset, len) = (fields.u64()?, fields.u32()?.min(IO_BYTES_MAX));
                 let operation = Operation::Read {
                     object,
                     offset,
                     len,
                 };
-                plain(operation, Shape::Bytes)
+                Plan::Through(handle, operation, Shape::Bytes)
             }
             opcode::FSYNC | opcode::FSYNCDIR => {
                 let handle = fields.u64()?;
-                if self.session.locks().are_lost(handle) {
-                    return Ok(Plan::Refuse(EIO));
-                }
                 let data_only = fields.u32()? & 1 != 0;
-                plain(
-                    Operation::Sync { object, data_only },
-                    Shape::Synced { handle },
-                )
+                let operation = Operation::Sync { object, data_only };
+                Plan::Through(handle, operation, Shape::Synced { handle })
             }
             opcode::SYNCFS => plain(Operation::SyncAll, Shape::Empty),
             opcode::STATFS => plain(Operation::StatFs, Shape::Statistics),
             opcode::FALLOCATE => {
-                fields.skip(8)?;
+                let handle = fields.u64()?;
                 let (offset, len, mode) = (fields.u64()?, fields.u64()?, fields.u32()?);
                 let operation = Operation::Allocate {
                     object,
@@ -292,17 +303,17 @@ impl FileSystem {
                     offset,
                     len,
                 };
-                plain(operation, Shape::Empty)
+                Plan::Through(handle, operation, Shape::Empty)
             }
             opcode::LSEEK => {
-                fields.skip(8)?;
+                let handle = fields.u64()?;
                 let (offset, whence) = (fields.u64()?, fields.u32()?);
                 let operation = Operation::Seek {
                     object,
                     offset,
                     whence,
                 };
-                plain(operation, Shape::Offset)
+                Plan::Through(handle, operation, Shape::Offset)
             }
             _ => self.plan_xattr(header, fields)?,
         })
@@ -362,7 +373,7 @@ impl FileSystem {
             let whole = Bytes::from(std::mem::take(buffer));
             whole.slice(WRITE_HEADER_BYTES..WRITE_HEADER_BYTES + size as usize)
         };
-        if self.session.losses().tells(handle) || self.session.locks().are_lost(handle) {
+        if self.session.losses().tells(handle) {
             self.refuse(header, EIO);
             return Ok(());
         }
@@ -375,6 +386,7 @@ impl FileSystem {
         };
         let waiting = Waiting {
             unique: header.unique,
+            through: Some(handle),
             shape: Shape::Written {
                 strips: (write_flags & write::KILL_SUIDGID != 0).then_some(header.node),
             },

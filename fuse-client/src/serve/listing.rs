@@ -87,6 +87,7 @@ impl FileSystem {
         }
         let waiting = Waiting {
             unique: header.unique,
+            through: None,
             shape: Shape::Directory(Box::new(ask)),
         };
         let operation = Operation::ReadDirectory {

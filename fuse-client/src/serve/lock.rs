@@ -19,7 +19,7 @@ use protocol::units::ObjectId;
 
 use super::{EAGAIN, EINVAL, EIO, FileSystem, Shape};
 use crate::abi::{Body, Fields, InHeader, ShortRequest, lk, opcode};
-use crate::session::Waiting;
+use crate::session::{Key, Range, Waiting};
 
 /// A request for a lock, until it is answered.
 #[derive(Debug, Clone, Copy)]
@@ -126,22 +126,18 @@ impl FileSystem {
         }
         let Some(kind) = kind else {
             let (owner, start, end) = (asked.owner, asked.start, asked.end);
-            if (start, end) == (0, LOCK_END_MAX) {
-                self.session.locks().gives_back((object, owner));
-            }
+            let (key, range) = ((object, owner), (start, end));
+            self.session.locks().gives_back(key, range);
             let unlock = Operation::Unlock {
                 object,
                 owner,
                 start,
                 end,
             };
-            self.submit_lock(header.unique, unlock, Shape::Empty);
+            let shape = Shape::Unlocked(Box::new((key, range)));
+            self.submit_lock(header.unique, None, unlock, shape);
             return Ok(());
         };
-        if self.session.locks().are_lost(asked.handle) {
-            self.refuse(header, EIO);
-            return Ok(());
-        }
         let lock = Lock {
             owner: asked.owner,
             kind,
@@ -151,7 +147,7 @@ impl FileSystem {
         };
         if header.opcode == opcode::GETLK {
             let test = Operation::TestLock { object, lock };
-            self.submit_lock(header.unique, test, Shape::LockTest);
+            self.submit_lock(header.unique, Some(asked.handle), test, Shape::LockTest);
             return Ok(());
         }
         let ask = Ask {
@@ -166,8 +162,12 @@ impl FileSystem {
         Ok(())
     }
 
-    fn submit_lock(&self, unique: u64, operation: Operation, shape: Shape) {
-        let waiting = Waiting { unique, shape };
+    fn submit_lock(&self, unique: u64, through: Option<u64>, operation: Operation, shape: Shape) {
+        let waiting = Waiting {
+            unique,
+            through,
+            shape,
+        };
         self.session
             .submit(waiting, Caller::default(), operation, Bytes::new());
     }
@@ -179,7 +179,8 @@ impl FileSystem {
             ticket: ask.ticket,
             waits: ask.waits,
         };
-        self.submit_lock(unique, take, Shape::Lock(Box::new(ask)));
+        let shape = Shape::Lock(Box::new(ask));
+        self.submit_lock(unique, Some(ask.handle), take, shape);
     }
 
     fn await_lock(&self, unique: u64, mut ask: Ask) {
@@ -191,7 +192,8 @@ impl FileSystem {
             lock: ask.lock,
             ticket: ask.ticket,
         };
-        self.submit_lock(unique, wait, Shape::LockWait(Box::new(ask)));
+        let shape = Shape::LockWait(Box::new(ask));
+        self.submit_lock(unique, Some(ask.handle), wait, shape);
     }
 
     /// The answer to *Lock*.
@@ -202,7 +204,7 @@ impl FileSystem {
                 // what it has, so that two who do that do not wait for each other.
                 let key = ask.key();
                 if key.1.class == LockClass::Whole && self.session.locks().holds(key) {
-                    self.session.locks().gives_back(key);
+                    self.session.locks().gives_back(key, (0, LOCK_END_MAX));
                     self.session.tell(everything(key.0, key.1));
                 }
                 self.await_lock(unique, ask);
@@ -221,20 +223,14 @@ impl FileSystem {
 
     fn end_ask(&self, unique: u64, ask: Ask, outcome: &Outcome) {
         let granted = *outcome == Outcome::Done;
-        if !granted && ask.ticket != 0 {
-            // It may be waited for or reserved there.
-            let ticket = ask.ticket;
-            self.session.tell(Operation::ForgetLock { ticket });
-        }
-        let locks = self.session.locks();
-        for (start, end) in locks.answered(ask.handle, ask.key(), granted) {
-            self.session.tell(Operation::Unlock {
-                object: ask.object,
-                owner: ask.lock.owner,
-                start,
-                end,
-            });
-        }
+        let Ask {
+            handle,
+            object,
+            ticket,
+            ..
+        } = ask;
+        self.session
+            .lock_answered(handle, object, &ask.lock, ticket, granted);
         let errno = match outcome {
             Outcome::Done => 0,
             Outcome::Error(errno) => *errno,
@@ -246,6 +242,18 @@ impl FileSystem {
         self.reply(unique, errno, &[]);
     }
 
+    /// The answer to *Unlock*.
+    pub(super) fn unlocked(&self, unique: u64, (key, range): (Key, Range), outcome: &Outcome) {
+        let errno = match outcome {
+            Outcome::Error(errno) => *errno,
+            _ => 0,
+        };
+        if errno != 0 {
+            self.session.locks().keeps(key, range);
+        }
+        self.reply(unique, errno, &[]);
+    }
+
     /// A process closes a file: its fcntl(2) locks of it go before the close returns. False: it has
     /// none, and nothing was asked.
     pub(super) fn unlock_at_close(&self, header: &InHeader, owner: u64, told: bool) -> bool {
@@ -254,7 +262,7 @@ impl FileSystem {
             return false;
         }
         let shape = Shape::Closed { told };
-        self.submit_lock(header.unique, everything(object, owner), shape);
+        self.submit_lock(header.unique, None, everything(object, owner), shape);
         true
     }
 

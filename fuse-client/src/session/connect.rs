@@ -133,6 +133,7 @@ impl Shared {
         let mut state = self.state.lock();
         state.refused = true;
         let waiters = state.table.older_than(Instant::now());
+        state.refill();
         drop(state);
         for waiter in waiters {
             self.answer(Some(waiter), Outcome::Error(EIO));

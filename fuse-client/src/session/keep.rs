@@ -36,6 +36,8 @@ struct Kept {
     time: Timestamp,
     objects: Vec<ObjectId>,
     writes: bool,
+    /// Where it is about a lock.
+    locking: Option<Operation>,
     request: RawFrame,
 }
 
@@ -59,11 +61,16 @@ pub struct Keep {
     beyond: HashMap<ObjectId, Place>,
     /// The same of objects that nobody remembers.
     beyond_any: Place,
+    /// What was confirmed about locks and is neither kept nor known to be stable.
+    beyond_locking: BTreeMap<Place, Operation>,
+    /// Locks that are presented; whether they are still held is not answered yet.
+    asked_locks: BTreeSet<(u16, u64)>,
     authors: BTreeMap<Place, Author>,
     /// A flush is under way that covers everything up to here.
     flushing: Option<Place>,
     lost: BTreeSet<ObjectId>,
     lost_any: bool,
+    lost_locking: Vec<Operation>,
 }
 
 /// What was lost since the last look.
@@ -73,6 +80,8 @@ pub struct Lost {
     pub objects: Vec<ObjectId>,
     /// It may have been about anything.
     pub any: bool,
+    /// Taking and giving back of locks.
+    pub locking: Vec<Operation>,
 }
 
 /// What a primary said as it let the client in.
@@ -145,6 +154,13 @@ impl Keep {
             };
             let kept = first.remove();
             self.forget_key(&kept);
+            if let Some(locking) = kept.locking {
+                if self.beyond_locking.len() >= BEYOND_MAX {
+                    self.beyond_any = self.beyond_any.max(kept.at);
+                } else {
+                    self.beyond_locking.insert(kept.at, locking);
+                }
+            }
             for object in kept.objects {
                 if self.beyond.len() >= BEYOND_MAX && !self.beyond.contains_key(&object) {
                     self.beyond_any = self.beyond_any.max(kept.at);
@@ -183,6 +199,7 @@ impl Keep {
             self.forget_key(&kept);
         }
         self.beyond.retain(|_, at| !is_stable(*at));
+        self.beyond_locking.retain(|at, _| !is_stable(*at));
         self.authors.retain(|at, _| at.1 > here.1);
     }
 
@@ -203,6 +220,7 @@ impl Keep {
             time,
             objects: objects_of(operation, &reply.outcome),
             writes: matches!(operation, Operation::Write { .. }),
+            locking: is_locking(operation).then(|| operation.clone()),
             request: request.clone(),
         };
         self.bytes += kept.bytes();
@@ -243,6 +261,15 @@ impl Keep {
         if welcome.lacks(self.beyond_any) {
             self.lost_any = true;
         }
+        for (at, locking) in std::mem::take(&mut self.beyond_locking) {
+            if welcome.lacks(at) {
+                self.lost_locking.push(locking);
+            } else {
+                let here = (welcome.term, at.1);
+                self.beyond_locking.insert(here, locking);
+            }
+        }
+        self.asked_locks.clear();
         let lost = std::mem::take(&mut self.lost);
         self.beyond.retain(|object, _| !lost.contains(object));
         self.lost = lost;
@@ -275,6 +302,9 @@ impl Keep {
             }
             if lacking || (welcome.in_doubt && kept.writes) {
                 let (at, time) = (kept.at, kept.time);
+                if let Some(Operation::Lock { .. }) = kept.locking {
+                    self.asked_locks.extend(key_of(&kept.request));
+                }
                 frames.push(Replay::frame(Some(*order), at, time, &kept.request));
             }
         }
@@ -286,9 +316,17 @@ impl Keep {
         frames
     }
 
+    /// Whether locks were presented, and it is not known of all whether they are still held: until
+    /// it is, nothing may be done under them.
+    #[must_use]
+    pub fn awaits_locks(&self) -> bool {
+        !self.asked_locks.is_empty()
+    }
+
     /// An answer to what was presented. False: it is to something else.
     pub fn replayed(&mut self, reply: &Reply) -> bool {
         let key = (reply.slot, reply.number);
+        self.asked_locks.remove(&key);
         let Some(order) = self.by_key.get(&key).copied() else {
             return false;
         };
@@ -296,6 +334,7 @@ impl Keep {
             if let Some(kept) = self.kept.remove(&order) {
                 self.forget_key(&kept);
                 self.lost.extend(kept.objects);
+                self.lost_locking.extend(kept.locking);
             }
         } else if let Some(kept) = self.kept.get_mut(&order) {
             kept.at = (self.term, reply.sequence);
@@ -308,8 +347,13 @@ impl Keep {
         Lost {
             objects: std::mem::take(&mut self.lost).into_iter().collect(),
             any: std::mem::take(&mut self.lost_any),
+            locking: std::mem::take(&mut self.lost_locking),
         }
     }
+}
+
+fn is_locking(operation: &Operation) -> bool {
+    matches!(operation, Operation::Lock { .. } | Operation::Unlock { .. })
 }
 
 /// Slot and number stand first in a request.
@@ -319,7 +363,8 @@ fn key_of(request: &RawFrame) -> Option<(u16, u64)> {
     Some((u16::from_le_bytes(slot), u64::from_le_bytes(number)))
 }
 
-/// What an operation is about: whoever has one of these open is told of its loss.
+/// What an operation is about: whoever has one of these open is told of its loss. Of a lock only
+/// its owner is.
 fn objects_of(operation: &Operation, outcome: &Outcome) -> Vec<ObjectId> {
     let made = match outcome {
         Outcome::Entry(a) => Some(a.object),
@@ -330,8 +375,6 @@ fn objects_of(operation: &Operation, outcome: &Outcome) -> Vec<ObjectId> {
         | Operation::Write { object, .. }
         | Operation::SetXattr { object, .. }
         | Operation::RemoveXattr { object, .. }
-        | Operation::Lock { object, .. }
-        | Operation::Unlock { object, .. }
         | Operation::Allocate { object, .. } => [Some(*object), None],
         Operation::MakeNode { parent, .. }
         | Operation::MakeDirectory { parent, .. }

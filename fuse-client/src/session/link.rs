@@ -112,16 +112,27 @@ impl Link {
 
     /// Sends a frame, now or as soon as it fits. A broken connection shows at its receiver.
     pub(super) fn send(&self, frame: &RawFrame) {
+        self.queue(frame);
+        self.go();
+    }
+
+    /// Puts a frame behind those that are to be sent; [`Link::go`] follows. Never waits, so that
+    /// whoever decides about an order can do it under the lock of what is ordered.
+    pub(super) fn queue(&self, frame: &RawFrame) {
         let outgoing = Outgoing {
             header: frame.header(),
             frame: frame.clone(),
         };
         let mut out = self.out.lock();
-        if out.down {
-            return;
+        if !out.down {
+            out.queue.push_back(outgoing);
         }
-        out.queue.push_back(outgoing);
-        if out.sender != Sender::Nobody {
+    }
+
+    /// Sends what is queued, unless somebody is sending.
+    pub(super) fn go(&self) {
+        let mut out = self.out.lock();
+        if out.down || out.queue.is_empty() || out.sender != Sender::Nobody {
             return;
         }
         out.sender = Sender::Caller;

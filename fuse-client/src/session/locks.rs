@@ -15,12 +15,55 @@ pub(crate) type Key = (ObjectId, LockOwner);
 /// First and last byte.
 pub(crate) type Range = (u64, u64);
 
+/// Bytes, as ranges in order that do not touch each other.
+#[derive(Debug, Default)]
+struct Covered(Vec<Range>);
+
+impl Covered {
+    fn add(&mut self, (mut start, mut end): Range) {
+        let apart = |r: &Range| r.1.saturating_add(1) < start || end.saturating_add(1) < r.0;
+        let joined = self.0.iter().filter(|r| !apart(r)).copied();
+        let joined: Vec<Range> = joined.collect();
+        self.0.retain(|r| !joined.contains(r));
+        for range in joined {
+            (start, end) = (start.min(range.0), end.max(range.1));
+        }
+        self.0.push((start, end));
+        self.0.sort_unstable();
+    }
+
+    fn remove(&mut self, (start, end): Range) {
+        let before = std::mem::take(&mut self.0);
+        for (first, last) in before {
+            if first < start {
+                self.0.push((first, last.min(start - 1)));
+            }
+            if last > end {
+                self.0.push((first.max(end + 1), last));
+            }
+        }
+    }
+
+    /// What of `range` is not there.
+    fn missing_in(&self, range: Range) -> Vec<Range> {
+        let mut missing = Self(vec![range]);
+        for held in &self.0 {
+            missing.remove(*held);
+        }
+        missing.0
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
 #[derive(Debug, Default)]
 struct Owner {
     /// Open files through which locks were asked for.
     handles: BTreeSet<u64>,
-    /// It got one, and has not given back everything at once since.
-    holds: bool,
+    /// What it got and has not given back since.
+    held: Covered,
     /// Requests for locks that somebody waits for.
     asked: u32,
     /// Taken after whoever asked had gone, as a signal came.
@@ -47,8 +90,15 @@ impl Locks {
         owner.asked += 1;
     }
 
-    /// Whoever asked was answered. Returns what nobody knows to be held and is to be given back.
-    pub(crate) fn answered(&self, handle: u64, key: Key, granted: bool) -> Vec<Range> {
+    /// Whoever asked was answered. Returns what nobody knows to be held and is to be given back,
+    /// before anything else of this owner is asked.
+    pub(super) fn answered(
+        &self,
+        handle: u64,
+        key: Key,
+        range: Range,
+        granted: bool,
+    ) -> Vec<Range> {
         let mut state = self.0.lock();
         if !granted && !state.owners.contains_key(&key) {
             return Vec::new(); // closed meanwhile
@@ -56,38 +106,56 @@ impl Locks {
         let owner = state.owners.entry(key).or_default();
         owner.handles.insert(handle);
         owner.asked = owner.asked.saturating_sub(1);
-        owner.holds |= granted;
+        if granted {
+            owner.held.add(range);
+        }
         if owner.asked > 0 {
             return Vec::new();
         }
+        // What the owner asked for again is not to be taken from it.
         let unnoticed = std::mem::take(&mut owner.unnoticed);
-        // What the owner asked for again is not to be taken from it. So it may have more than it
-        // knows, until it closes the file.
-        if owner.holds { Vec::new() } else { unnoticed }
+        let held = &owner.held;
+        unnoticed
+            .into_iter()
+            .flat_map(|range| held.missing_in(range))
+            .collect()
     }
 
-    /// A lock was taken for somebody who had gone. True: it is to be given back.
-    pub(super) fn got_unnoticed(&self, key: Key, range: Range) -> bool {
+    /// The primary may have a lock of which its owner does not know: it was taken after whoever
+    /// asked had gone, or was given back and a power cut took that. Returns what is to be given
+    /// back, before anything else of this owner is asked.
+    pub(super) fn not_known(&self, key: Key, range: Range) -> Vec<Range> {
         let mut state = self.0.lock();
         let Some(owner) = state.owners.get_mut(&key) else {
-            return false; // closed meanwhile, and given back with everything
+            return vec![range];
         };
         if owner.asked > 0 {
             owner.unnoticed.push(range);
+            return Vec::new();
         }
-        owner.asked == 0 && !owner.holds
+        owner.held.missing_in(range)
     }
 
-    /// Whether the owner may hold locks of the object.
+    /// Whether the owner holds locks of the object.
     pub(crate) fn holds(&self, key: Key) -> bool {
         let state = self.0.lock();
-        state.owners.get(&key).is_some_and(|owner| owner.holds)
+        state
+            .owners
+            .get(&key)
+            .is_some_and(|owner| !owner.held.is_empty())
     }
 
-    /// The owner gives back everything.
-    pub(crate) fn gives_back(&self, key: Key) {
+    /// The owner gives something back.
+    pub(crate) fn gives_back(&self, key: Key, range: Range) {
         if let Some(owner) = self.0.lock().owners.get_mut(&key) {
-            owner.holds = false;
+            owner.held.remove(range);
+        }
+    }
+
+    /// The primary did not take back what was given back, as to split a range takes one more.
+    pub(crate) fn keeps(&self, key: Key, range: Range) {
+        if let Some(owner) = self.0.lock().owners.get_mut(&key) {
+            owner.held.add(range);
         }
     }
 
@@ -114,12 +182,33 @@ impl Locks {
     /// The session ended, and every lock with it. Returns how many open files are told.
     pub(super) fn session_ended(&self) -> usize {
         let mut state = self.0.lock();
-        let owners = std::mem::take(&mut state.owners);
-        let before = state.lost.len();
-        for owner in owners.into_values().filter(|owner| owner.holds) {
-            state.lost.extend(owner.handles);
+        let State { owners, lost } = &mut *state;
+        let before = lost.len();
+        owners.retain(|_, owner| {
+            owner.unnoticed.clear();
+            let held = !owner.held.is_empty();
+            if held {
+                lost.extend(&owner.handles);
+            }
+            !held
+        });
+        lost.len() - before
+    }
+
+    /// Locks of these owners are lost, or of all that hold any. Returns how many open files are
+    /// told. What else the owners have at the primary goes when they close the files.
+    pub(super) fn lost(&self, keys: Option<&[Key]>) -> usize {
+        let mut state = self.0.lock();
+        let State { owners, lost } = &mut *state;
+        let before = lost.len();
+        for (key, owner) in owners {
+            let is_meant = keys.is_none_or(|keys| keys.contains(key));
+            if is_meant && !owner.held.is_empty() {
+                owner.held = Covered::default();
+                lost.extend(&owner.handles);
+            }
         }
-        state.lost.len() - before
+        lost.len() - before
     }
 
     /// Whether locks were lost that somebody held through this open file: nothing is done through it
@@ -131,9 +220,11 @@ impl Locks {
 
 #[cfg(test)]
 mod tests {
-    use protocol::fs::LockClass;
+    use protocol::fs::{LOCK_END_MAX, LockClass};
 
     use super::*;
+
+    const RANGE: Range = (0, 9);
 
     const OBJECT: ObjectId = ObjectId(5);
     const KEY: Key = (
@@ -149,7 +240,7 @@ mod tests {
         let locks = Locks::default();
         assert!(!locks.closes(KEY), "nothing was asked for");
         locks.asks(1, KEY);
-        assert_eq!(locks.answered(1, KEY, true), []);
+        assert_eq!(locks.answered(1, KEY, RANGE, true), []);
         assert!(locks.holds(KEY) && locks.closes(KEY) && !locks.closes(KEY));
         assert_eq!(locks.released(1, OBJECT), []);
         locks.asks(1, KEY);
@@ -163,7 +254,7 @@ mod tests {
         let locks = Locks::default();
         locks.asks(1, KEY);
         assert!(locks.closes(KEY), "by another thread");
-        assert_eq!(locks.answered(1, KEY, true), []);
+        assert_eq!(locks.answered(1, KEY, RANGE, true), []);
         assert_eq!(locks.released(1, OBJECT), [KEY.1]);
     }
 
@@ -172,31 +263,97 @@ mod tests {
         let locks = Locks::default();
         let range = (3, 4);
         locks.asks(1, KEY);
-        assert_eq!(locks.answered(1, KEY, false), [], "a signal");
-        assert!(locks.got_unnoticed(KEY, range));
+        assert_eq!(locks.answered(1, KEY, range, false), [], "a signal");
+        assert_eq!(locks.not_known(KEY, range), [range]);
         // It asks again before the first answer is here.
         locks.asks(1, KEY);
-        assert!(!locks.got_unnoticed(KEY, range), "it would lose it");
-        assert_eq!(locks.answered(1, KEY, true), []);
-        locks.gives_back(KEY);
+        assert_eq!(locks.not_known(KEY, range), [], "it would lose it");
+        assert_eq!(locks.answered(1, KEY, range, true), []);
+        assert_eq!(locks.not_known(KEY, (2, 5)), [(2, 2), (5, 5)], "it has it");
+        locks.gives_back(KEY, range);
         locks.asks(1, KEY);
-        assert!(!locks.got_unnoticed(KEY, range));
-        assert_eq!(
-            locks.answered(1, KEY, false),
-            [range],
-            "it has gone as well"
-        );
+        assert_eq!(locks.not_known(KEY, range), []);
+        let gone = locks.answered(1, KEY, range, false);
+        assert_eq!(gone, [range], "it has gone as well");
+    }
+
+    #[test]
+    fn who_gave_back_piece_by_piece_holds_nothing_and_is_told_nothing() {
+        let locks = Locks::default();
+        locks.asks(1, KEY);
+        locks.answered(1, KEY, (0, 9), true);
+        locks.gives_back(KEY, (3, 5));
+        locks.gives_back(KEY, (0, 2));
+        assert!(locks.holds(KEY));
+        locks.gives_back(KEY, (4, LOCK_END_MAX));
+        assert!(!locks.holds(KEY));
+        locks.keeps(KEY, (4, 5));
+        assert!(locks.holds(KEY), "the primary did not take it");
+        locks.gives_back(KEY, (4, 5));
+        assert_eq!(locks.session_ended(), 0);
+        assert!(!locks.are_lost(1));
     }
 
     #[test]
     fn who_held_locks_of_a_session_that_ended_is_told_until_the_file_is_gone() {
         let locks = Locks::default();
         locks.asks(1, KEY);
-        locks.answered(1, KEY, true);
+        locks.answered(1, KEY, RANGE, true);
         locks.asks(2, (ObjectId(6), KEY.1));
         assert_eq!(locks.session_ended(), 1);
         assert!(locks.are_lost(1) && !locks.are_lost(2) && !locks.holds(KEY));
         locks.released(1, OBJECT);
         assert!(!locks.are_lost(1));
+    }
+
+    #[test]
+    fn who_lost_a_lock_is_told_alone_and_gives_the_rest_back_at_the_end() {
+        let locks = Locks::default();
+        let other = (OBJECT, LockOwner { id: 10, ..KEY.1 });
+        for (handle, key) in [(1, KEY), (2, other)] {
+            locks.asks(handle, key);
+            locks.answered(handle, key, RANGE, true);
+        }
+        assert_eq!(locks.lost(Some(&[KEY])), 1);
+        assert!(locks.are_lost(1) && !locks.are_lost(2));
+        assert_eq!(locks.lost(Some(&[KEY])), 0, "it holds nothing any more");
+        assert_eq!(locks.lost(None), 1, "whose it was is not known");
+        assert_eq!(locks.released(1, OBJECT), [KEY.1]);
+    }
+
+    /// Every way to take three steps with four bytes.
+    #[test]
+    fn bytes_come_and_go_as_in_a_table() {
+        const BYTES: u64 = 4;
+        let ranges = (0..BYTES).flat_map(|a| (a..BYTES).map(move |b| (a, b)));
+        let ranges: Vec<Range> = ranges.collect();
+        let steps = [true, false].map(|adds| ranges.iter().map(move |range| (adds, *range)));
+        let steps: Vec<_> = steps.into_iter().flatten().collect();
+        let count = steps.len();
+        let inside = |ranges: &[Range], at| ranges.iter().any(|r| r.0 <= at && at <= r.1);
+        for way in 0..count.pow(3) {
+            let mut table = [false; 4];
+            let mut covered = Covered::default();
+            for (adds, range) in
+                [way % count, way / count % count, way / count / count].map(|i| steps[i])
+            {
+                for (at, byte) in (0..).zip(&mut table) {
+                    if inside(&[range], at) {
+                        *byte = adds;
+                    }
+                }
+                if adds {
+                    covered.add(range);
+                } else {
+                    covered.remove(range);
+                }
+            }
+            assert!(covered.0.windows(2).all(|two| two[0].1 + 1 < two[1].0));
+            let missing = covered.missing_in((0, BYTES - 1));
+            for (at, byte) in (0..).zip(table) {
+                assert_eq!(inside(&covered.0, at), byte);
+                assert_eq!(inside(&missing, at), !byte);
+            }
+        }
     }
 }

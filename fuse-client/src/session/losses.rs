@@ -132,6 +132,7 @@ mod tests {
         Lost {
             objects: vec![object],
             any: false,
+            locking: Vec::new(),
         }
     }
 
@@ -178,6 +179,7 @@ mod tests {
         losses.lost(&Lost {
             objects: Vec::new(),
             any: true,
+            locking: Vec::new(),
         });
         assert!(losses.tells(2) && !losses.tells(2));
     }

@@ -17,6 +17,7 @@ mod locks;
 mod losses;
 mod opens;
 mod places;
+mod requests;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -42,6 +43,7 @@ use dial::Welcomed;
 use keep::{Keep, Welcome};
 use link::Link;
 use locks::Locks;
+pub(crate) use locks::{Key, Range};
 pub(crate) use losses::Losses;
 use opens::Opens;
 use places::Places;
@@ -97,6 +99,9 @@ pub trait Replies: Send + Sync {
 pub struct Waiting {
     /// The kernel's number of the request.
     pub unique: u64,
+    /// The open file through which it is asked, where that matters: it fails once locks that were
+    /// held through the file are lost.
+    pub(crate) through: Option<u64>,
     /// How the answer looks.
     pub(crate) shape: crate::serve::Shape,
 }
@@ -116,6 +121,9 @@ struct State {
     places: Places,
     volume: VolumeId,
     link: Option<Arc<Link>>,
+    /// What was presented has to be answered before anything is asked: asked up to this mark of the
+    /// table before the hello.
+    presenting: Option<u64>,
     disconnected_since: Instant,
     /// When the last sign of life was asked for.
     pinged: Instant,
@@ -190,6 +198,7 @@ impl Session {
                 places,
                 volume: VolumeId::NONE,
                 link: None,
+                presenting: None,
                 disconnected_since: now,
                 pinged: now,
                 seen: Default::default(),
@@ -237,6 +246,7 @@ impl Session {
     pub fn submit(&self, waiting: Waiting, caller: Caller, operation: Operation, payload: Bytes) {
         self.shared.submit(Submission {
             unique: Some(waiting.unique),
+            through: waiting.through,
             waiter: Some(Waiter::Kernel(waiting)),
             caller,
             operation,
@@ -251,6 +261,7 @@ impl Session {
         self.shared.submit(Submission {
             waiter: Some(Waiter::Caller(sender)),
             unique: None,
+            through: None,
             caller: Caller::default(),
             operation,
             payload: Bytes::new(),
@@ -260,7 +271,7 @@ impl Session {
 
     /// Asks something whose answer nobody waits for.
     pub(crate) fn tell(&self, operation: Operation) {
-        self.shared.tell(operation);
+        self.shared.submit(plain(None, operation));
     }
 
     /// An application opens an object.
@@ -276,10 +287,13 @@ impl Session {
 
     /// An application closed an object for good.
     pub fn close(&self, object: ObjectId) {
-        let times = self.shared.state.lock().opens.closed(object);
-        for _ in 0..times {
-            self.shared.release(object);
+        let mut state = self.shared.state.lock();
+        for _ in 0..state.opens.closed(object) {
+            self.shared.tell(&mut state, Operation::Release { object });
         }
+        let link = state.sending().cloned();
+        drop(state);
+        go(link);
     }
 
     /// A signal came for who waits for a request. False: the request is not known here.
@@ -288,9 +302,9 @@ impl Session {
         let mut state = self.shared.state.lock();
         let connected = state.link.is_some();
         let result = state.table.interrupt(unique, Instant::now(), connected);
-        let (link, frames) = state.refill();
+        let link = state.refill();
         drop(state);
-        send_all(link.as_ref(), &frames);
+        go(link);
         match result {
             Interrupted::Answer(waiter) => {
                 self.shared.answer(Some(waiter), Outcome::Error(EINTR));
@@ -324,13 +338,8 @@ impl Session {
         let keeps = !self.shared.state.lock().keep.is_empty();
         if keeps {
             // Nobody keeps it afterwards.
-            self.shared.submit(Submission {
-                unique: None,
-                waiter: Some(Waiter::Flush),
-                caller: Caller::default(),
-                operation: Operation::SyncAll,
-                payload: Bytes::new(),
-            });
+            self.shared
+                .submit(plain(Some(Waiter::Flush), Operation::SyncAll));
         }
         let mut state = self.shared.state.lock();
         state.ending = true;
@@ -379,19 +388,44 @@ fn empty_frame(kind: u8) -> RawFrame {
     }
 }
 
-fn send_all(link: Option<&Arc<Link>>, frames: &[RawFrame]) {
+/// Sends what was queued.
+fn go(link: Option<Arc<Link>>) {
     if let Some(link) = link {
-        for frame in frames {
-            link.send(frame);
-        }
+        link.go();
+    }
+}
+
+/// A request that no application asked.
+fn plain(waiter: Option<Waiter>, operation: Operation) -> Submission<Waiter> {
+    Submission {
+        waiter,
+        unique: None,
+        through: None,
+        caller: Caller::default(),
+        operation,
+        payload: Bytes::new(),
     }
 }
 
 impl State {
-    /// Slots may have become free: what may go now, and where.
-    fn refill(&mut self) -> (Option<Arc<Link>>, Vec<RawFrame>) {
-        let frames = self.table.refill(self.link.is_some());
-        (self.link.clone(), frames)
+    /// Where requests go now.
+    fn sending(&self) -> Option<&Arc<Link>> {
+        self.link.as_ref().filter(|_| self.presenting.is_none())
+    }
+
+    fn queue(&self, frames: &[RawFrame]) {
+        if let Some(link) = self.sending() {
+            for frame in frames {
+                link.queue(frame);
+            }
+        }
+    }
+
+    /// Slots may have become free: what may go now is queued; where.
+    fn refill(&mut self) -> Option<Arc<Link>> {
+        let frames = self.table.refill(self.sending().is_some());
+        self.queue(&frames);
+        self.sending().cloned()
     }
 
     /// Whether requests fail instead of waiting.
@@ -416,40 +450,6 @@ impl Shared {
             Some(Waiter::Caller(sender)) => drop(sender.send(outcome)),
             Some(Waiter::Flush) | None => {}
         }
-    }
-
-    fn submit(&self, submission: Submission<Waiter>) {
-        let mut state = self.state.lock();
-        // What gives a lock back waits for a primary, whoever waits for it or not.
-        let waits = matches!(submission.operation, Operation::Unlock { .. }) && !state.ended;
-        if state.fails(self.config.no_primary_eio) && !waits {
-            drop(state);
-            return self.answer(submission.waiter, Outcome::Error(EIO));
-        }
-        let link = state.link.clone();
-        let submitted = state
-            .table
-            .submit(submission, Instant::now(), link.is_some());
-        drop(state);
-        match submitted {
-            Submitted::Send(frame) => send_all(link.as_ref(), &[frame]),
-            Submitted::Waits => {}
-            Submitted::Full(waiter) => self.answer(waiter, Outcome::Error(EAGAIN)),
-        }
-    }
-
-    fn release(&self, object: ObjectId) {
-        self.tell(Operation::Release { object });
-    }
-
-    fn tell(&self, operation: Operation) {
-        self.submit(Submission {
-            waiter: None,
-            unique: None,
-            caller: Caller::default(),
-            operation,
-            payload: Bytes::new(),
-        });
     }
 
     /// The receiving thread.
@@ -480,7 +480,7 @@ impl Shared {
             let frame = frames.next(link.connection())?;
             link.heard();
             match frame.kind {
-                kind::REPLY => self.replied(link, Reply::decode(&frame).map_err(invalid)?),
+                kind::REPLY => self.replied(Reply::decode(&frame).map_err(invalid)?),
                 kind::PING => link.send(&RawFrame {
                     kind: kind::PONG,
                     ..frame
@@ -501,96 +501,73 @@ impl Shared {
         }
     }
 
-    fn replied(&self, link: &Arc<Link>, reply: Reply) {
+    fn replied(&self, reply: Reply) {
         let mut state = self.state.lock();
         state.seen.1 = state.seen.1.max(reply.sequence);
         state.keep.told(&reply);
-        let Some(answered) = state.table.answered(reply.slot, reply.number, true) else {
-            // An answer to what was given up meanwhile is nobody's.
-            if state.keep.replayed(&reply) {
-                let lost = state.keep.take_lost();
-                drop(state);
-                self.tell_lost(&lost);
-            }
+        let connected = state.sending().is_some();
+        let answered = state.table.answered(reply.slot, reply.number, connected);
+        let Some(answered) = answered else {
+            // It is to what was presented, or nobody's, as who asked gave up meanwhile.
+            state.keep.replayed(&reply);
+            let lost = state.keep.take_lost();
+            let done = self.note_lost(&mut state, &lost);
+            self.end_presenting(&mut state);
+            let link = state.sending().cloned();
+            drop(state);
+            go(link);
+            self.tell_lost(&lost);
+            self.answer_all(done);
             return;
         };
         state
             .keep
             .confirmed(&answered.operation, &answered.frame, &reply);
-        let more = self.look_after_kept(&mut state, answered.waiter.as_ref());
+        state.queue(answered.next.as_slice());
+        self.look_after_kept(&mut state, answered.waiter.as_ref());
         state.confirmed |= reply.slot != protocol::fs::SLOT_NONE;
         let opened = table::opened(&answered.operation, &reply.outcome);
-        if let (Some(object), true) = (opened, answered.waiter.is_some()) {
-            state.opens.opened(object);
+        match opened {
+            Some(object) if answered.waiter.is_some() => state.opens.opened(object),
+            // Who asked for the open has gone: give it back.
+            Some(object) => self.tell(&mut state, Operation::Release { object }),
+            None => {}
+        }
+        let mut outcome = reply.outcome;
+        if let Operation::Lock { .. } = &answered.operation {
+            self.look_after_lock(&mut state, &answered, &mut outcome);
         }
         // Only the end waits for that; waking the thread of deadlines each time would cost more
         // than the answer.
         if state.ending && state.table.len() == 0 {
             self.changed.notify_all();
         }
+        let link = state.sending().cloned();
         drop(state);
-        // Who asked for the open has gone: give it back.
-        if let (Some(object), true) = (opened, answered.waiter.is_none()) {
-            self.release(object);
-        }
         let fresh = Duration::from_millis(u64::from(reply.fresh_ms)) / KEPT_PART;
         let fresh = if answered.submitted.elapsed() < fresh {
             fresh
         } else {
             Duration::ZERO
         };
-        let mut outcome = reply.outcome;
-        if let Operation::Lock {
-            object,
-            lock,
-            waits,
-            ..
-        } = &answered.operation
-        {
-            let key = (*object, lock.owner);
-            let taken = outcome == Outcome::Done && answered.waiter.is_none();
-            if taken && self.locks.got_unnoticed(key, (lock.start, lock.end)) {
-                self.tell(Operation::Unlock {
-                    object: *object,
-                    owner: lock.owner,
-                    start: lock.start,
-                    end: lock.end,
-                });
-            }
-            // It would wait now: the signal that came before ends that.
-            if *waits && answered.interrupted && outcome == Outcome::Error(EAGAIN) {
-                outcome = Outcome::Error(EINTR);
-            }
-        }
         self.answer_fresh(answered.waiter, outcome, fresh);
-        for frame in answered.next.iter().chain(&more) {
-            link.send(frame);
-        }
+        go(link);
     }
 
-    /// Bounds what is kept: asks for a flush, and holds changes up until it is done. Returns what to
-    /// send.
-    fn look_after_kept(&self, state: &mut State, answered: Option<&Waiter>) -> Vec<RawFrame> {
+    /// Bounds what is kept: asks for a flush, and holds changes up until it is done.
+    fn look_after_kept(&self, state: &mut State, answered: Option<&Waiter>) {
         if matches!(answered, Some(Waiter::Flush)) {
             state.keep.flushed();
         }
-        let mut frames = Vec::new();
         if state.keep.wants_flush() {
-            let flush = Submission {
-                unique: None,
-                waiter: Some(Waiter::Flush),
-                caller: Caller::default(),
-                operation: Operation::SyncAll,
-                payload: Bytes::new(),
-            };
-            let connected = state.link.is_some();
+            let flush = plain(Some(Waiter::Flush), Operation::SyncAll);
+            let connected = state.sending().is_some();
             if let Submitted::Send(frame) = state.table.submit(flush, Instant::now(), connected) {
-                frames.push(frame);
+                state.queue(&[frame]);
             }
         }
         state.table.hold_up(state.keep.is_full());
-        frames.extend(state.table.refill(state.link.is_some()));
-        frames
+        state.refill();
     }
 
     fn tell_lost(&self, lost: &keep::Lost) {
@@ -608,9 +585,11 @@ impl Shared {
         link.close();
         let mut state = self.state.lock();
         state.link = None;
+        state.presenting = None;
         state.disconnected_since = Instant::now();
         // Whoever was interrupted before does not wait for the next primary.
         let gone = state.table.impatient(Instant::now(), false);
+        state.refill();
         drop(state);
         self.changed.notify_all();
         for waiter in gone {
@@ -629,19 +608,11 @@ impl Shared {
         if state.seen.0 != welcomed.term {
             state.seen = (welcomed.term, Sequence::ZERO); // it was told what another one confirmed
         }
-        let lost = if !welcomed.known && state.confirmed {
+        let mut failed = Vec::new();
+        if !welcomed.known && state.confirmed {
             state.confirmed = false;
-            let files = self.locks.session_ended();
-            if files > 0 {
-                tracing::error!(
-                    files,
-                    "the session had ended: locks are lost, their files give EIO"
-                );
-            }
-            state.table.forgotten()
-        } else {
-            Vec::new()
-        };
+            failed = self.session_ended(&mut state);
+        }
         let welcome = Welcome {
             term: welcomed.term,
             ends: &welcomed.ends,
@@ -649,29 +620,23 @@ impl Shared {
             in_doubt: welcomed.in_doubt,
         };
         let State { keep, table, .. } = &mut *state;
-        let mut frames = keep.welcomed(welcome, table.unanswered());
-        let gone = keep.take_lost();
-        frames.extend(table.resend(welcomed.mark));
+        let frames = keep.welcomed(welcome, table.unanswered());
+        let lost = keep.take_lost();
+        failed.extend(self.note_lost(&mut state, &lost));
         state.refused = false;
-        if !state.ended {
-            state.link = Some(Arc::clone(&link));
-        }
-        frames.extend(self.look_after_kept(&mut state, None));
         // Before anybody else sends: what is presented comes first.
         for frame in &frames {
-            link.send(frame);
+            link.queue(frame);
+        }
+        if !state.ended {
+            state.link = Some(Arc::clone(&link));
+            state.presenting = Some(welcomed.mark);
+            self.end_presenting(&mut state);
         }
         drop(state);
-        self.tell_lost(&gone);
-        if !lost.is_empty() {
-            tracing::warn!(
-                operations = lost.len(),
-                "the session had ended: whether these operations took effect is not known"
-            );
-        }
-        for waiter in lost {
-            self.answer(Some(waiter), Outcome::Error(EIO));
-        }
+        link.go();
+        self.tell_lost(&lost);
+        self.answer_all(failed);
         Ok((link, welcomed.frames))
     }
 
@@ -686,23 +651,19 @@ impl Shared {
             let now = Instant::now();
             let connected = state.link.is_some();
             let interrupted = state.table.impatient(now, connected);
-            let mut closed = Vec::new();
-            if !connected {
-                // A process that is killed cannot leave before its files are closed.
-                let closes = |waiter: &Waiter| match waiter {
-                    Waiter::Kernel(waiting) => waiting.shape.is_close(),
-                    Waiter::Caller(_) | Waiter::Flush => false,
-                };
-                closed = state.table.need_not_wait(closes);
-            }
+            let closes = |waiter: &Waiter| match waiter {
+                Waiter::Kernel(waiting) => waiting.shape.is_close(),
+                Waiter::Caller(_) | Waiter::Flush => false,
+            };
+            let closed = state.table.need_not_wait(closes, now, connected);
             let mut failed = Vec::new();
             if let (None, Some(limit)) = (&state.link, self.config.no_primary_eio)
                 && state.disconnected_since.elapsed() >= limit
             {
                 failed = state.table.older_than(now);
             }
-            let (link, frames) = state.refill();
-            let link_check = link.clone().filter(|_| !state.ended);
+            let link = state.refill();
+            let link_check = state.link.clone().filter(|_| !state.ended);
             let mut ping = None;
             let mut doubted = false;
             if let Some(link) = &link_check {
@@ -728,8 +689,10 @@ impl Shared {
             if let (Some(link), true) = (&link_check, doubted) {
                 self.doubt(link);
             }
-            send_all(link.as_ref(), &frames);
-            send_all(link.as_ref(), ping.as_slice());
+            go(link);
+            if let (Some(link), Some(ping)) = (&link_check, ping) {
+                link.send(&ping);
+            }
             for waiter in interrupted {
                 self.answer(Some(waiter), Outcome::Error(EINTR));
             }

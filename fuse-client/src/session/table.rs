@@ -15,6 +15,9 @@ const WAITING_MAX: usize = 16_384;
 /// A request that was interrupted is given up when its answer takes so long. Before, the answer
 /// is awaited: a signal must not make a healthy file system fail reads.
 pub(super) const INTERRUPT_PATIENCE: Duration = Duration::from_secs(1);
+/// A close waits so long for a primary to confirm what it gives back: a process that was killed
+/// cannot leave before.
+pub(super) const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// A request before it has a number.
 #[derive(Debug)]
@@ -22,6 +25,8 @@ pub(super) struct Submission<W> {
     pub(super) waiter: Option<W>,
     /// The kernel's number of the request, by which it interrupts.
     pub(super) unique: Option<u64>,
+    /// The open file through which it is asked: it fails when that has lost locks.
+    pub(super) through: Option<u64>,
     pub(super) caller: Caller,
     pub(super) operation: Operation,
     pub(super) payload: Bytes,
@@ -32,6 +37,7 @@ pub(super) struct Submission<W> {
 struct Pending<W> {
     waiter: Option<W>,
     unique: Option<u64>,
+    through: Option<u64>,
     operation: Operation,
     frame: RawFrame,
     submitted: Instant,
@@ -139,7 +145,9 @@ impl<W> Table<W> {
         let order = self.next_order;
         self.next_order += 1;
         let key = if submission.operation.changes() {
-            let free = if self.held_up { None } else { self.free.pop() };
+            // Nobody overtakes those who wait for a slot.
+            let waits = self.held_up || !self.waiting.is_empty();
+            let free = if waits { None } else { self.free.pop() };
             let Some(slot) = free else {
                 if self.waiting.len() >= WAITING_MAX {
                     return Submitted::Full(submission.waiter);
@@ -179,6 +187,7 @@ impl<W> Table<W> {
         let pending = Pending {
             waiter: submission.waiter,
             unique: submission.unique,
+            through: submission.through,
             operation: request.operation,
             frame: frame.clone(),
             submitted,
@@ -306,15 +315,37 @@ impl<W> Table<W> {
         self.give_up_where(|pending| matches!(pending.operation, Operation::AwaitLock { .. }))
     }
 
-    /// The waiters of requests that are carried out all the same, if `choose` says so.
-    pub(super) fn need_not_wait(&mut self, choose: impl Fn(&W) -> bool) -> Vec<W> {
-        let sure = |operation: &Operation, waiter: &Option<W>| {
-            must_happen(operation) && waiter.as_ref().is_some_and(&choose)
+    /// The waiters of requests that are carried out all the same, if `choose` says so: without a
+    /// connection at once, and where the primary confirms nothing for [`CLOSE_PATIENCE`].
+    pub(super) fn need_not_wait(
+        &mut self,
+        choose: impl Fn(&W) -> bool,
+        now: Instant,
+        connected: bool,
+    ) -> Vec<W> {
+        let sure = |operation: &Operation, waiter: &Option<W>, submitted: Instant| {
+            let late = !connected || now.duration_since(submitted) >= CLOSE_PATIENCE;
+            late && must_happen(operation) && waiter.as_ref().is_some_and(&choose)
         };
-        let mut waiters = self.give_up_where(|p| sure(&p.operation, &p.waiter));
-        for (_, waiting, ..) in &mut self.waiting {
-            if sure(&waiting.operation, &waiting.waiter) {
+        let mut waiters = self.give_up_where(|p| sure(&p.operation, &p.waiter, p.submitted));
+        for (_, waiting, submitted, _) in &mut self.waiting {
+            if sure(&waiting.operation, &waiting.waiter, *submitted) {
                 waiters.extend(waiting.waiter.take());
+            }
+        }
+        waiters
+    }
+
+    /// Open files lost locks: what was asked through them and is not answered fails, sent or not.
+    /// Their waiters. What gives locks back is not asked through a file.
+    pub(super) fn fail_through(&mut self, lost: impl Fn(u64) -> bool) -> Vec<W> {
+        let mut waiters = self.drop_where(|_, pending| pending.through.is_some_and(&lost));
+        let waiting = std::mem::take(&mut self.waiting);
+        for mut entry in waiting {
+            if entry.1.through.is_some_and(&lost) {
+                waiters.extend(entry.1.waiter.take());
+            } else {
+                self.waiting.push_back(entry);
             }
         }
         waiters
@@ -394,12 +425,14 @@ impl<W> Table<W> {
     /// The primary forgot the session: whether requests that were sent to it and change
     /// something took effect cannot be known. Their waiters; they are not sent again.
     pub(super) fn forgotten(&mut self) -> Vec<W> {
-        let orders: Vec<u64> = self
-            .pending
-            .iter()
-            .filter(|(_, (key, pending))| pending.sent && key.0 != SLOT_NONE)
-            .map(|(order, _)| *order)
-            .collect();
+        self.drop_where(|key, pending| pending.sent && key.0 != SLOT_NONE)
+    }
+
+    /// Nothing becomes of these requests. A number that a primary may have seen is not used again.
+    fn drop_where(&mut self, choose: impl Fn(&Key, &Pending<W>) -> bool) -> Vec<W> {
+        let chosen = self.pending.iter();
+        let chosen = chosen.filter(|(_, (key, pending))| choose(key, pending));
+        let orders: Vec<u64> = chosen.map(|(order, _)| *order).collect();
         let mut waiters = Vec::new();
         for order in orders {
             if let Some((key, pending)) = self.pending.remove(&order) {
@@ -407,7 +440,9 @@ impl<W> Table<W> {
                 if let Some(unique) = pending.unique {
                     self.by_unique.remove(&unique);
                 }
-                self.free.push(key.0);
+                if key.0 != SLOT_NONE {
+                    self.free.push(key.0);
+                }
                 waiters.extend(pending.waiter);
             }
         }

@@ -10,7 +10,7 @@ use protocol::fs::{
 use protocol::units::ObjectId;
 
 use super::opens::Opens;
-use super::table::{INTERRUPT_PATIENCE, Interrupted, Submission, Submitted, Table};
+use super::table::{CLOSE_PATIENCE, INTERRUPT_PATIENCE, Interrupted, Submission, Submitted, Table};
 
 const OBJECT: ObjectId = ObjectId(9);
 
@@ -40,9 +40,20 @@ impl Bench {
     }
 
     fn submit(&mut self, unique: u64, operation: Operation, connected: bool) -> Submitted<u64> {
+        self.submit_through(unique, None, operation, connected)
+    }
+
+    fn submit_through(
+        &mut self,
+        unique: u64,
+        through: Option<u64>,
+        operation: Operation,
+        connected: bool,
+    ) -> Submitted<u64> {
         let submission = Submission {
             waiter: Some(unique),
             unique: Some(unique),
+            through,
             caller: Caller::default(),
             operation,
             payload: Bytes::new(),
@@ -357,8 +368,70 @@ fn a_lock_is_given_back_whoever_waits_for_that_or_not() {
     bench.submit(5, change(), false);
     let interrupted = bench.table.interrupt(3, bench.now, false);
     assert_eq!(interrupted, Interrupted::Answer(3));
-    assert_eq!(bench.table.need_not_wait(|_| true), [4]);
+    let now = bench.now;
+    assert!(bench.table.need_not_wait(|_| true, now, true).is_empty());
+    assert_eq!(bench.table.need_not_wait(|_| true, now, false), [4]);
     assert_eq!(bench.table.older_than(bench.now), [5]);
     bench.table.hold_up(false);
     assert_eq!(bench.table.refill(true).len(), 2, "the change is not made");
+}
+
+/// A mount was cut off, and its session ended: what was asked through a file that held a lock must
+/// not be done any more, wherever the request is.
+#[test]
+fn fo_6_what_was_asked_through_a_file_that_lost_its_lock_fails_sent_or_not() {
+    let (lost, other) = (Some(1), Some(2));
+    let mut bench = Bench::new();
+    bench.submit_through(1, lost, look(), true);
+    bench.submit_through(2, other, look(), true);
+    bench.submit_through(3, lost, await_lock(), true);
+    bench.submit_through(4, lost, change(), true);
+    // Asked while there was no connection.
+    bench.submit_through(5, lost, change(), false);
+    bench.submit_through(6, other, change(), false);
+    bench.submit(7, unlock(), false);
+    // Without a slot.
+    bench.table.hold_up(true);
+    bench.submit_through(8, lost, change(), false);
+    bench.submit_through(9, other, change(), false);
+    let is_lost = |handle| Some(handle) == lost;
+    assert_eq!(bench.table.fail_through(is_lost), [1, 3, 4, 5, 8]);
+    bench.table.hold_up(false);
+    bench.table.refill(true);
+    let again = bench.resend();
+    let again: Vec<_> = again.iter().map(|frame| request(frame).operation).collect();
+    assert_eq!(again, [look(), change(), unlock(), change()]);
+    // Whatever number a primary may have seen is not used again.
+    let next = bench.sent(10, change());
+    assert!(next.number > 1, "{next:?}");
+}
+
+#[test]
+fn a_change_does_not_overtake_those_that_wait_for_a_slot() {
+    let mut bench = Bench::new();
+    bench.table.hold_up(true);
+    bench.submit(1, unlock(), true);
+    bench.table.hold_up(false);
+    assert!(matches!(bench.submit(2, change(), true), Submitted::Waits));
+    let frames = bench.table.refill(true);
+    let order: Vec<_> = frames
+        .iter()
+        .map(|frame| request(frame).operation)
+        .collect();
+    assert_eq!(order, [unlock(), change()]);
+}
+
+#[test]
+fn a_close_waits_a_little_for_a_primary_that_confirms_nothing() {
+    let mut bench = Bench::new();
+    bench.sent(1, unlock());
+    let late = bench.now + CLOSE_PATIENCE;
+    assert!(
+        bench
+            .table
+            .need_not_wait(|_| true, bench.now, true)
+            .is_empty()
+    );
+    assert_eq!(bench.table.need_not_wait(|_| true, late, true), [1]);
+    assert_eq!(bench.resend().len(), 1, "it is given back all the same");
 }

@@ -5,6 +5,7 @@
 
 mod everyday;
 mod failures;
+mod locks;
 mod server;
 mod sharing;
 

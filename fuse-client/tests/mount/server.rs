@@ -11,7 +11,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use bytes::{Bytes, BytesMut};
 use namespace::memory::MemoryVolume;
 use protocol::frame::{RawFrame, take_frame};
-use protocol::fs::{FS_VERSION, Hello, HelloReply, Operation, Outcome, Reply, Request, kind};
+use protocol::fs::{
+    FS_VERSION, Hello, HelloReply, Operation, Outcome, Replay, Reply, Request, kind,
+};
 use protocol::ids::{NodeId, SessionId, VolumeId};
 use protocol::node_rpc::{self, LocatedNode, NodeReply};
 use protocol::preamble::{PREAMBLE_BYTES, Purpose};
@@ -29,6 +31,8 @@ pub struct Mischief {
     pub drop_next_answer: bool,
     /// Answers that it does not know the session.
     pub forget_sessions: bool,
+    /// Has lost every lock since the beginning, and does not take them back.
+    pub lose_locks: bool,
 }
 
 #[derive(Default)]
@@ -42,6 +46,7 @@ struct State {
     /// Requests that came, repetitions included, by operation's name.
     received: HashMap<&'static str, u32>,
     hellos: u32,
+    turned_away: u32,
 }
 
 /// A running server.
@@ -104,6 +109,11 @@ impl Server {
         self.state().hellos
     }
 
+    /// Connections that were closed at once.
+    pub fn turned_away(&self) -> u32 {
+        self.state().turned_away
+    }
+
     /// Objects that are held open, and objects that wait for their last close.
     pub fn held(&self) -> (usize, usize) {
         let state = self.state();
@@ -134,8 +144,12 @@ impl Server {
         if stream.read_exact(&mut preamble).is_err() {
             return;
         }
-        if self.state().mischief.closed {
-            return;
+        {
+            let mut state = self.state();
+            if state.mischief.closed {
+                state.turned_away += 1;
+                return;
+            }
         }
         match Purpose::decode(&preamble) {
             Ok(Purpose::Rpc) => self.serve_rpc(stream),
@@ -183,13 +197,18 @@ impl Server {
             let before = state.opens.insert(hello.session, opens);
             before.is_some() && !state.mischief.forget_sessions
         };
+        let (term, ends) = if self.state().mischief.lose_locks {
+            (Term(2), vec![(Term(1), Sequence(0))])
+        } else {
+            (Term(1), Vec::new())
+        };
         let welcome = HelloReply::Welcome {
             version: FS_VERSION,
-            term: Term(1),
+            term,
             known,
             session_timeout_ms: 30_000,
             block: false,
-            ends: Vec::new(),
+            ends,
             gathers: false,
             in_doubt: false,
         };
@@ -216,6 +235,10 @@ impl Server {
                     return None;
                 }
                 kind::PRESENT | kind::PRESENTED => continue,
+                kind::REPLAY => {
+                    let replay = Replay::decode(&frame).expect("a replay");
+                    reply_to(&replay.request, Outcome::Error(EIO)).encode()
+                }
                 other => panic!("a frame of kind {other}"),
             };
             stream.write_all(&bytes_of(&answer)).ok()?;
@@ -264,17 +287,7 @@ impl Server {
         if drops {
             return None;
         }
-        let reply = Reply {
-            slot: request.slot,
-            number: request.number,
-            sequence: Sequence(1),
-            stable: Sequence(0),
-            fresh_ms: 0,
-            changed: false,
-            authors: Vec::new(),
-            outcome,
-        };
-        Some(reply.encode())
+        Some(reply_to(request, outcome).encode())
     }
 
     fn release(&self, session: SessionId, object: ObjectId) {
@@ -303,6 +316,22 @@ impl Server {
     }
 }
 
+const EIO: i32 = 5;
+
+/// Only locks are kept by clients, as the rest is said to have changed nothing.
+fn reply_to(request: &Request, outcome: Outcome) -> Reply {
+    Reply {
+        slot: request.slot,
+        number: request.number,
+        sequence: Sequence(1),
+        stable: Sequence(0),
+        fresh_ms: 0,
+        changed: matches!(request.operation, Operation::Lock { .. }),
+        authors: Vec::new(),
+        outcome,
+    }
+}
+
 fn operation_name(operation: &Operation) -> &'static str {
     match operation {
         Operation::Create { .. } => "create",
@@ -310,6 +339,7 @@ fn operation_name(operation: &Operation) -> &'static str {
         Operation::Rename { .. } => "rename",
         Operation::MakeDirectory { .. } => "mkdir",
         Operation::Unlink { .. } => "unlink",
+        Operation::Unlock { .. } => "unlock",
         _ => "other",
     }
 }

@@ -5,7 +5,9 @@
 //! clash where one of two is exclusive. Who waits is not kept in the volume but in [`Waits`] at
 //! the primary: the client asks again wherever it is let in next.
 
+mod holders;
 mod ranges;
+mod rings;
 mod waits;
 
 #[cfg(test)]
@@ -23,7 +25,10 @@ use crate::transaction::{Step, Stop, Transaction, damaged};
 use crate::{Context, ExecuteError, Store, keys};
 use ranges::{Range, assign};
 
-pub use waits::{Called, Refusal, WAITS_MAX, WAITS_PER_OBJECT_MAX, Waits, Wanted};
+pub use waits::{
+    Acquired, Called, Refusal, WAITS_MAX, WAITS_OF_SESSION_MAX, WAITS_PER_OBJECT_MAX,
+    WAITS_PER_OBJECT_OF_SESSION_MAX, Waits, Wanted,
+};
 
 /// Ranges that one owner may hold of one object: all of them change in one record.
 pub const RANGES_PER_OWNER_MAX: usize = 1024;
@@ -280,6 +285,17 @@ pub fn sessions_with_locks<S: Store>(store: &S) -> Result<Vec<SessionId>, Execut
         })
         .map_err(ExecuteError::Store)?;
     Ok(sessions)
+}
+
+/// The object of which a change of [`release_locks`] says that nothing is held any more.
+#[must_use]
+pub fn released_object(change: &Change) -> Option<ObjectId> {
+    match change {
+        Change::Delete { key } if key.first() == Some(&keys::LOCKS_OF_SESSION) => {
+            keys::object_of_count(key)
+        }
+        _ => None,
+    }
 }
 
 /// Gives back locks of a session that ended, at most about `changes_max` keys at once: the caller

@@ -14,7 +14,8 @@ use protocol::ids::SessionId;
 use protocol::units::{ObjectId, Timestamp};
 
 use super::{
-    Called, Held, RANGES_PER_OWNER_MAX, Refusal, Waits, Wanted, locks_of, release_locks,
+    Acquired, Called, Held, RANGES_PER_OWNER_MAX, Refusal, WAITS_OF_SESSION_MAX,
+    WAITS_PER_OBJECT_OF_SESSION_MAX, Waits, Wanted, locks_of, release_locks, released_object,
     sessions_with_locks,
 };
 use crate::errno::{EAGAIN, ENOLCK, ESTALE};
@@ -123,6 +124,11 @@ impl Bench {
                 return piece;
             }
             assert!(changes.len() <= changes_max + 1);
+            let objects: Vec<_> = changes.iter().filter_map(released_object).collect();
+            assert!(
+                objects.iter().all(|object| *object == OBJECT),
+                "{objects:?}"
+            );
             self.volume.apply(&changes, &Bytes::new());
         }
         unreachable!("it ends")
@@ -267,6 +273,7 @@ struct Queue {
     waits: Waits,
     ticket: u64,
     called: BTreeSet<u64>,
+    deadlocked: BTreeSet<u64>,
 }
 
 impl Queue {
@@ -296,7 +303,10 @@ impl Queue {
         let all = self.held.clone();
         let of =
             |object: ObjectId| Ok::<_, Infallible>(all.get(&object).cloned().unwrap_or_default());
-        let Ok(news) = self.waits.acquired(session, lock.owner, &of);
+        let Ok(Acquired { news, deadlocked }) = self.waits.acquired(session, lock.owner, &of);
+        for Called { number, .. } in deadlocked {
+            assert!(self.deadlocked.insert(number), "told twice");
+        }
         // It may have become weaker.
         self.call(news.into_iter().chain([object]));
         true
@@ -397,6 +407,59 @@ fn two_that_wait_for_each_other_across_sessions_are_told() {
 }
 
 #[test]
+fn who_waits_for_ever_as_another_got_a_lock_first_is_told() {
+    // 1 waits for what 2 has; 2 waits for what 9 has. 9 gives it back, and before 2 has come for
+    // it, another thread of 1 takes it.
+    let mut queue = Queue::default();
+    let other = ObjectId(2);
+    assert!(queue.take(B, OBJECT, exclusive(2, 0), false));
+    assert!(queue.take(A, other, shared(9, 0), false));
+    let first = queue.wait(A, OBJECT, exclusive(1, 0)).expect("no ring");
+    let second = queue.wait(B, other, exclusive(2, 0)).expect("no ring");
+    assert!(queue.take(A, other, shared(1, 0), false), "others read too");
+    assert_eq!(queue.deadlocked, BTreeSet::from([second]));
+    queue.give(B, OBJECT, ranges(2));
+    assert!(queue.called.contains(&first));
+    assert_eq!(queue.waits.forget(B, second), None, "it waits no more");
+}
+
+#[test]
+fn two_threads_of_an_owner_that_are_called_both_get_their_locks() {
+    let mut queue = Queue::default();
+    assert!(queue.take(B, OBJECT, exclusive(9, 0), false));
+    let first = queue.wait(A, OBJECT, exclusive(2, 0)).expect("no ring");
+    let second = queue.wait(A, OBJECT, shared(2, 0)).expect("no ring");
+    queue.wait(B, OBJECT, exclusive(3, 0)).expect("no ring");
+    queue.give(B, OBJECT, ranges(9));
+    assert_eq!(queue.called, BTreeSet::from([first, second]));
+    queue.take_called(A, OBJECT, shared(2, 0), second);
+    queue.take_called(A, OBJECT, exclusive(2, 0), first);
+}
+
+#[test]
+fn one_session_cannot_keep_others_from_waiting() {
+    let mut queue = Queue::default();
+    assert!(queue.take(B, OBJECT, exclusive(1, 0), false));
+    let mut waits = 0;
+    for object in 1.. {
+        let object = ObjectId(object);
+        assert!(object == OBJECT || queue.take(B, object, exclusive(1, 0), false));
+        let of_object = (0..).take_while(|id| queue.wait(A, object, shared(*id, 0)).is_ok());
+        waits += of_object.count();
+        if waits >= WAITS_OF_SESSION_MAX {
+            break;
+        }
+        assert_eq!(waits % WAITS_PER_OBJECT_OF_SESSION_MAX, 0);
+    }
+    assert_eq!(waits, WAITS_OF_SESSION_MAX);
+    let other = SessionId([3; 16]);
+    assert!(queue.wait(other, OBJECT, shared(1, 0)).is_ok());
+    queue.waits.forget_session(A);
+    assert_eq!(queue.waits.len(), 1);
+    assert!(queue.wait(A, OBJECT, shared(1, 0)).is_ok(), "it may again");
+}
+
+#[test]
 fn nobody_waits_for_a_writer_that_waits_for_him() {
     // 1 reads the first object. A writer waits for it, who holds nothing. 2 reads the second one and
     // waits for the first one behind the writer. 1 wants the second one: a ring of our own making.
@@ -411,27 +474,33 @@ fn nobody_waits_for_a_writer_that_waits_for_him() {
     assert_eq!(queue.called, BTreeSet::from([behind]));
 }
 
-/// An application's thread in the model.
+/// An application's thread in the model: each process has two.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Thread {
     Runs,
     Waits(ObjectId, Lock, u64),
 }
 
+fn session_of(process: u64) -> SessionId {
+    [A, B, A][usize::try_from(process).expect("there are three")]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(800))]
     #[test]
     fn locks_exclude_and_somebody_can_always_go_on(
-        steps in prop::collection::vec((0..5_usize, 1..4_u64, 0..6_u8), 1..120)
+        steps in prop::collection::vec((0..6_usize, 1..4_u64, 0..6_u8), 1..120)
     ) {
         let mut queue = Queue::default();
-        let mut threads = [Thread::Runs; 5];
+        let mut threads = [Thread::Runs; 6];
         for (who, object, what) in steps {
-            let session = [A, B][who % 2];
+            let of = who as u64 / 2;
+            let session = session_of(of);
             let object = ObjectId(object);
-            let of = who as u64;
             if let Thread::Waits(object, lock, ticket) = threads[who] {
-                if queue.called.contains(&ticket) {
+                if queue.deadlocked.contains(&ticket) {
+                    threads[who] = Thread::Runs;
+                } else if queue.called.contains(&ticket) {
                     queue.take_called(session, object, lock, ticket);
                     threads[who] = Thread::Runs;
                 } else if what == 5 {
@@ -457,22 +526,28 @@ proptest! {
                     prop_assert!(rest.iter().all(|h| !h.is_in_the_way_of(one.session, &one.lock)));
                 }
             }
-            let stuck = |t: &Thread| matches!(t, Thread::Waits(_, _, n) if !queue.called.contains(n));
+            let stuck = |t: &Thread| matches!(t, Thread::Waits(_, _, n)
+                if !queue.called.contains(n) && !queue.deadlocked.contains(n));
             prop_assert!(!threads.iter().all(stuck), "nobody can go on");
         }
         // Whoever runs gives everything back, and in the end nobody waits.
         for _ in 0..threads.len() {
             for (who, thread) in threads.iter_mut().enumerate() {
-                let session = [A, B][who % 2];
+                let of = who as u64 / 2;
+                let session = session_of(of);
                 if let Thread::Waits(object, lock, ticket) = *thread
                     && queue.called.contains(&ticket)
                 {
                     queue.take_called(session, object, lock, ticket);
                     *thread = Thread::Runs;
+                } else if let Thread::Waits(_, _, ticket) = *thread
+                    && queue.deadlocked.contains(&ticket)
+                {
+                    *thread = Thread::Runs;
                 }
                 if *thread == Thread::Runs {
                     for object in 1..4 {
-                        queue.give(session, ObjectId(object), ranges(who as u64));
+                        queue.give(session, ObjectId(object), ranges(of));
                     }
                 }
             }

@@ -13,24 +13,30 @@
 //! ring of hard edges is a deadlock. A ring with a soft edge would be one of our own making: that
 //! edge goes.
 
-use std::collections::hash_map::Entry;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::fs::{Lock, LockClass, LockKind, LockOwner};
 use protocol::ids::SessionId;
 use protocol::units::ObjectId;
 
 use super::Held;
+use super::holders::Holders;
+use super::rings::{Ring, Search};
 use crate::errno::{EDEADLK, ENOLCK};
 
 /// Waits for one object: each request for a lock of it may look at all of them.
 pub const WAITS_PER_OBJECT_MAX: usize = 4096;
+/// Of these, waits of one session: nobody else is kept out by it.
+pub const WAITS_PER_OBJECT_OF_SESSION_MAX: usize = WAITS_PER_OBJECT_MAX / 4;
 /// Waits of one volume, each a blocked thread of an application.
 pub const WAITS_MAX: usize = 64 << 10;
-/// Waits that are looked at in search of a ring; a longer one is not found.
-const RING_WAITS_MAX: usize = 1024;
+/// Of these, waits of one session.
+pub const WAITS_OF_SESSION_MAX: usize = WAITS_MAX / 8;
+/// Rings that one request opens one by one; then whole queues go by who can go on, and after as
+/// many again nobody looks further.
+const RINGS_MAX: usize = 16;
 
-type Owner = (SessionId, LockOwner);
+pub(super) type Owner = (SessionId, LockOwner);
 
 /// A lock that somebody waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +73,7 @@ pub struct Called {
 pub enum Refusal {
     /// Owners of fcntl(2) locks would wait for each other for ever.
     Deadlock,
-    /// [`WAITS_PER_OBJECT_MAX`] or [`WAITS_MAX`].
+    /// [`WAITS_PER_OBJECT_MAX`], [`WAITS_MAX`], or what one session may have of these.
     TooMany,
 }
 
@@ -83,23 +89,36 @@ impl Refusal {
 }
 
 #[derive(Debug)]
-struct Wait {
+pub(super) struct Wait {
     /// Rises with each arrival.
-    id: u64,
-    wanted: Wanted,
-    called: bool,
+    pub(super) id: u64,
+    pub(super) wanted: Wanted,
+    pub(super) called: bool,
     /// It does not wait for those who came earlier and still wait.
-    barges: bool,
+    pub(super) barges: bool,
 }
 
 impl Wait {
+    pub(super) fn owner(&self) -> Owner {
+        self.wanted.owner()
+    }
+
     fn clashes(&self, owner: Owner, lock: &Lock) -> bool {
         self.wanted.owner() != owner && self.wanted.lock.clashes(lock)
     }
 }
 
+/// What came of a lock that an owner got.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Acquired {
+    /// Objects of which [`Waits::call`] may have news.
+    pub news: Vec<ObjectId>,
+    /// Waits that have come to their end, as they would last for ever: [`Refusal::Deadlock`].
+    pub deadlocked: Vec<Called>,
+}
+
 /// Where a wait is.
-type Place = (ObjectId, u64);
+pub(super) type Place = (ObjectId, u64);
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -107,14 +126,8 @@ pub struct Waits {
     queues: BTreeMap<ObjectId, Vec<Wait>>,
     tickets: BTreeMap<(SessionId, u64), Place>,
     owners: BTreeMap<Owner, BTreeSet<Place>>,
+    of_session: BTreeMap<SessionId, usize>,
     last_id: u64,
-}
-
-/// A wait that a search came to.
-struct Step {
-    at: Place,
-    /// From which step, and whether by a soft edge.
-    from: Option<(usize, bool)>,
 }
 
 impl Waits {
@@ -157,14 +170,13 @@ impl Waits {
         held: &impl Fn(ObjectId) -> Result<Vec<Held>, E>,
     ) -> Result<Result<Vec<ObjectId>, Refusal>, E> {
         self.forget(wanted.session, wanted.ticket);
-        let queue = self.queues.get(&wanted.object);
-        let full = queue.is_some_and(|queue| queue.len() >= WAITS_PER_OBJECT_MAX);
-        if full || self.len() >= WAITS_MAX {
+        if self.is_full_for(wanted.session, wanted.object) {
             return Ok(Err(Refusal::TooMany));
         }
         self.last_id += 1;
         let at = (wanted.object, self.last_id);
         self.tickets.insert((wanted.session, wanted.ticket), at);
+        *self.of_session.entry(wanted.session).or_insert(0) += 1;
         self.owners.entry(wanted.owner()).or_default().insert(at);
         self.queues.entry(wanted.object).or_default().push(Wait {
             id: self.last_id,
@@ -172,28 +184,62 @@ impl Waits {
             called: false,
             barges: false,
         });
-        // flock(2) knows no deadlocks, as whoever has the file open can end one.
-        if wanted.lock.owner.class == LockClass::Ranges && self.ring(at, false, held)?.is_some() {
+        let owner = wanted.owner();
+        if is_told(owner) && self.ring(owner, &[at], false, held)?.is_some() {
             self.forget(wanted.session, wanted.ticket);
             return Ok(Err(Refusal::Deadlock));
         }
-        Ok(Ok(self.open_rings(at, held)?))
+        Ok(Ok(self.open_rings(owner, &[at], held)?))
     }
 
-    /// An owner got a lock, perhaps while it waits for another. Returns objects with news.
+    fn is_full_for(&self, session: SessionId, object: ObjectId) -> bool {
+        let of_session = self.of_session.get(&session).copied().unwrap_or(0);
+        if self.len() >= WAITS_MAX || of_session >= WAITS_OF_SESSION_MAX {
+            return true;
+        }
+        let queue = self.queues.get(&object).map_or(&[][..], Vec::as_slice);
+        let own = queue.iter().filter(|w| w.wanted.session == session);
+        queue.len() >= WAITS_PER_OBJECT_MAX || own.count() >= WAITS_PER_OBJECT_OF_SESSION_MAX
+    }
+
+    /// An owner got a lock, perhaps while another of its threads waits for one. Those who wait for
+    /// what it got, and for whom it waits, would wait for ever: they are told, as they would be if
+    /// they asked only now.
     pub fn acquired<E>(
         &mut self,
         session: SessionId,
         owner: LockOwner,
         held: &impl Fn(ObjectId) -> Result<Vec<Held>, E>,
-    ) -> Result<Vec<ObjectId>, E> {
-        let waits = self.owners.get(&(session, owner));
+    ) -> Result<Acquired, E> {
+        let owner = (session, owner);
+        let waits = self.owners.get(&owner);
         let waits: Vec<Place> = waits.into_iter().flatten().copied().collect();
-        let mut news = Vec::new();
-        for at in waits {
-            news.extend(self.open_rings(at, held)?);
+        let mut acquired = Acquired::default();
+        if waits.is_empty() {
+            return Ok(acquired);
         }
-        Ok(news)
+        for _ in 0..RINGS_MAX {
+            if !is_told(owner) {
+                break;
+            }
+            let Some(ring) = self.ring(owner, &waits, false, held)? else {
+                break;
+            };
+            let Some(last) = self.wait_mut(ring.last) else {
+                break;
+            };
+            let Wanted {
+                session,
+                number,
+                ticket,
+                ..
+            } = last.wanted;
+            acquired.deadlocked.push(Called { session, number });
+            acquired.news.extend(self.forget(session, ticket));
+        }
+        let opened = self.open_rings(owner, &waits, held)?;
+        acquired.news.extend(opened);
+        Ok(acquired)
     }
 
     /// Whether others go before this request for a lock: those for whom it is reserved, and, if it
@@ -211,8 +257,8 @@ impl Waits {
             return false;
         };
         let owner = (session, lock.owner);
-        let called = queue.iter().find(|w| w.called && w.wanted.owner() == owner);
-        let is_called = called.is_some_and(|w| w.wanted.lock == *lock);
+        let mut called = queue.iter().filter(|w| w.called && w.owner() == owner);
+        let is_called = called.any(|w| w.wanted.lock == *lock);
         let has = |h: &Held| {
             (h.session, h.lock.owner) == owner
                 && h.lock.start <= lock.start
@@ -230,6 +276,12 @@ impl Waits {
     /// the object, of which [`Waits::call`] may have news.
     pub fn forget(&mut self, session: SessionId, ticket: u64) -> Option<ObjectId> {
         let at = self.tickets.remove(&(session, ticket))?;
+        if let Some(count) = self.of_session.get_mut(&session) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_session.remove(&session);
+            }
+        }
         if let Some(queue) = self.queues.get_mut(&at.0)
             && let Ok(index) = queue.binary_search_by_key(&at.1, |w| w.id)
         {
@@ -262,9 +314,13 @@ impl Waits {
         let Some(queue) = self.queues.get_mut(&object) else {
             return Vec::new();
         };
+        let holders = Holders::of(held);
         let mut called = Vec::new();
         for at in 0..queue.len() {
-            if queue[at].called || in_the_way(queue, at, held).next().is_some() {
+            let Wait { wanted, .. } = &queue[at];
+            let holders = holders.are_in_the_way_of(wanted.owner(), &wanted.lock);
+            let stays = || holders || queue.iter().enumerate().any(|w| goes_before(w, queue, at));
+            if queue[at].called || stays() {
                 continue;
             }
             queue[at].called = true;
@@ -276,19 +332,27 @@ impl Waits {
         called
     }
 
-    /// Takes soft edges away until no ring goes through this wait. Returns objects with news.
+    /// Takes soft edges away until no ring goes through these waits of an owner. Returns objects
+    /// with news.
     fn open_rings<E>(
         &mut self,
-        at: Place,
+        owner: Owner,
+        waits: &[Place],
         held: &impl Fn(ObjectId) -> Result<Vec<Held>, E>,
     ) -> Result<Vec<ObjectId>, E> {
         let mut opened = Vec::new();
-        while let Some(soft) = self.ring(at, true, held)? {
-            if soft.is_empty() {
+        for round in 0..2 * RINGS_MAX {
+            let Some(ring) = self.ring(owner, waits, true, held)? else {
+                break;
+            };
+            if ring.soft.is_empty() {
                 break; // hard all around: nobody can help
             }
-            for (object, id) in soft {
-                if let Some(wait) = self.wait_mut((object, id)) {
+            for (object, id) in ring.soft {
+                if round >= RINGS_MAX {
+                    let queue = self.queues.get_mut(&object);
+                    queue.into_iter().flatten().for_each(|w| w.barges = true);
+                } else if let Some(wait) = self.wait_mut((object, id)) {
                     wait.barges = true;
                 }
                 opened.push(object);
@@ -303,87 +367,26 @@ impl Waits {
         queue.get_mut(index)
     }
 
-    /// Looks for a ring through a wait's owner; of its waits those that wait by a soft edge.
+    /// Looks for a ring through an owner, from these of its waits.
     fn ring<E>(
         &self,
-        start: Place,
+        owner: Owner,
+        waits: &[Place],
         with_soft: bool,
         held: &impl Fn(ObjectId) -> Result<Vec<Held>, E>,
-    ) -> Result<Option<Vec<Place>>, E> {
-        let mut locks: HashMap<ObjectId, Vec<Held>> = HashMap::new();
-        let mut seen = BTreeSet::from([start]);
-        let mut steps = vec![Step {
-            at: start,
-            from: None,
-        }];
-        let mut target = None;
-        let mut next = 0;
-        while next < steps.len() && steps.len() <= RING_WAITS_MAX {
-            let (object, id) = steps[next].at;
-            let Some(queue) = self.queues.get(&object) else {
-                break;
-            };
-            let Ok(index) = queue.binary_search_by_key(&id, |w| w.id) else {
-                break;
-            };
-            let target = *target.get_or_insert_with(|| queue[index].wanted.owner());
-            let locks = match locks.entry(object) {
-                Entry::Occupied(read) => read.into_mut(),
-                Entry::Vacant(unread) => unread.insert(held(object)?),
-            };
-            for (owner, soft) in in_the_way(queue, index, locks) {
-                if soft && !with_soft {
-                    continue;
-                }
-                if owner == target {
-                    return Ok(Some(soft_steps(&steps, next, soft)));
-                }
-                for at in self.owners.get(&owner).into_iter().flatten() {
-                    if seen.insert(*at) {
-                        let from = Some((next, soft));
-                        steps.push(Step { at: *at, from });
-                    }
-                }
-            }
-            next += 1;
-        }
-        Ok(None)
+    ) -> Result<Option<Ring>, E> {
+        Search::new(&self.queues, &self.owners, owner, with_soft).from(waits, held)
     }
 }
 
-/// Of the steps to the last one those that go on by a soft edge; the last one's is `soft`.
-fn soft_steps(steps: &[Step], last: usize, soft: bool) -> Vec<Place> {
-    let mut found = Vec::new();
-    let (mut at, mut soft) = (last, soft);
-    loop {
-        if soft {
-            found.push(steps[at].at);
-        }
-        match steps[at].from {
-            Some(from) => (at, soft) = from,
-            None => return found,
-        }
-    }
+/// flock(2) knows no deadlocks, as whoever has the file open can end one.
+fn is_told((_, owner): Owner) -> bool {
+    owner.class == LockClass::Ranges
 }
 
-/// Whose locks and waits keep a wait waiting, and whether softly. Nobody's, if it is called.
-fn in_the_way<'a>(
-    queue: &'a [Wait],
-    at: usize,
-    held: &'a [Held],
-) -> impl Iterator<Item = (Owner, bool)> + 'a {
+/// Whether a wait (its index beside it) keeps the one at `at` waiting.
+pub(super) fn goes_before((i, other): (usize, &Wait), queue: &[Wait], at: usize) -> bool {
     let wait = &queue[at];
-    let Wanted { session, lock, .. } = &wait.wanted;
-    let holders = held
-        .iter()
-        .filter(|h| h.is_in_the_way_of(*session, lock))
-        .map(|h| ((h.session, h.lock.owner), false));
-    let others = queue
-        .iter()
-        .enumerate()
-        .filter(move |(i, w)| w.called || (*i < at && !wait.barges))
-        .filter(|(_, w)| w.clashes(wait.wanted.owner(), &wait.wanted.lock))
-        .map(|(_, w)| (w.wanted.owner(), !w.called));
-    let all = holders.chain(others);
-    all.filter(|_| !wait.called)
+    let before = other.called || (i < at && !wait.barges);
+    before && other.clashes(wait.owner(), &wait.wanted.lock)
 }

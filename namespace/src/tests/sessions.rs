@@ -89,6 +89,7 @@ fn an_ended_session_leaves_nothing_and_others_stay() {
         client_name: "app1".to_owned(),
         mounted_at_ms: 1_700_000_000_000,
         read_only: false,
+        began: Default::default(),
     };
     let (one, two) = (SessionId([1; 16]), SessionId([2; 16]));
     for id in [one, two] {

@@ -50,9 +50,10 @@ struct State {
     numbers: BTreeMap<u16, u64>,
     plain: u64,
     opens: Vec<ObjectId>,
-    /// Whether the session was known where it went, once it had begun.
+    /// Whether the session was not known where it went, although a change was confirmed to it.
     forgotten: bool,
-    welcomed: bool,
+    /// A change was confirmed.
+    confirmed: bool,
     leaves: bool,
     /// The highest record that an answer rested on, and the term of the primary that gave it.
     seen: (Term, Sequence),
@@ -309,8 +310,7 @@ impl Client {
         if state.seen.0 != welcomed.term {
             state.seen = (welcomed.term, Sequence::ZERO);
         }
-        state.forgotten |= state.welcomed && !welcomed.known;
-        state.welcomed = true;
+        state.forgotten |= state.confirmed && !welcomed.known;
         let welcome = Welcome {
             term: welcomed.term,
             ends: &welcomed.ends,
@@ -383,6 +383,7 @@ impl Client {
                 if let Some(order) = order.map(|(order, _)| *order)
                     && let Some((_, pending)) = state.pending.remove(&order)
                 {
+                    state.confirmed |= reply.changed;
                     state
                         .keep
                         .confirmed(&pending.operation, &pending.frame, &reply);

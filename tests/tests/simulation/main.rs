@@ -19,6 +19,7 @@ mod faults;
 mod history;
 mod holes;
 mod lines;
+mod lockers;
 mod moments;
 mod network;
 mod operator;

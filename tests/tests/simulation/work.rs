@@ -230,6 +230,22 @@ impl Work {
         self.files[self.random.index(LARGE)]
     }
 
+    /// One of two files that are locked.
+    pub(crate) fn locked_file(&self, at: usize) -> ObjectId {
+        self.logs[at]
+    }
+
+    /// Something begins that has to end before the power is cut.
+    pub(crate) fn begins(&self) {
+        self.under_way.set(self.under_way.get() + 1);
+    }
+
+    /// It ended.
+    pub(crate) fn ends(&self) {
+        self.under_way.set(self.under_way.get() - 1);
+        self.done.set(self.done.get() + 1);
+    }
+
     /// What a command answered: where it compared replicas, they must be equal.
     pub(crate) fn take_verdict(&self, answer: &serde_json::Value) {
         let differences = answer["differences"].as_array();
@@ -268,7 +284,7 @@ impl Work {
     }
 
     /// Waits for a while, and while everything is held up. False: it is the end.
-    async fn may_go_on(&self, pause_ms: Range<u64>) -> bool {
+    pub(crate) async fn may_go_on(&self, pause_ms: Range<u64>) -> bool {
         let pause = self.random.within(pause_ms);
         tokio::time::sleep(Duration::from_millis(pause)).await;
         while self.held_up.get() && !self.ended.get() {

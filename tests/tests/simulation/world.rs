@@ -21,6 +21,7 @@ use super::client::Client;
 use super::cluster::{CLIENTS_FROM, Cluster, Journal};
 use super::disks::mend_disks;
 use super::faults::{Faults, Nodes, put_right, serving, wait_until_in_sync};
+use super::lockers::Lockers;
 use super::network::Network;
 use super::pool::Pool;
 use super::random::Random;
@@ -36,6 +37,9 @@ const LATE: Duration = Duration::from_secs(4);
 /// Slots of a client, one a worker, and one for looking.
 const WORKERS: u16 = 3;
 const LOOKING: u16 = 100;
+
+/// In one of so many runs clients lock files.
+const LOCKERS_IN: u64 = 4;
 
 /// What a run came to.
 #[derive(Default)]
@@ -148,6 +152,13 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
         let visit = Rc::clone(&work).visit(move || mount(CLIENTS_FROM + CLIENTS + guest));
         workers.push(tokio::task::spawn_local(visit));
     }
+    // In some of the runs, and from numbers of their own: the others stay as they are.
+    let lockers = seed
+        .is_multiple_of(LOCKERS_IN)
+        .then(|| Lockers::new(&work, Random::new(!seed)));
+    if let Some(lockers) = &lockers {
+        workers.extend(clients.iter().flat_map(|client| lockers.begin(client)));
+    }
     let mut faults = Faults {
         nodes: Rc::clone(&nodes),
         work: Rc::clone(&work),
@@ -174,6 +185,9 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
     }
     work.end();
     let ended = finish(&nodes, &work, &clients).await;
+    if let (true, Some(lockers)) = (ended, &lockers) {
+        lockers.check(&clients[0], LOOKING).await;
+    }
     for worker in workers {
         worker.abort();
     }

@@ -224,3 +224,117 @@ fn the_records_of_others_are_remembered_until_they_are_stable() {
     assert_eq!(present.authors, [author(12)]);
     assert_eq!(present.stable, (Term(1), Sequence(5)));
 }
+
+fn lock(number: u64) -> (Operation, RawFrame) {
+    use protocol::fs::{Lock, LockClass, LockKind, LockOwner};
+    let lock = Lock {
+        owner: LockOwner {
+            class: LockClass::Ranges,
+            id: 1,
+        },
+        kind: LockKind::Exclusive,
+        start: 0,
+        end: 9,
+        pid: 1,
+    };
+    let operation = Operation::Lock {
+        object: FILE,
+        lock,
+        ticket: 0,
+        waits: false,
+    };
+    let request = Request {
+        slot: 4,
+        number,
+        caller: Caller::default(),
+        operation: operation.clone(),
+        payload: Bytes::new(),
+    };
+    (operation, request.encode())
+}
+
+/// A primary lacks a lock that was confirmed: until it says whether it is held again nothing may be
+/// done under it, and if it is not, its owner is told and nobody else.
+#[test]
+fn a_lock_that_is_presented_is_awaited_and_if_refused_lost_with_its_owner() {
+    let ends = [(Term(1), Sequence(11))];
+    let of_lock = |outcome| Reply {
+        slot: 4,
+        ..reply(1, 30, 0, outcome)
+    };
+    for refused in [false, true] {
+        let mut keep = keeping(1, 1);
+        let (operation, frame) = lock(1);
+        let confirmed = Reply {
+            sequence: Sequence(12),
+            ..of_lock(Outcome::Done)
+        };
+        keep.confirmed(&operation, &frame, &confirmed);
+        assert!(!keep.awaits_locks());
+        let frames = keep.welcomed(welcome(2, &ends), std::iter::empty());
+        assert_eq!(replays(&frames).len(), 1);
+        assert!(keep.awaits_locks());
+        let outcome = if refused {
+            Outcome::Error(5)
+        } else {
+            Outcome::Done
+        };
+        assert!(keep.replayed(&of_lock(outcome)));
+        assert!(!keep.awaits_locks());
+        let lost = keep.take_lost();
+        let expected: &[Operation] = if refused { &[operation] } else { &[] };
+        assert_eq!(lost.locking, expected);
+        assert!(lost.objects.is_empty() && !lost.any, "no data is");
+    }
+}
+
+#[test]
+fn a_lock_that_is_stable_when_its_answer_comes_is_awaited_no_more() {
+    let mut keep = keeping(0, 1);
+    let (operation, frame) = lock(1);
+    let answer = Reply {
+        slot: 4,
+        ..reply(1, 12, 0, Outcome::Done)
+    };
+    keep.confirmed(&operation, &frame, &answer);
+    keep.welcomed(welcome(2, &[(Term(1), Sequence(11))]), std::iter::empty());
+    keep.replayed(&answer);
+    keep.welcomed(welcome(3, &[(Term(2), Sequence(11))]), std::iter::empty());
+    assert!(keep.awaits_locks());
+    let answer = Reply {
+        stable: Sequence(20),
+        sequence: Sequence(13),
+        ..answer
+    };
+    keep.told(&reply(99, 20, 20, Outcome::Done));
+    keep.told(&answer);
+    keep.replayed(&answer);
+    assert!(!keep.awaits_locks());
+}
+
+/// It was too much to keep, and is not there any more.
+#[test]
+fn a_lock_that_is_no_longer_kept_is_lost_where_the_primary_lacks_it() {
+    for lacks in [false, true] {
+        let mut keep = keeping(0, 1);
+        let (operation, frame) = lock(1);
+        keep.confirmed(&operation, &frame, &reply(1, 12, 0, Outcome::Done));
+        for number in 2..40 {
+            let (operation, frame) = write(number, UNLIKELY);
+            keep.confirmed(
+                &operation,
+                &frame,
+                &reply(number, 12 + number, 0, written(1)),
+            );
+        }
+        assert!(keep.wants_flush());
+        keep.flushed();
+        assert_eq!(keep.beyond_locking.len(), 1);
+        let ends = [(Term(1), Sequence(if lacks { 11 } else { 100 }))];
+        keep.welcomed(welcome(2, &ends), std::iter::empty());
+        let lost = keep.take_lost().locking;
+        assert_eq!(lost.len(), usize::from(lacks));
+        keep.told(&reply(99, 200, 200, Outcome::Done));
+        assert!(keep.beyond_locking.is_empty());
+    }
+}
