@@ -61,6 +61,8 @@ struct State {
     keep: Keep,
     /// What could not be put back.
     lost: Vec<String>,
+    /// The node that let the session in last.
+    likely: Place,
 }
 
 impl State {
@@ -235,8 +237,9 @@ impl Client {
                 Purpose::Client(self.volume),
             );
             if let Ok(end) = dialled.await
-                && let Some(welcomed) = self.greet(end).await
+                && let Some(welcomed) = self.greet(node, end).await
             {
+                self.state.borrow_mut().likely = node;
                 return welcomed;
             }
             tokio::time::sleep(pause).await;
@@ -244,13 +247,13 @@ impl Client {
         }
     }
 
-    async fn greet(&self, end: End) -> Option<Welcomed> {
+    async fn greet(&self, node: Place, end: End) -> Option<Welcomed> {
         let End {
             mut reader,
             mut writer,
         } = end;
         let mut buffer = BytesMut::new();
-        let (hello, frames, mark) = self.greeting();
+        let (hello, frames, mark) = self.greeting(node);
         send(&mut writer, &hello).await?;
         for frame in &frames {
             send(&mut writer, frame).await?;
@@ -281,8 +284,8 @@ impl Client {
     }
 
     /// The hello, what is asked at once behind it, and how much had been asked by then.
-    fn greeting(&self) -> (RawFrame, Vec<RawFrame>, u64) {
-        let state = self.state.borrow();
+    fn greeting(&self, node: Place) -> (RawFrame, Vec<RawFrame>, u64) {
+        let mut state = self.state.borrow_mut();
         let hello = Hello {
             version: FS_VERSION,
             volume: self.volume,
@@ -295,11 +298,15 @@ impl Client {
             kept_terms: state.keep.terms(),
         };
         let begins = state.keep.terms().is_empty() && state.pending.values().all(|(_, p)| !p.sent);
-        if !self.impatient || !begins {
+        if !self.impatient || !begins || node != state.likely {
             return (hello.encode(), Vec::new(), 0);
         }
         let mut frames = Keep::new().welcomed(NOTHING_LOST, std::iter::empty());
-        frames.extend(state.pending.values().map(|(_, p)| p.frame.clone()));
+        for (_, pending) in state.pending.values_mut() {
+            // Whether it is let in or not: the node may carry it out.
+            pending.sent = true;
+            frames.push(pending.frame.clone());
+        }
         (hello.encode(), frames, state.asked)
     }
 

@@ -97,10 +97,7 @@ impl Shape {
         };
         // Of its own, so that the others are what they were without it.
         let lines = Random::new(!seed);
-        let long = lines.one_in(6);
-        // Not yet with bricks that come and go: with 447 and 479 long, replicas did not come to be in
-        // sync, and a write was torn.
-        let far = long && family != Family::Bricks;
+        let far = lines.one_in(6);
         let (latency_ms, jitter_ms) = (1 + random.within(0..3), random.within(0..4));
         Self {
             family,
@@ -108,7 +105,7 @@ impl Shape {
             quorum,
             protocols,
             far,
-            switches_links: !long && lines.one_in(3),
+            switches_links: !far && lines.one_in(3),
             latency_ms: if far {
                 lines.within(50..125)
             } else {
