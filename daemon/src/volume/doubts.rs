@@ -12,10 +12,20 @@ use storage::{LastWrite, Medium};
 use super::driver::Driver;
 use super::gathering::Gathering;
 use super::keys::Keys;
-use super::replay::{Put, was_answered};
+use super::replay::was_answered;
 
 /// Writes that are remembered since over what a crash left in doubt.
 const REWRITES_MAX: usize = 16 << 10;
+
+/// Whether the data of a write is where its record is.
+pub(super) enum Data {
+    /// It is, or what is newer.
+    Here,
+    /// It must be looked at again when something changed.
+    Later,
+    /// It is missing, and others went on without it.
+    Lost,
+}
 
 /// What is known besides the recovery's own report.
 #[derive(Default)]
@@ -38,7 +48,14 @@ impl<M: Medium> Driver<M> {
 
     /// Whether clients shall send writes whose records are here.
     pub(super) fn wants_data(&self) -> bool {
-        self.doubts().next().is_some() && !self.replays.doubts.lost_count
+        self.doubts().next().is_some()
+    }
+
+    /// Where data may be missing, or here without its records.
+    pub(super) fn all_doubts(&self) -> Vec<(ObjectId, Range<u64>)> {
+        self.doubts()
+            .map(|(of, range)| (of, range.clone()))
+            .collect()
     }
 
     /// Where data may be missing although its records are here.
@@ -69,7 +86,7 @@ impl<M: Medium> Driver<M> {
     /// A record changed data: what it changed of what a crash left in doubt is right from here on,
     /// and what an earlier write had put there is not missing any more.
     pub(super) fn note_data(&mut self, sequence: Sequence, changes: &[Change]) {
-        if !self.wants_data() {
+        if !self.wants_data() || self.replays.doubts.lost_count {
             return;
         }
         let sequence = self.replays.doubts.rewrites.unwrap_or(sequence);
@@ -92,14 +109,15 @@ impl<M: Medium> Driver<M> {
     }
 
     /// The record of a large write is here; what a crash took of its data is written again, but for
-    /// what a later write put in its place.
+    /// what a later write put in its place. What was confirmed is not put back behind what others
+    /// may have seen without it: then it is lost.
     pub(super) fn put_data_back(
         &mut self,
         session: SessionId,
         replay: &Replay,
-    ) -> Result<Put, String> {
+    ) -> Result<Data, String> {
         let Operation::Write { object, offset, .. } = replay.request.operation else {
-            return Ok(Put::Taken);
+            return Ok(Data::Here);
         };
         let place = if was_answered(replay) {
             replay.at
@@ -108,9 +126,8 @@ impl<M: Medium> Driver<M> {
         };
         let stable = self.replays.gathering.as_ref().map(Gathering::stable);
         let is_stable = stable.is_some_and(|stable| place <= stable);
-        let late = self.replays.gathering.is_none() && self.replays.changers.any_other(session);
-        if is_stable || late || !self.wants_data() {
-            return Ok(Put::Taken);
+        if is_stable || !self.wants_data() {
+            return Ok(Data::Here);
         }
         let size = namespace::size(&Keys(&self.brick), object).map_err(|e| e.to_string())?;
         let end = offset
@@ -126,6 +143,25 @@ impl<M: Medium> Driver<M> {
         for lost in later.filter(|l| l.object == object && l.sequence > place.1) {
             pieces = without(pieces, &lost.range);
         }
+        if pieces.is_empty() {
+            return Ok(Data::Here);
+        }
+        let late = self.replays.gathering.is_none() && self.replays.changers.any_other(session);
+        if self.replays.doubts.lost_count || (late && was_answered(replay)) {
+            let payload = &replay.request.payload;
+            // Waits for the device, once: a crash, and a client that was away since.
+            let there = |piece: &Range<u64>| {
+                let from = usize::try_from(piece.start - offset).ok()?;
+                let len = u32::try_from(piece.end - piece.start).ok()?;
+                let data = self.brick.read_now(object, piece.start, len).ok()?;
+                (data == payload.get(from..from + len as usize)?).then_some(())
+            };
+            if pieces.iter().all(|piece| there(piece).is_some()) {
+                return Ok(Data::Here);
+            }
+            tracing::info!(%object, ?place, "data of a write is lost");
+            return Ok(Data::Lost);
+        }
         let unprepared = |d: &mut Self, piece: &Range<u64>| {
             let write = Operation::Write {
                 object,
@@ -136,7 +172,7 @@ impl<M: Medium> Driver<M> {
             !d.is_prepared(&write, piece.end - piece.start)
         };
         if pieces.iter().any(|piece| unprepared(self, piece)) {
-            return Ok(Put::Later);
+            return Ok(Data::Later);
         }
         for piece in pieces {
             tracing::debug!(%object, ?piece, ?place, "data of a write is put back");
@@ -155,7 +191,7 @@ impl<M: Medium> Driver<M> {
                 return Err(error.to_string());
             }
         }
-        Ok(Put::Taken)
+        Ok(Data::Here)
     }
 }
 

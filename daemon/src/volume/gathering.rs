@@ -182,6 +182,18 @@ impl Gathering {
         Some((session, replay))
     }
 
+    /// Takes one of those that are held and have no place.
+    pub(super) fn take_unplaced(
+        &mut self,
+        wanted: impl Fn(&Replay) -> bool,
+    ) -> Option<(SessionId, Box<Replay>)> {
+        let mut held = self.held.iter();
+        let at = held.position(|(s, r)| self.place_of(*s, r).is_none() && wanted(r))?;
+        let (session, replay) = self.held.swap_remove(at);
+        self.held_bytes -= 256 + replay.request.payload.len();
+        Some((session, replay))
+    }
+
     /// The session has this one next: whether it may go now.
     pub(super) fn turn(&mut self, session: SessionId, place: Place, now: Duration) -> Turn {
         if self.sessions.get(&session) != Some(&Stand::Next(place)) {

@@ -12,7 +12,7 @@ use protocol::volume::Protocol;
 use replication::state::RoleReason;
 use storage::Medium;
 
-use super::doubts::Doubts;
+use super::doubts::{Data, Doubts};
 use super::driver::{Driver, Held, OrderError, PendingReply, Token, Waiting};
 use super::gathering::{Authors, Changers, Gathering, Turn};
 use super::keys::Keys;
@@ -320,6 +320,9 @@ impl<M: Medium> Driver<M> {
                 }
             }
         }
+        if !self.put_doubtful() {
+            return;
+        }
         // Others take from here what a crash left in doubt; from now on what is here counts.
         if let Err(error) = self.brick.clear_suspects() {
             self.fail(&error);
@@ -333,6 +336,35 @@ impl<M: Medium> Driver<M> {
         );
         self.tell_losses();
         self.changed.notify_waiters();
+    }
+
+    /// What was never answered, and went in part where a crash left data in doubt, without its
+    /// record: it takes effect before anybody sees the part. False: it must be tried again.
+    fn put_doubtful(&mut self) -> bool {
+        let doubts = self.all_doubts();
+        let part_is_here = |replay: &Replay| {
+            let Operation::Write { object, offset, .. } = replay.request.operation else {
+                return false;
+            };
+            let end = offset.saturating_add(replay.request.payload.len() as u64);
+            let mut doubts = doubts.iter();
+            doubts.any(|(of, range)| *of == object && range.start < end && offset < range.end)
+        };
+        while let Some(gathering) = &mut self.replays.gathering
+            && let Some((session, replay)) = gathering.take_unplaced(part_is_here)
+        {
+            match self.put_back(session, &replay) {
+                Ok(Put::Taken) => {}
+                Ok(Put::Later) => {
+                    if let Some(gathering) = &mut self.replays.gathering {
+                        gathering.hold(session, replay);
+                    }
+                    return false;
+                }
+                Err(reason) => tracing::warn!(%reason, "an operation was not put back"),
+            }
+        }
+        true
     }
 
     /// A session ended: it brings nothing.
@@ -356,8 +388,10 @@ impl<M: Medium> Driver<M> {
         let request = &replay.request;
         tracing::debug!(session = %session.short(), order = ?replay.order, at = ?replay.at, operation = ?request.operation, "an operation comes back");
         if self.is_here(session, replay)? {
-            if let Put::Later = self.put_data_back(session, replay)? {
-                return Ok(Put::Later);
+            match self.put_data_back(session, replay)? {
+                Data::Here => {}
+                Data::Later => return Ok(Put::Later),
+                Data::Lost => return Ok(self.refuse_replay(session, replay)),
             }
             if was_answered(replay) {
                 self.answer_replay(session, request, replay.at.1, Outcome::Done);

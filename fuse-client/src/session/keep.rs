@@ -38,6 +38,8 @@ struct Kept {
     writes: bool,
     /// Where it is about a lock.
     locking: Option<Operation>,
+    /// It was presented to the primary, which has not answered it yet.
+    presented: bool,
     request: RawFrame,
 }
 
@@ -194,7 +196,9 @@ impl Keep {
         self.stable = reply.stable;
         let here = (self.term, self.stable);
         let is_stable = |at: Place| at.0 == here.0 && at.1 <= here.1;
-        while let Some(first) = self.kept.first_entry().filter(|e| is_stable(e.get().at)) {
+        // What was presented waits for its answer: the record may be stable and its data gone.
+        let is_over = |kept: &Kept| is_stable(kept.at) && !kept.presented;
+        while let Some(first) = self.kept.first_entry().filter(|e| is_over(e.get())) {
             let kept = first.remove();
             self.forget_key(&kept);
         }
@@ -221,6 +225,7 @@ impl Keep {
             objects: objects_of(operation, &reply.outcome),
             writes: matches!(operation, Operation::Write { .. }),
             locking: is_locking(operation).then(|| operation.clone()),
+            presented: false,
             request: request.clone(),
         };
         self.bytes += kept.bytes();
@@ -300,7 +305,8 @@ impl Keep {
             if !lacking {
                 kept.at = (welcome.term, kept.at.1);
             }
-            if lacking || (welcome.in_doubt && kept.writes) {
+            kept.presented = lacking || (welcome.in_doubt && kept.writes);
+            if kept.presented {
                 let (at, time) = (kept.at, kept.time);
                 if let Some(Operation::Lock { .. }) = kept.locking {
                     self.asked_locks.extend(key_of(&kept.request));
@@ -338,6 +344,7 @@ impl Keep {
             }
         } else if let Some(kept) = self.kept.get_mut(&order) {
             kept.at = (self.term, reply.sequence);
+            kept.presented = false;
         }
         true
     }

@@ -18,6 +18,7 @@ mod disks;
 mod faults;
 mod history;
 mod holes;
+mod late;
 mod lines;
 mod lockers;
 mod moments;

@@ -57,14 +57,20 @@ pub(super) fn spec() -> VolumeSpec {
 pub(super) struct Stage {
     pub(super) nodes: Nodes,
     journal: Journal,
-    one: Client,
-    other: Client,
+    pub(super) one: Client,
+    pub(super) other: Client,
     pub(super) file: ObjectId,
     /// A file whose every byte was zeroed after it had been written.
     pub(super) hollow: ObjectId,
 }
 
-async fn write(client: &Client, slot: u16, object: ObjectId, offset: u64, data: Vec<u8>) {
+pub(super) async fn write(
+    client: &Client,
+    slot: u16,
+    object: ObjectId,
+    offset: u64,
+    data: Vec<u8>,
+) {
     let operation = Operation::Write {
         object,
         offset,
@@ -77,7 +83,11 @@ async fn write(client: &Client, slot: u16, object: ObjectId, offset: u64, data: 
 
 impl Stage {
     pub(super) async fn new() -> Self {
-        let random = Random::new(7);
+        Self::with_seed(7).await
+    }
+
+    pub(super) async fn with_seed(seed: u64) -> Self {
+        let random = Random::new(seed);
         let journal = Journal::new(false);
         let spec = spec();
         let volume = spec.id;

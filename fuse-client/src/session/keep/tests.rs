@@ -140,6 +140,28 @@ fn what_a_primary_lacks_is_sent_in_order_under_its_number_and_kept_on() {
     assert_eq!(keep.take_lost(), Lost::default());
 }
 
+/// The refusal says itself that the record is stable; the data is gone all the same.
+#[test]
+fn what_was_presented_is_lost_also_where_its_record_is_stable() {
+    let mut keep = keeping(2, 1);
+    let ends = [(Term(1), Sequence(12))];
+    let in_doubt = Welcome {
+        in_doubt: true,
+        ..welcome(2, &ends)
+    };
+    assert_eq!(
+        replays(&keep.welcomed(in_doubt, std::iter::empty())).len(),
+        2
+    );
+    let refused = reply(1, 0, 15, Outcome::Error(5));
+    keep.told(&refused);
+    assert!(keep.replayed(&refused));
+    assert_eq!(keep.take_lost().objects, [FILE]);
+    assert!(keep.replayed(&reply(2, 12, 15, written(2))));
+    keep.told(&reply(99, 16, 16, Outcome::Done));
+    assert!(keep.is_empty());
+}
+
 #[test]
 fn what_is_refused_is_lost_and_told_once() {
     let mut keep = keeping(2, 1);

@@ -1,0 +1,71 @@
+//! The power goes everywhere, and a mount comes back when others have gone on: what it wrote is
+//! there, or it is told that it is not (DUR-2).
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use protocol::fs::{Operation, Outcome};
+use protocol::units::BLOCK_BYTES;
+
+use super::cluster::CLIENTS_FROM;
+use super::faults::wait_until_in_sync;
+use super::repair::{Stage, run, write};
+
+/// So much goes into the object's file at once, and its record into the journal.
+const LARGE: usize = 16 * BLOCK_BYTES as usize;
+
+/// Cuts the first mount off from the nodes, or connects it again.
+async fn cut_off(stage: &Stage, cut: bool) {
+    let cluster = stage.nodes.lock().await;
+    match cut {
+        true => (0..2).for_each(|node| {
+            cluster.network.block(CLIENTS_FROM, node);
+            cluster.network.block(node, CLIENTS_FROM);
+        }),
+        false => cluster.network.heal(),
+    }
+}
+
+/// Whether what was written is there when the mount is back, and whether it is told of a loss.
+fn written_and_told(seed: u64) -> (bool, bool) {
+    run(async {
+        let stage = Stage::with_seed(seed).await;
+        let data = vec![7; LARGE];
+        write(&stage.one, 0, stage.hollow, 0, data.clone()).await;
+        cut_off(&stage, true).await;
+        {
+            let mut cluster = stage.nodes.lock().await;
+            for node in [0, 1] {
+                cluster.power_off(node).await;
+            }
+            for node in [0, 1] {
+                cluster.start(node);
+            }
+        }
+        // Longer than anybody is awaited, and shorter than a session lives.
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        write(&stage.other, 0, stage.file, 0, vec![8; 100]).await;
+        cut_off(&stage, false).await;
+        let sync = Operation::SyncAll;
+        let _ = stage.one.call(0, sync, Bytes::new()).await;
+        assert!(wait_until_in_sync(&stage.nodes).await);
+        let read = Operation::Read {
+            object: stage.hollow,
+            offset: 0,
+            len: LARGE as u32,
+        };
+        let found = stage.other.call(9, read, Bytes::new()).await;
+        let there = found == Outcome::Data(Bytes::from(data));
+        (there, !stage.one.take_losses().is_empty())
+    })
+}
+
+#[test]
+fn a_mount_that_comes_late_is_told_of_data_that_a_power_cut_took() {
+    let seen: Vec<_> = (0..40).map(written_and_told).collect();
+    for (seed, (there, told)) in seen.iter().enumerate() {
+        assert_ne!(there, told, "seed {seed}");
+    }
+    assert!(seen.iter().any(|(there, _)| *there));
+    assert!(seen.iter().any(|(_, told)| *told));
+}
