@@ -353,7 +353,17 @@ impl<M: Medium> Driver<M> {
         while let Some(gathering) = &mut self.replays.gathering
             && let Some((session, replay)) = gathering.take_unplaced(part_is_here)
         {
-            match self.put_back(session, &replay) {
+            // Not refused for want of room: what cannot be stored is there already, in part.
+            let len = replay.request.payload.len() as u64;
+            let known = self.sessions.by_id.get(&session);
+            let done = if !known.is_some_and(|s| !s.was_unknown) || self.settings.read_only {
+                Ok(Put::Taken)
+            } else if self.is_prepared(&replay.request.operation, len) {
+                self.execute_again(session, &replay)
+            } else {
+                Ok(Put::Later)
+            };
+            match done {
                 Ok(Put::Taken) => {}
                 Ok(Put::Later) => {
                     if let Some(gathering) = &mut self.replays.gathering {
