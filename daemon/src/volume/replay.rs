@@ -356,7 +356,7 @@ impl<M: Medium> Driver<M> {
             // Not refused for want of room: what cannot be stored is there already, in part.
             let len = replay.request.payload.len() as u64;
             let known = self.sessions.by_id.get(&session);
-            let done = if !known.is_some_and(|s| !s.was_unknown) || self.settings.read_only {
+            let done = if known.is_none_or(|s| s.was_unknown) || self.settings.read_only {
                 Ok(Put::Taken)
             } else if self.is_prepared(&replay.request.operation, len) {
                 self.execute_again(session, &replay)
