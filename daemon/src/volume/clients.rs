@@ -17,6 +17,7 @@ use storage::{Medium, ReadError, ReadOutcome, SeekFor};
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
+use super::doubts::meet;
 use super::driver::{Driver, FlushWaiter, Held, OrderError, PendingReply, Shared, Token, Waiting};
 use super::keys::Keys;
 use super::outbox::Outbox;
@@ -36,7 +37,7 @@ const SPACE_MARGIN_BYTES: u64 = 4 << 20;
 
 pub(super) const EIO: i32 = 5;
 const ENFILE: i32 = 23;
-const ENOSPC: i32 = 28;
+pub(super) const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
 
 /// What has to be tried again when something changed.
@@ -471,8 +472,7 @@ impl<M: Medium> Driver<M> {
             return false;
         };
         let end = offset.saturating_add(u64::from(*len));
-        let mut doubts = self.recovery.suspect.iter();
-        doubts.any(|(of, range)| of == object && range.start < end && *offset < range.end)
+        meet(&self.recovery.suspect, *object, &(*offset..end))
     }
 
     fn note_slot(&mut self, session: SessionId, request: &Request) {

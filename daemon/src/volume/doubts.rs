@@ -51,11 +51,18 @@ impl<M: Medium> Driver<M> {
         self.doubts().next().is_some()
     }
 
-    /// Where data may be missing, or here without its records.
-    pub(super) fn all_doubts(&self) -> Vec<(ObjectId, Range<u64>)> {
-        self.doubts()
-            .map(|(of, range)| (of, range.clone()))
-            .collect()
+    /// Takes one of the writes that were never answered and are held, of which a part may be here
+    /// without its record.
+    pub(super) fn take_part_here(&mut self) -> Option<(SessionId, Box<Replay>)> {
+        let (own, pulled) = (&self.recovery.suspect, &self.replays.doubts.pulled);
+        let part_is_here = |replay: &Replay| {
+            let Operation::Write { object, offset, .. } = replay.request.operation else {
+                return false;
+            };
+            let range = offset..offset.saturating_add(replay.request.payload.len() as u64);
+            meet(own, object, &range) || meet(pulled, object, &range)
+        };
+        self.replays.gathering.as_mut()?.take_unplaced(part_is_here)
     }
 
     /// Where data may be missing although its records are here.
@@ -91,10 +98,8 @@ impl<M: Medium> Driver<M> {
         }
         let sequence = self.replays.doubts.rewrites.unwrap_or(sequence);
         for (object, range) in changes.iter().filter_map(Change::data) {
-            let meets = self.doubts().any(|(of, doubt)| {
-                of == object && doubt.start < range.end && range.start < doubt.end
-            });
-            if meets {
+            let (own, pulled) = (&self.recovery.suspect, &self.replays.doubts.pulled);
+            if meet(own, object, &range) || meet(pulled, object, &range) {
                 self.recovery.last_writes.push(LastWrite {
                     object,
                     range,
@@ -193,6 +198,18 @@ impl<M: Medium> Driver<M> {
         }
         Ok(Data::Here)
     }
+}
+
+/// Whether a range of an object meets what is in doubt.
+pub(super) fn meet(
+    doubts: &[(ObjectId, Range<u64>)],
+    object: ObjectId,
+    range: &Range<u64>,
+) -> bool {
+    let meets = |doubt: &Range<u64>| doubt.start < range.end && range.start < doubt.end;
+    doubts
+        .iter()
+        .any(|(of, doubt)| *of == object && meets(doubt))
 }
 
 /// Ranges without what lies in another.

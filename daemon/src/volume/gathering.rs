@@ -23,6 +23,10 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// a request, after everything else.
 const HELD_BYTES_MAX: usize = 64 << 20;
 
+fn held_bytes_of(replay: &Replay) -> usize {
+    256 + replay.request.payload.len()
+}
+
 /// How far a session is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stand {
@@ -144,7 +148,7 @@ impl Gathering {
 
     /// Holds what was never answered, until its place is known and reached.
     pub(super) fn hold(&mut self, session: SessionId, replay: Box<Replay>) {
-        let bytes = 256 + replay.request.payload.len();
+        let bytes = held_bytes_of(&replay);
         let key = |r: &Replay| (r.request.slot, r.request.number);
         // Who comes again brings the same again.
         let again =
@@ -170,14 +174,19 @@ impl Gathering {
         places.flatten().min()
     }
 
+    fn let_go(&mut self, at: usize) -> (SessionId, Box<Replay>) {
+        let (session, replay) = self.held.swap_remove(at);
+        self.held_bytes -= held_bytes_of(&replay);
+        (session, replay)
+    }
+
     /// Takes what is held for this place.
     pub(super) fn take_held(&mut self, place: Place) -> Option<(SessionId, Box<Replay>)> {
         let at = self
             .held
             .iter()
             .position(|(s, r)| self.place_of(*s, r) == Some(place))?;
-        let (session, mut replay) = self.held.swap_remove(at);
-        self.held_bytes -= 256 + replay.request.payload.len();
+        let (session, mut replay) = self.let_go(at);
         replay.order = Some(place);
         Some((session, replay))
     }
@@ -189,9 +198,7 @@ impl Gathering {
     ) -> Option<(SessionId, Box<Replay>)> {
         let mut held = self.held.iter();
         let at = held.position(|(s, r)| self.place_of(*s, r).is_none() && wanted(r))?;
-        let (session, replay) = self.held.swap_remove(at);
-        self.held_bytes -= 256 + replay.request.payload.len();
-        Some((session, replay))
+        Some(self.let_go(at))
     }
 
     /// The session has this one next: whether it may go now.

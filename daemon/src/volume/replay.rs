@@ -12,6 +12,7 @@ use protocol::volume::Protocol;
 use replication::state::RoleReason;
 use storage::Medium;
 
+use super::clients::ENOSPC;
 use super::doubts::{Data, Doubts};
 use super::driver::{Driver, Held, OrderError, PendingReply, Token, Waiting};
 use super::gathering::{Authors, Changers, Gathering, Turn};
@@ -341,29 +342,8 @@ impl<M: Medium> Driver<M> {
     /// What was never answered, and went in part where a crash left data in doubt, without its
     /// record: it takes effect before anybody sees the part. False: it must be tried again.
     fn put_doubtful(&mut self) -> bool {
-        let doubts = self.all_doubts();
-        let part_is_here = |replay: &Replay| {
-            let Operation::Write { object, offset, .. } = replay.request.operation else {
-                return false;
-            };
-            let end = offset.saturating_add(replay.request.payload.len() as u64);
-            let mut doubts = doubts.iter();
-            doubts.any(|(of, range)| *of == object && range.start < end && offset < range.end)
-        };
-        while let Some(gathering) = &mut self.replays.gathering
-            && let Some((session, replay)) = gathering.take_unplaced(part_is_here)
-        {
-            // Not refused for want of room: what cannot be stored is there already, in part.
-            let len = replay.request.payload.len() as u64;
-            let known = self.sessions.by_id.get(&session);
-            let done = if known.is_none_or(|s| s.was_unknown) || self.settings.read_only {
-                Ok(Put::Taken)
-            } else if self.is_prepared(&replay.request.operation, len) {
-                self.execute_again(session, &replay)
-            } else {
-                Ok(Put::Later)
-            };
-            match done {
+        while let Some((session, replay)) = self.take_part_here() {
+            match self.put_back(session, &replay) {
                 Ok(Put::Taken) => {}
                 Ok(Put::Later) => {
                     if let Some(gathering) = &mut self.replays.gathering {
@@ -420,7 +400,10 @@ impl<M: Medium> Driver<M> {
             tracing::info!(%known, %late, "an operation cannot be put back");
             return Ok(self.refuse_replay(session, replay));
         }
-        if self.refuse_change(session, request).is_some() {
+        // What has no place comes here only where a part of it is stored: it is not refused for want
+        // of room.
+        let refused = self.refuse_change(session, request);
+        if refused.is_some_and(|errno| errno != ENOSPC || replay.order.is_some()) {
             return Ok(self.refuse_replay(session, replay));
         }
         if !self.is_prepared(&request.operation, request.payload.len() as u64) {
