@@ -38,6 +38,8 @@ const EXACT_KEYS_MAX: usize = 512;
 const EXACT_BYTES_MAX: usize = 256 << 10;
 /// No object has a block from here on: its bytes could not be counted.
 const BLOCKS_MAX: u64 = i64::MAX as u64 / BLOCK_BYTES + 1;
+/// How long to wait for a word that what clients kept is put back, before looking again.
+const PUT_BACK_PAUSE: Duration = Duration::from_millis(50);
 /// Objects of one exact range.
 const EXACT_OBJECTS_MAX: usize = 4096;
 
@@ -451,10 +453,22 @@ impl<M: Medium> Run<M> {
         .ok_or(Stopped)
     }
 
+    /// Waits until what clients kept is put back. What a crash left in doubt here may be whole at
+    /// the others, and whoever takes over from here would not know that it was lost (DUR-5).
+    async fn once_put_back(&self) -> Result<(), Stopped> {
+        let changed = self.with(|d| d.changed.clone())?;
+        while self.with(|d| d.replays.hold_up())? {
+            let _ = tokio::time::timeout(PUT_BACK_PAUSE, changed.notified()).await;
+        }
+        Ok(())
+    }
+
     // ---- the journal's tail ------------------------------------------------------------------
 
     async fn journal(self, after: Sequence) {
-        let _ = self.send_tail(after, true).await;
+        if self.once_put_back().await.is_ok() {
+            let _ = self.send_tail(after, true).await;
+        }
     }
 
     async fn pulled(self, after: Sequence) {
@@ -518,7 +532,9 @@ impl<M: Medium> Run<M> {
     // ---- dirty keys and blocks -----------------------------------------------------------------
 
     async fn dirty(self) {
-        let _ = self.send_dirty().await;
+        if self.once_put_back().await.is_ok() {
+            let _ = self.send_dirty().await;
+        }
     }
 
     async fn send_dirty(&self) -> Result<(), Stopped> {
@@ -660,7 +676,9 @@ impl<M: Medium> Run<M> {
     // ---- everything, by hash -------------------------------------------------------------------
 
     async fn full(self, empty: bool) {
-        let _ = self.send_full(empty).await;
+        if self.once_put_back().await.is_ok() {
+            let _ = self.send_full(empty).await;
+        }
     }
 
     async fn send_full(&self, empty: bool) -> Result<(), Stopped> {
