@@ -761,7 +761,7 @@ impl<M: Medium> Driver<M> {
                 self.take_exact_keys(replica, &from, &to, &pairs)?;
             }
             Message::ExactObjects { from, to, objects } => {
-                self.take_exact_objects(from, to, &objects)?;
+                self.take_exact_objects(replica, (from, to), &objects)?;
             }
             Message::Compare { id, scope } => {
                 super::verify::answer(shared, self.asker(replica), id, scope);
