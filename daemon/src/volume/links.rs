@@ -14,7 +14,7 @@ use protocol::mistakes::{Mistake, made};
 use protocol::packed::{PackedError, Unpacker, ZSTD};
 use protocol::preamble::Purpose;
 use protocol::replica::{Message, REPLICA_VERSION};
-use protocol::units::BLOCKS_PER_EXTENT;
+use protocol::units::{BLOCKS_PER_EXTENT, Sequence, Term, is_within_reach};
 use replication::decision::Rule;
 use replication::machine::{Position, Refusal, Standing};
 use replication::state::{Membership, Report, Welcome};
@@ -159,6 +159,14 @@ pub(super) enum LinkError {
         theirs: BrickId,
         /// What should be.
         expected: BrickId,
+    },
+    /// No volume gets there.
+    #[error("it says that it is in term {term} at record {last}, where no volume can be")]
+    BeyondReach {
+        /// Theirs.
+        term: Term,
+        /// Theirs.
+        last: Sequence,
     },
     /// Two processes have its identity.
     #[error(
@@ -456,6 +464,15 @@ struct Understands {
     understands: Vec<String>,
 }
 
+/// Whoever believed in such a term could make nothing any more, nor follow anybody else.
+fn check_reach(term: Term, last: Sequence) -> Result<(), LinkError> {
+    if is_within_reach(term, last) {
+        Ok(())
+    } else {
+        Err(LinkError::BeyondReach { term, last })
+    }
+}
+
 fn check_hello<M: Medium>(
     driver: &Driver<M>,
     message: Message,
@@ -483,6 +500,7 @@ fn check_hello<M: Medium>(
     let Understands { understands } = from_json(&report)?;
     let unpacks = understands.iter().any(|what| what == ZSTD);
     let report: Report = from_json(&report)?;
+    check_reach(report.term, report.last)?;
     let ours = driver.machine.report().layout;
     if report.layout != ours {
         return Err(LinkError::Layout {
@@ -677,6 +695,7 @@ impl<M: Medium> Driver<M> {
             }
             Message::Welcome(json) => {
                 let welcome: Welcome = from_json(&json)?;
+                check_reach(welcome.term, welcome.at)?;
                 self.welcomed(replica, &welcome)?;
             }
             Message::Joined(json) | Message::Membership(json)
@@ -723,9 +742,7 @@ impl<M: Medium> Driver<M> {
                 self.machine.told_stable(replica, term, layout, &positions);
             }
             Message::Pull { after } => self.serve_pull(shared, replica, after),
-            Message::Pulled => {
-                self.machine.pulled(now);
-            }
+            Message::Pulled => self.machine.pulled(now, replica),
             Message::Leaving => self.machine.parting(replica),
             Message::Resync(record) => self.take_resync(replica, &record)?,
             Message::Resynced { batch } => self.batch_done(replica, batch),

@@ -82,7 +82,12 @@ impl LinkError {
     fn is_malformed(&self) -> bool {
         matches!(
             self,
-            Self::Frame(_) | Self::Decode(_) | Self::Packed(_) | Self::Json(_) | Self::Foreign
+            Self::Frame(_)
+                | Self::Decode(_)
+                | Self::Packed(_)
+                | Self::Json(_)
+                | Self::Foreign
+                | Self::BeyondReach { .. }
         )
     }
 }

@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use protocol::ids::GenerationId;
 use protocol::record::{Change, Record};
-use protocol::replica::Message;
+use protocol::replica::{Message, Scope};
 use protocol::units::{ObjectId, Sequence, Term};
 use protocol::volume::Quorum;
-use replication::state::How;
+use replication::state::{How, Report};
 
 use super::stage::{Stage, run, spec, welcome};
 
@@ -61,4 +61,100 @@ fn rs_5_a_target_takes_nothing_of_a_resync_from_a_primary_that_it_has_left() {
             assert!(stage.holds(&mut other, &[("key", "new")]).await, "{late:?}");
         });
     }
+}
+
+/// Numbers from which nobody could count on.
+#[test]
+fn bad_1_numbers_that_nobody_can_have_counted_up_to_close_the_connection() {
+    let (far, most) = (Sequence(u64::MAX), u64::MAX);
+    let object = ObjectId(1);
+    let forged = [
+        Message::Pull { after: far },
+        Message::Ask {
+            common: far,
+            term: Term(1),
+            revision: 0,
+        },
+        Message::Compare {
+            id: 1,
+            scope: Scope::Extent {
+                object,
+                extent: most,
+            },
+        },
+        Message::Offer {
+            id: 1,
+            object,
+            first_block: most,
+            hashes: Bytes::new(),
+        },
+        Message::Want {
+            id: 1,
+            next: Some(most - 1),
+            bits: Bytes::new(),
+        },
+        Message::HandOver {
+            term: Term(most),
+            agreed: Bytes::new(),
+        },
+        Message::Ack {
+            received: far,
+            applied: far,
+            stable: far,
+            policy: 0,
+        },
+    ];
+    run(async {
+        let stage = Stage::new(spec(2, Quorum::Off), 0, None);
+        let report = stage.fresh_report(1);
+        for message in forged {
+            let (mut played, _) = stage.greet(1, &report).await;
+            let told = stage.events().len();
+            played.say(&message).await;
+            assert_eq!(played.hear_until(|_| false).await, None);
+            let events = stage.events().split_off(told);
+            let named = |event: &String| event.starts_with("link_malformed");
+            assert!(events.iter().any(named), "{message:?}: {events:#?}");
+        }
+    });
+}
+
+/// A history from the future: a term, or a record, that no volume reaches. Whoever believed it could
+/// make nothing any more, as ids of objects have the term in them.
+#[test]
+fn bad_1_who_says_that_it_is_where_no_volume_can_be_is_refused_with_both_named() {
+    run(async {
+        let stage = Stage::new(spec(2, Quorum::Off), 0, None);
+        stage.until(|status| status.serving).await;
+        let before = stage.status().await.term;
+        let fresh = stage.fresh_report(1);
+        let (term, last) = (Term(1 << 20), Sequence(1 << 44));
+        for report in [
+            Report {
+                term,
+                ..fresh.clone()
+            },
+            Report {
+                last,
+                ..fresh.clone()
+            },
+            Report {
+                term: Term(u64::MAX),
+                ..fresh.clone()
+            },
+        ] {
+            let told = stage.events().len();
+            let (mut played, _) = stage.greet(1, &report).await;
+            assert_eq!(played.hear_until(|_| false).await, None);
+            let events = stage.events().split_off(told);
+            let named = |event: &String| event.starts_with("link_malformed");
+            assert!(events.iter().any(named), "{events:#?}");
+            let status = stage.status().await;
+            assert!(status.serving, "it goes on");
+            assert_eq!(status.term, before);
+        }
+        assert!(stage.events().iter().any(|event| event.contains(&format!(
+            "it says that it is in term {term} at record 0, where no volume can be"
+        ))));
+    });
 }
