@@ -877,7 +877,7 @@ impl<M: Medium> Driver<M> {
         }
         self.expire_sessions();
         self.fail_back();
-        self.tell_what_is_beyond_the_pool();
+        self.tell_what_is_from_the_future();
         self.brick.give_back();
         self.finish_turn();
     }

@@ -88,6 +88,7 @@ pub use fencing::FenceOrder;
 pub use kept::kept_id;
 pub use keys::Keys;
 pub use stream::Stream;
+pub(crate) use words::split_side_text;
 
 pub use bricks::{
     PrepareError, abort_brick, first_state, identity, mark_brick_deleted, prepare_brick,
@@ -286,9 +287,8 @@ impl Host for RealHost {
     fn event(&self, kind: &str, volume: &str, message: &str) {
         let severity = match kind {
             "block_damaged" | "brick_failed" | "metadata_damaged" | "read_failed"
-            | "resync_stopped" | "operations_lost" | "split_brain" | "fencing_failed" => {
-                Severity::Error
-            }
+            | "resync_stopped" | "operations_lost" | "split_brain" | "fencing_failed"
+            | "beyond_the_pool" | "later_primary" => Severity::Error,
             "replica_dropped"
             | "replica_lost"
             | "replica_left_behind"

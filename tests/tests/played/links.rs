@@ -6,9 +6,9 @@ use protocol::record::{Change, Record};
 use protocol::replica::{Message, Scope};
 use protocol::units::{ObjectId, Sequence, Term};
 use protocol::volume::Quorum;
-use replication::state::{How, Report};
+use replication::state::{How, Report, Role};
 
-use super::stage::{Stage, run, spec, welcome};
+use super::stage::{Stage, run, sign_of_life, spec, welcome};
 
 /// A batch of a resync that puts a value in place.
 fn batch(number: u64, key: &'static str, value: &'static str) -> Message {
@@ -156,5 +156,36 @@ fn bad_1_who_says_that_it_is_where_no_volume_can_be_is_refused_with_both_named()
         assert!(stage.events().iter().any(|event| event.contains(&format!(
             "it says that it is in term {term} at record 0, where no volume can be"
         ))));
+    });
+}
+
+/// ONE-3, where the bricks decide: this node's brick was restored from a backup. It was primary, and
+/// another node has what it did later; that is not lost without a word.
+#[test]
+fn one_3_a_history_from_the_future_serves_nobody_and_both_are_told_with_what_to_do() {
+    run(async {
+        let stage = Stage::new(spec(2, Quorum::Off), 0, None);
+        let mut later = stage.primary_report(0, 9, 20);
+        (later.role, later.serving) = (Role::Secondary, false);
+        let (mut played, _) = stage.greet(1, &later).await;
+        let told = |events: &[String]| {
+            let mut events = events.iter();
+            events.any(|event| event.starts_with("later_primary"))
+        };
+        while !told(&stage.events()) {
+            played.say(&sign_of_life()).await;
+            assert!(played.hear().await.is_some(), "they stay connected");
+        }
+        let status = stage.status().await;
+        assert!(!status.serving);
+        let reason = status.reason.expect("it says why");
+        for said in [
+            "node2 knows of a primary in term 9, up to record 20",
+            "node1, in term 0 up to record 0, knows nothing",
+            "an older copy, as after a restore",
+            "cairn volume promote v1 node2 --force",
+        ] {
+            assert!(reason.contains(said), "{said} is not in: {reason}");
+        }
     });
 }

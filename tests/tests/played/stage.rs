@@ -130,6 +130,7 @@ pub(crate) struct Stage {
     me: usize,
     handle: VolumeHandle,
     host: Arc<Alone>,
+    medium: SimMedium,
 }
 
 impl Stage {
@@ -150,7 +151,7 @@ impl Stage {
         let state = first_state(&spec, me);
         Brick::create(&medium, identity(&spec, me, POOL), state, &sizes)
             .expect("an empty disk takes a brick");
-        let (brick, recovery) = Brick::open(medium, None, sizes).expect("it opens");
+        let (brick, recovery) = Brick::open(medium.clone(), None, sizes).expect("it opens");
         let host = Arc::new(Alone {
             began: Instant::now(),
             agreed,
@@ -167,7 +168,13 @@ impl Stage {
             me,
             handle,
             host,
+            medium,
         }
+    }
+
+    /// The replica's disk.
+    pub(crate) fn disk(&self) -> &SimMedium {
+        &self.medium
     }
 
     pub(crate) fn events(&self) -> Vec<String> {
@@ -289,6 +296,21 @@ impl Stage {
     /// Mounts of the volume come from here.
     pub(crate) fn mount(&self) -> Played {
         self.connect(node_id(self.me), Purpose::Client(self.spec.id))
+    }
+}
+
+/// Somebody is there, whose disk has room.
+pub(crate) fn sign_of_life() -> Message {
+    room(DISK_BYTES)
+}
+
+/// Somebody is there, whose disk has so much room.
+pub(crate) fn room(free_bytes: u64) -> Message {
+    Message::Heartbeat {
+        term: Term(0),
+        free_bytes,
+        total_bytes: DISK_BYTES,
+        confirmed: Sequence::ZERO,
     }
 }
 
