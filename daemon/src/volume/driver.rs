@@ -768,6 +768,7 @@ impl<M: Medium> Driver<M> {
                     self.repairs.found_one();
                     let what = format!("block {block} of object {object} is damaged");
                     self.host.event("block_damaged", &self.spec.name, &what);
+                    self.mend(object, block);
                 }
                 BrickEvent::Unthrottled => {
                     self.throttled = false;

@@ -4,4 +4,5 @@
 #![forbid(unsafe_code)]
 
 mod links;
+mod members;
 mod stage;
