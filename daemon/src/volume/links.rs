@@ -69,11 +69,7 @@ pub(super) struct LinkIo {
     pub(super) source: Option<Rc<super::source::Source>>,
     pub(super) target: super::target::Target,
     pub(super) received: super::received::Received,
-    pub(super) free_bytes: Option<u64>,
-    /// Bytes ordered since the last word about room, and between the two before: what that word
-    /// did not know of yet.
-    pub(super) ordered_bytes: [u64; 2],
-    pub(super) total_bytes: Option<u64>,
+    pub(super) room: Option<super::room::Said>,
     pub(super) questions: super::verify::Questions,
     pub(super) fetches: super::repair::Fetches,
     /// It takes packed frames.
@@ -552,9 +548,7 @@ impl<M: Medium> Driver<M> {
             source: None,
             target: super::target::Target::default(),
             received: super::received::Received::default(),
-            free_bytes: None,
-            ordered_bytes: [0; 2],
-            total_bytes: None,
+            room: None,
             questions: super::verify::Questions::default(),
             fetches: super::repair::Fetches::default(),
             unpacks,
@@ -686,13 +680,7 @@ impl<M: Medium> Driver<M> {
                 free_bytes,
                 total_bytes,
                 ..
-            } => {
-                if let Some(link) = &mut self.links[replica] {
-                    link.ordered_bytes = [0, link.ordered_bytes[0]];
-                    link.free_bytes = Some(free_bytes);
-                    link.total_bytes = Some(total_bytes);
-                }
-            }
+            } => self.note_room(replica, free_bytes, total_bytes),
             Message::Welcome(json) => {
                 let welcome: Welcome = from_json(&json)?;
                 check_reach(welcome.term, welcome.at)?;

@@ -23,7 +23,8 @@ use replication::machine::Standing;
 use storage::{DirtyItem, Medium, OBJECT_BYTES_MAX, ReadError, ReadOutcome};
 use tokio::sync::{Notify, oneshot};
 
-use super::driver::{Driver, PendingReply, Shared, Token};
+use super::driver::{Driver, Shared, Token};
+use super::held::PendingReply;
 use super::links::Asker;
 
 /// How often a block is asked for again that changed while the answer was on its way.

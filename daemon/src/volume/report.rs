@@ -183,8 +183,8 @@ impl<M: Medium> Driver<M> {
             .space()
             .map_or((0, 0), |space| (space.total_bytes, space.free_bytes));
         for link in self.links.iter().flatten().filter(|link| link.feed_live) {
-            total = total.min(link.total_bytes.unwrap_or(total));
-            free = free.min(link.free_bytes.unwrap_or(free));
+            total = total.min(link.room.map_or(total, |said| said.total_bytes));
+            free = free.min(link.room.map_or(free, |said| said.free_bytes));
         }
         FileSystemStatistics {
             bytes_total: total,

@@ -56,13 +56,13 @@ impl<M: Medium> Driver<M> {
                 continue;
             };
             let token = self.token(Token::Prepared);
-            if !self
-                .brick
-                .prepare(*object, *offset, u64::from(*len), token)?
-            {
+            let prepared = self.brick.prepare(*object, *offset, u64::from(*len), token);
+            if !matches!(prepared, Ok(false)) {
+                self.tokens.remove(&token);
+            }
+            if !prepared? {
                 return Ok(false);
             }
-            self.tokens.remove(&token);
         }
         Ok(true)
     }

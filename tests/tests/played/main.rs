@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod clients;
 mod links;
 mod members;
 mod stage;
