@@ -167,7 +167,10 @@ impl<M: Medium> Driver<M> {
                 .as_ref()
                 .filter(|_| serving)
                 .map(last_report),
-            refusal: self.seen[replica].refusal().cloned(),
+            refusal: {
+                let stopped = self.resyncs[replica].stopped.as_ref();
+                self.seen[replica].refusal().or(stopped).cloned()
+            },
             link: self.links[replica].as_ref().map(|link| LinkReport {
                 compressed: self.settings.compression && link.unpacks,
                 plain_bytes: link.outbox.plain_bytes(),

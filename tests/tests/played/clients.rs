@@ -12,8 +12,10 @@ use protocol::fs::{
 };
 use protocol::ids::SessionId;
 use protocol::replica::Message;
+use protocol::report::ReplicaReport;
 use protocol::units::{ObjectId, Sequence, Term};
 use protocol::volume::Quorum;
+use replication::state::{Disk, Report};
 
 use super::stage::{Played, Stage, room, run, spec};
 
@@ -149,6 +151,63 @@ fn bad_1_a_mount_that_reads_no_answers_is_not_heard_before_it_does() {
         }
         assert_eq!(bytes, reads * len as usize);
         assert!(other.finds("last").await);
+    });
+}
+
+/// A block of the source could not be read. The resync stopped for good, on a connection that stayed,
+/// and status showed one that runs.
+#[test]
+fn rs_4_a_resync_whose_source_cannot_be_read_says_so_and_goes_on_when_it_can() {
+    run(async {
+        let stage = Stage::new(spec(2, Quorum::Off), 0, None);
+        stage.until(|status| status.serving).await;
+        let mut mount = Mount::new(&stage, 1).await;
+        let object = mount.create("file").await;
+        mount.write(0, object, 0).await;
+        assert!(matches!(mount.answer().await, Outcome::Written { .. }));
+        assert!(matches!(
+            mount.call(SLOT_NONE, Operation::SyncAll).await,
+            Outcome::Done
+        ));
+        let path = storage::layout::object_path(object);
+        assert!(stage.disk().flip_bit(&path, 5000, 3));
+        let empty = Report {
+            disk: Disk::Empty,
+            ..stage.fresh_report(1)
+        };
+        let brings = |message: &Message| {
+            let Message::Resync(record) = message else {
+                return false;
+            };
+            record.payload.iter().any(|byte| *byte != 0)
+        };
+        let (mut link, _) = stage.greet(1, &empty).await;
+        let stopped = |status: &ReplicaReport| {
+            let peer = &status.peers[0];
+            let refusal = peer.refusal.as_deref().unwrap_or_default();
+            refusal.contains("its source is damaged") && peer.resync.is_none()
+        };
+        loop {
+            link.say(&room(64 * MIB)).await;
+            match link.hear().await {
+                Some(message) => assert!(!brings(&message), "what is damaged is not sent"),
+                None => break,
+            }
+        }
+        assert!(
+            stopped(&stage.status().await),
+            "{:#?}",
+            stage.status().await.peers
+        );
+        mount.write(0, object, 0).await;
+        assert!(matches!(mount.answer().await, Outcome::Written { .. }));
+        let (mut link, _) = stage.greet(1, &empty).await;
+        assert!(link.hear_until(brings).await.is_some(), "it goes on");
+        let events = stage.events();
+        let told = events
+            .iter()
+            .filter(|event| event.starts_with("resync_stopped"));
+        assert_eq!(told.count(), 1, "{events:#?}");
     });
 }
 
