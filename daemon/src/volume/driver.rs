@@ -838,7 +838,7 @@ impl<M: Medium> Driver<M> {
         }
         self.expire_sessions();
         self.fail_back();
-        self.tell_what_is_from_the_future();
+        self.tell_of_the_future();
         self.brick.give_back();
         self.finish_turn();
     }

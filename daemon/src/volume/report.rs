@@ -41,7 +41,7 @@ impl<M: Medium> Driver<M> {
             reason: self
                 .failed
                 .clone()
-                .or_else(|| self.from_the_future())
+                .or_else(|| self.a_later_history())
                 .or_else(|| self.waiting_reason()),
             serving: serving && self.failed.is_none() && self.machine.suspended().is_none(),
             term: state.term.0,

@@ -145,7 +145,7 @@ impl<M: Medium> Driver<M> {
     /// may be confirmed and in that brick alone, so nobody else takes the role. Where the bricks
     /// decide: one that was met is in a later term than this one. `None` while somebody serves: then
     /// that term was given, and this node hears of it later.
-    pub(super) fn from_the_future(&self) -> Option<String> {
+    pub(super) fn a_later_history(&self) -> Option<String> {
         let places = 0..self.links.len();
         let follows = |place| self.machine.standing(place) == Some(Standing::MyPrimary);
         let reports = || {
@@ -177,8 +177,8 @@ impl<M: Medium> Driver<M> {
     }
 
     /// Tells operators of that, once it has been so for a second.
-    pub(super) fn tell_what_is_from_the_future(&mut self) {
-        let found = self.from_the_future();
+    pub(super) fn tell_of_the_future(&mut self) {
+        let found = self.a_later_history();
         let own = &mut self.seen[self.me];
         let stays = found.is_some() && own.refusal == found;
         let news = stays && !std::mem::replace(&mut own.told, stays);

@@ -187,13 +187,17 @@ fn rs_4_a_resync_whose_source_cannot_be_read_says_so_and_goes_on_when_it_can() {
             let refusal = peer.refusal.as_deref().unwrap_or_default();
             refusal.contains("its source is damaged") && peer.resync.is_none()
         };
-        loop {
-            link.say(&room(64 * MIB)).await;
-            match link.hear().await {
-                Some(message) => assert!(!brings(&message), "what is damaged is not sent"),
-                None => break,
+        let waits = async {
+            loop {
+                link.say(&room(64 * MIB)).await;
+                let Some(message) = link.hear().await else {
+                    return;
+                };
+                assert!(!brings(&message), "what is damaged is not sent");
             }
-        }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), waits).await;
+        assert!(waited.is_ok(), "they meet anew");
         assert!(
             stopped(&stage.status().await),
             "{:#?}",

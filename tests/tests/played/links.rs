@@ -1,5 +1,7 @@
 //! What comes from other replicas.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use protocol::ids::GenerationId;
 use protocol::record::{Change, Record};
@@ -172,10 +174,14 @@ fn one_3_a_history_from_the_future_serves_nobody_and_both_are_told_with_what_to_
             let mut events = events.iter();
             events.any(|event| event.starts_with("later_primary"))
         };
-        while !told(&stage.events()) {
-            played.say(&sign_of_life()).await;
-            assert!(played.hear().await.is_some(), "they stay connected");
-        }
+        let waits = async {
+            while !told(&stage.events()) {
+                played.say(&sign_of_life()).await;
+                assert!(played.hear().await.is_some(), "they stay connected");
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), waits).await;
+        assert!(waited.is_ok(), "{:#?}", stage.events());
         let status = stage.status().await;
         assert!(!status.serving);
         let reason = status.reason.expect("it says why");
