@@ -3,6 +3,8 @@
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use crate::units::{Sequence, Term};
+
 /// Bytes that do not decode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
@@ -138,6 +140,25 @@ impl Reader {
     /// Eight bytes.
     pub fn u64(&mut self, what: &'static str) -> Result<u64, DecodeError> {
         Ok(u64::from_le_bytes(self.take(what)?))
+    }
+    /// Eight bytes, of a value that is below `limit`.
+    pub fn below(&mut self, limit: u64, what: &'static str) -> Result<u64, DecodeError> {
+        let value = self.u64(what)?;
+        if value < limit {
+            Ok(value)
+        } else {
+            Err(DecodeError::Invalid { what, value })
+        }
+    }
+    /// Eight bytes of a place in an order, so that whoever counts on from it does not overflow.
+    pub fn sequence(&mut self, what: &'static str) -> Result<Sequence, DecodeError> {
+        let value = self.u64(what)?;
+        Sequence::try_from(value).map_err(|_| DecodeError::Invalid { what, value })
+    }
+    /// Eight bytes of a term.
+    pub fn term(&mut self, what: &'static str) -> Result<Term, DecodeError> {
+        let value = self.u64(what)?;
+        Term::try_from(value).map_err(|_| DecodeError::Invalid { what, value })
     }
     /// Eight bytes, signed.
     pub fn i64(&mut self, what: &'static str) -> Result<i64, DecodeError> {

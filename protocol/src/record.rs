@@ -142,8 +142,8 @@ impl Record {
     /// length and that the writes use the payload up exactly.
     pub fn decode(meta: Bytes, payload: Bytes) -> Result<Self, DecodeError> {
         let mut r = Reader::new(meta);
-        let sequence = Sequence(r.u64("sequence")?);
-        let term = Term(r.u64("term")?);
+        let sequence = r.sequence("sequence")?;
+        let term = r.term("term")?;
         let generation = GenerationId(r.id("generation")?);
         let payload_len = r.u32("payload length")? as usize;
         let count = r.count(9, "changes")?;

@@ -8,13 +8,16 @@ use crate::frame::RawFrame;
 use crate::ids::{BrickId, VolumeId};
 use crate::link::{LEASE_MS_MAX, LEASE_MS_MIN};
 use crate::record::Record;
-use crate::units::{ObjectId, Sequence, Term};
+use crate::units::{BLOCK_BYTES, EXTENT_BYTES, ObjectId, Sequence, Term};
 use crate::volume::REPLICAS_MAX;
 
 /// Version of this module's messages.
 pub const REPLICA_VERSION: u16 = 4;
 /// Most items of a list in one frame.
 pub const ITEMS_MAX: usize = 16 * 1024;
+/// No object has a block, or an extent, from here on: its bytes could not be counted.
+const BLOCKS_MAX: u64 = i64::MAX as u64 / BLOCK_BYTES + 1;
+const EXTENTS_MAX: u64 = i64::MAX as u64 / EXTENT_BYTES + 1;
 /// Bytes of the hash of a block in an offer or a comparison.
 pub const HASH_BYTES: usize = 16;
 
@@ -579,9 +582,9 @@ impl Message {
                 )?));
             }
             kind::ACK => Self::Ack {
-                received: Sequence(r.u64("received")?),
-                applied: Sequence(r.u64("applied")?),
-                stable: Sequence(r.u64("stable")?),
+                received: r.sequence("received")?,
+                applied: r.sequence("applied")?,
+                stable: r.sequence("stable")?,
                 policy: r.u64("policy")?,
             },
             kind::FLUSH => {
@@ -600,20 +603,20 @@ impl Message {
             kind::OFFER => Self::Offer {
                 id: r.u64("id")?,
                 object: ObjectId(r.u64("object")?),
-                first_block: r.u64("first block")?,
+                first_block: r.below(BLOCKS_MAX, "first block")?,
                 hashes: payload.clone(),
             },
             kind::WANT => Self::Want {
                 id: r.u64("id")?,
-                next: Some(r.u64("next")?).filter(|next| *next != u64::MAX),
+                next: read_next(&mut r)?,
                 bits: payload.clone(),
             },
             kind::HAND_OVER => Self::HandOver {
-                term: Term(r.u64("term")?),
+                term: r.term("term")?,
                 agreed: r.bytes("agreed")?,
             },
             kind::ASK_PROMISE => Self::AskPromise {
-                term: Term(r.u64("term")?),
+                term: r.term("term")?,
                 sent_us: r.u64("sent")?,
                 lease_ms: read_lease(&mut r)?,
             },
@@ -622,11 +625,11 @@ impl Message {
                 lease_ms: read_lease(&mut r)?,
             },
             kind::STABLE => {
-                let term = Term(r.u64("term")?);
+                let term = r.term("term")?;
                 let layout = r.u64("layout")?;
                 let mut positions = [Sequence::ZERO; REPLICAS_MAX];
                 for position in &mut positions {
-                    position.0 = r.u64("position")?;
+                    *position = r.sequence("position")?;
                 }
                 Self::Stable {
                     term,
@@ -635,20 +638,20 @@ impl Message {
                 }
             }
             kind::ASK => Self::Ask {
-                common: Sequence(r.u64("common")?),
-                term: Term(r.u64("term")?),
+                common: r.sequence("common")?,
+                term: r.term("term")?,
                 revision: r.u64("revision")?,
             },
             kind::PULL => Self::Pull {
-                after: Sequence(r.u64("after")?),
+                after: r.sequence("after")?,
             },
             kind::PULLED => Self::Pulled,
             kind::LEAVING => Self::Leaving,
             kind::HEARTBEAT => Self::Heartbeat {
-                term: Term(r.u64("term")?),
+                term: r.term("term")?,
                 free_bytes: r.u64("free")?,
                 total_bytes: r.u64("total")?,
-                confirmed: Sequence(r.u64("confirmed")?),
+                confirmed: r.sequence("confirmed")?,
             },
             kind::FETCH => Self::Fetch {
                 id: r.u64("id")?,
@@ -698,7 +701,7 @@ impl Message {
                     },
                     3 => Scope::Extent {
                         object: ObjectId(r.u64("object")?),
-                        extent: r.u64("extent")?,
+                        extent: r.below(EXTENTS_MAX, "extent")?,
                     },
                     other => {
                         return Err(DecodeError::Invalid {
@@ -775,6 +778,19 @@ fn objects_list(w: &mut Writer, objects: &[ObjectId]) {
 }
 
 /// The length of a promise, within its bounds.
+/// An extent, or none.
+fn read_next(r: &mut Reader) -> Result<Option<u64>, DecodeError> {
+    let value = r.u64("next")?;
+    match value {
+        u64::MAX => Ok(None),
+        0..EXTENTS_MAX => Ok(Some(value)),
+        _ => Err(DecodeError::Invalid {
+            what: "next",
+            value,
+        }),
+    }
+}
+
 fn read_lease(r: &mut Reader) -> Result<u32, DecodeError> {
     let lease_ms = r.u32("lease")?;
     if !(LEASE_MS_MIN..=LEASE_MS_MAX).contains(&lease_ms) {

@@ -14,7 +14,35 @@ pub const BLOCKS_PER_EXTENT: u64 = EXTENT_BYTES / BLOCK_BYTES;
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
+#[serde(try_from = "u64")]
 pub struct Sequence(pub u64);
+
+/// What comes from elsewhere stays far below where counting on would overflow. Nobody gets there: a
+/// million records a second take a hundred thousand years.
+const COUNTED_MAX: u64 = 1 << 62;
+
+/// A place or a term that nobody can have counted up to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{0} is beyond any place or term")]
+pub struct BeyondCounting(pub u64);
+
+impl TryFrom<u64> for Sequence {
+    type Error = BeyondCounting;
+    fn try_from(value: u64) -> Result<Self, BeyondCounting> {
+        (value <= COUNTED_MAX)
+            .then_some(Self(value))
+            .ok_or(BeyondCounting(value))
+    }
+}
+
+impl TryFrom<u64> for Term {
+    type Error = BeyondCounting;
+    fn try_from(value: u64) -> Result<Self, BeyondCounting> {
+        (value <= COUNTED_MAX)
+            .then_some(Self(value))
+            .ok_or(BeyondCounting(value))
+    }
+}
 
 impl Sequence {
     /// Before the first record.
@@ -38,6 +66,7 @@ impl std::fmt::Display for Sequence {
 #[derive(
     Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize,
 )]
+#[serde(try_from = "u64")]
 pub struct Term(pub u64);
 
 impl std::fmt::Display for Term {
@@ -56,6 +85,13 @@ pub struct ObjectId(pub u64);
 /// Bits of an object id that hold the sequence; the term stands above them.
 const OBJECT_SEQUENCE_BITS: u32 = 44;
 
+/// Whether a volume can have come so far: beyond, it could make no object. Who says that it is there
+/// is not believed.
+#[must_use]
+pub fn is_within_reach(term: Term, sequence: Sequence) -> bool {
+    term.0 < 1 << (64 - OBJECT_SEQUENCE_BITS) && sequence.0 < 1 << OBJECT_SEQUENCE_BITS
+}
+
 impl ObjectId {
     /// The root directory of an `fs` volume, and the only object of a `block` volume.
     pub const ROOT: Self = Self(1);
@@ -66,9 +102,7 @@ impl ObjectId {
     /// records.
     #[must_use]
     pub fn allocate(term: Term, sequence: Sequence) -> Option<Self> {
-        let fits = term.0 < 1 << (64 - OBJECT_SEQUENCE_BITS)
-            && term.0 > 0
-            && sequence.0 < 1 << OBJECT_SEQUENCE_BITS;
+        let fits = term.0 > 0 && is_within_reach(term, sequence);
         fits.then_some(Self(term.0 << OBJECT_SEQUENCE_BITS | sequence.0))
     }
 

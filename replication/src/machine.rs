@@ -697,9 +697,9 @@ impl Machine {
         )
     }
 
-    /// The tail that [`Output::Pull`] asked for has arrived, or its source is gone.
-    pub fn pulled(&mut self, now: Duration) {
-        if let Phase::Pulling { .. } = self.phase {
+    /// The tail that [`Output::Pull`] asked `replica` for has arrived.
+    pub fn pulled(&mut self, now: Duration, replica: usize) {
+        if self.phase == (Phase::Pulling { from: replica }) {
             self.phase = Phase::Waiting { until: now };
             self.tail_fetched = true;
             self.resume(now);

@@ -117,6 +117,11 @@ pub(super) fn volume_text(output: &Output, volume: &VolumeStatus) -> String {
         &rows,
     ));
     for replica in &volume.replicas {
+        if let (Some(role), Some(reason)) = (replica.role, &replica.role_reason) {
+            lines.push(format!("{} is {}: {reason}", replica.node, role_text(role)));
+        }
+    }
+    for replica in &volume.replicas {
         if let Some(resync) = &replica.resync {
             lines.push(format!(
                 "Resync of {}: {} of {}, {}",
@@ -175,12 +180,15 @@ pub(super) fn volume_text(output: &Output, volume: &VolumeStatus) -> String {
     lines.join("\n")
 }
 
+fn role_text(role: ReplicaRole) -> &'static str {
+    match role {
+        ReplicaRole::Primary => "primary",
+        ReplicaRole::Secondary => "secondary",
+    }
+}
+
 fn replica_row(replica: &ReplicaStatus) -> Vec<String> {
-    let role = match replica.role {
-        Some(ReplicaRole::Primary) => "primary",
-        Some(ReplicaRole::Secondary) => "secondary",
-        None => "unknown",
-    };
+    let role = replica.role.map_or("unknown", role_text);
     let disk = match replica.disk {
         DiskState::UpToDate => "up_to_date",
         DiskState::Consistent => "consistent",
@@ -206,4 +214,41 @@ fn replica_row(replica: &ReplicaStatus) -> Vec<String> {
             .out_of_sync_bytes
             .map_or_else(|| "unknown".to_owned(), bytes_text),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_4_a_role_is_shown_with_the_reason_for_which_it_was_given() {
+        let replica = |node: &str, role: &str, reason: Value| {
+            serde_json::json!({
+                "node": node, "brick": "/b", "role": role, "role_reason": reason,
+                "disk": "up_to_date", "reason": null, "connection": "connected", "in_sync": true,
+                "out_of_sync_bytes": 0, "lag_bytes": 0, "lag_seconds": 0.0, "resync": null,
+                "last_resync": null, "kept": [],
+            })
+        };
+        let volume = serde_json::json!({
+            "name": "v1", "id": "07".repeat(16), "type": "fs", "state": "started",
+            "protocol": "C", "quorum": "off", "health": "healthy", "reason": null,
+            "notes": [], "primary": "node1", "term": 3, "generation": null, "size_bytes": null,
+            "used_bytes": null, "free_bytes": null, "clients": [], "split_brain": null,
+            "replicas": [
+                replica("node1", "primary", "it fenced the last primary".into()),
+                replica("node2", "secondary", "handed its role over".into()),
+                replica("node3", "secondary", Value::Null),
+            ],
+        });
+        let volume: VolumeStatus = serde_json::from_value(volume).expect("a volume's status");
+        let text = volume_text(&Output::unparsed(&[]), &volume);
+        for said in [
+            "node1 is primary: it fenced the last primary",
+            "node2 is secondary: handed its role over",
+        ] {
+            assert!(text.contains(said), "{said} is not in: {text}");
+        }
+        assert!(!text.contains("node3 is secondary:"), "{text}");
+    }
 }

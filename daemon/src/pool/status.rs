@@ -16,6 +16,7 @@ use super::Node;
 use crate::events::time_text;
 use crate::raft::{MAJORITY_VOTERS_MIN, PoolState};
 use crate::rpc::STATUS_WITHIN;
+use crate::volume::split_side_text;
 
 /// Every node's answer; `None`: it did not answer.
 type Answers = BTreeMap<NodeId, Option<Vec<ReplicaReport>>>;
@@ -365,13 +366,19 @@ fn disk_text(disk: DiskState) -> &'static str {
     }
 }
 
-/// What an operator can do about a split brain.
+/// What an operator should know of a split brain, and can do about it.
 fn split_note(name: &str, split: &SplitBrainReport) -> String {
     let reason = split.reason.as_ref().map_or_else(String::new, |reason| {
         format!(" (policy {}: {reason})", split.policy)
     });
+    let sides = split.sides.iter().map(split_side_text);
+    let sides = sides.collect::<Vec<_>>().join(", ");
+    let facts = match sides.is_empty() {
+        true => String::new(),
+        false => format!(": {sides}"),
+    };
     format!(
-        "split brain between {}{reason}: see what differs by `cairn volume split-brain {name} \
+        "split brain between {}{reason}{facts}: see what differs by `cairn volume split-brain {name} \
          list`, then keep one side by `cairn volume split-brain {name} resolve --keep NODE`; the \
          other one stays readable",
         split.nodes.join(" and ")

@@ -1,4 +1,5 @@
 use protocol::ids::{BrickId, PoolId, VolumeId};
+use protocol::report::SplitSideReport;
 use protocol::volume::{Protocol, ReplicaSpec, VolumeKind};
 
 use super::*;
@@ -112,6 +113,49 @@ fn two_equal_connected_replicas_are_healthy() {
     assert_eq!(status.replicas[0].connection, ConnectionState::Own);
     assert_eq!(status.replicas[1].connection, ConnectionState::Connected);
     assert_eq!(status.term, Some(3));
+}
+
+/// ONE-4: as the node that has it says; of one that does not answer nobody makes anything up.
+#[test]
+fn one_4_status_names_the_reason_that_each_node_gives_for_its_role() {
+    let status = judged([Some(report(0, ReplicaRole::Primary)), None]);
+    let reasons = status.replicas.iter().map(|it| it.role_reason.as_deref());
+    assert_eq!(reasons.collect::<Vec<_>>(), [Some("first start"), None]);
+}
+
+/// An operator made both nodes primary by force.
+#[test]
+fn one_3_who_forced_both_sides_is_told_what_each_has_and_what_to_do() {
+    let side = |node: &str, changes, since: Option<&str>| SplitSideReport {
+        node: node.to_owned(),
+        changes,
+        primary_term: Some(changes),
+        primary_since: since.map(str::to_owned),
+    };
+    let forced = |replica: usize| ReplicaReport {
+        role_reason: Some("made primary by an operator, by force".to_owned()),
+        split_brain: Some(SplitBrainReport {
+            since: "2026-03-01T00:00:00Z".to_owned(),
+            nodes: vec!["node1".to_owned(), "node2".to_owned()],
+            policy: "manual".to_owned(),
+            reason: None,
+            sides: vec![
+                side("node1", 7, Some("2026-02-01T00:00:00Z")),
+                side("node2", 9, None),
+            ],
+        }),
+        ..report(replica, ReplicaRole::Primary)
+    };
+    let status = judged([Some(forced(0)), Some(forced(1))]);
+    let notes = status.notes.join("\n");
+    for said in [
+        "node1 (primary since 2026-02-01T00:00:00Z, term 7) made 7 changes",
+        "node2 (primary since term 9) made 9 changes",
+        "cairn volume split-brain v1 list",
+        "cairn volume split-brain v1 resolve --keep NODE",
+    ] {
+        assert!(notes.contains(said), "{said} is not in: {notes}");
+    }
 }
 
 #[test]

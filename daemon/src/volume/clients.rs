@@ -18,7 +18,8 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
 use super::doubts::meet;
-use super::driver::{Driver, FlushWaiter, Held, OrderError, PendingReply, Shared, Token, Waiting};
+use super::driver::{Driver, OrderError, Shared, Token};
+use super::held::{FlushWaiter, Held, PendingReply};
 use super::keys::Keys;
 use super::outbox::Outbox;
 use super::repair::finish_read;
@@ -32,8 +33,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 const LAST_WORD_WITHIN: Duration = Duration::from_millis(500);
 /// Bytes read at once.
 const READ_BYTES: usize = 256 << 10;
-/// Room that is kept for what is on the way to a replica besides what is counted.
-const SPACE_MARGIN_BYTES: u64 = 4 << 20;
+/// Bytes of answers that a client may leave unread before it is not heard any more.
+pub(super) const UNREAD_BYTES_MAX: usize = 8 << 20;
 
 pub(super) const EIO: i32 = 5;
 const ENFILE: i32 = 23;
@@ -45,6 +46,16 @@ const EROFS: i32 = 30;
 struct Again {
     request: Option<Box<Request>>,
     replay: Option<Box<Replay>>,
+}
+
+/// What has to happen before more of a client's requests are taken.
+enum Wait {
+    /// More bytes come.
+    Bytes,
+    /// Something changes.
+    Change,
+    /// The client reads what it was answered.
+    Unread(Rc<Outbox>),
 }
 
 /// What became of a request.
@@ -212,12 +223,13 @@ async fn read_requests<M: Medium>(
         };
         match wait {
             Err(()) => return,
-            Ok(true) => {
+            Ok(Wait::Unread(outbox)) => outbox.below(UNREAD_BYTES_MAX).await,
+            Ok(Wait::Change) => {
                 let changed = driver.borrow().changed.clone();
                 // The notification may have come between the turn and here: look again soon.
                 let _ = tokio::time::timeout(Duration::from_millis(5), changed.notified()).await;
             }
-            Ok(false) => {
+            Ok(Wait::Bytes) => {
                 buffer.reserve(READ_BYTES);
                 match reader.read_buf(buffer).await {
                     Ok(0) | Err(_) => return,
@@ -229,29 +241,38 @@ async fn read_requests<M: Medium>(
 }
 
 impl<M: Medium> Driver<M> {
-    /// Takes requests from the buffer. `Ok(true)`: wait for a change first; `Err`: close.
+    /// The client's connection, where it has not read what it was answered.
+    fn unread(&self, session: SessionId) -> Option<Rc<Outbox>> {
+        let (_, outbox) = self.sessions.by_id.get(&session)?.connection.as_ref()?;
+        (outbox.queued_bytes() >= UNREAD_BYTES_MAX).then(|| Rc::clone(outbox))
+    }
+
+    /// Takes requests from the buffer. `Err`: close.
     fn take_requests(
         &mut self,
         shared: &Shared<M>,
         session: SessionId,
         buffer: &mut BytesMut,
         again: &mut Again,
-    ) -> Result<bool, ()> {
+    ) -> Result<Wait, ()> {
         let now = self.now();
         if let Some(state) = self.sessions.by_id.get_mut(&session) {
             state.heard = now;
         }
         loop {
+            if let Some(outbox) = self.unread(session) {
+                return Ok(Wait::Unread(outbox));
+            }
             if self.is_full() || self.is_handing_over() {
-                return Ok(true);
+                return Ok(Wait::Change);
             }
             if self.failed.is_some() || !self.machine.serves() {
                 return Err(());
             }
             match self.take_presented(session, buffer, &mut again.replay) {
                 Ok(Presented::Requests) => {}
-                Ok(Presented::Bytes) => return Ok(false),
-                Ok(Presented::Later) => return Ok(true),
+                Ok(Presented::Bytes) => return Ok(Wait::Bytes),
+                Ok(Presented::Later) => return Ok(Wait::Change),
                 Err(reason) => {
                     tracing::info!(%reason, "closing a client's connection");
                     return Err(());
@@ -262,7 +283,7 @@ impl<M: Medium> Driver<M> {
             } else {
                 match self.next_request(session, buffer) {
                     Ok(Some(request)) => request,
-                    Ok(None) => return Ok(false),
+                    Ok(None) => return Ok(Wait::Bytes),
                     Err(reason) => {
                         tracing::info!(%reason, "closing a client's connection");
                         return Err(());
@@ -273,7 +294,7 @@ impl<M: Medium> Driver<M> {
                 Ok(Taken::Yes) => {}
                 Ok(Taken::Later(request)) => {
                     again.request = Some(request);
-                    return Ok(true);
+                    return Ok(Wait::Change);
                 }
                 Err(reason) => {
                     tracing::warn!(%reason, "closing a client's connection");
@@ -447,18 +468,16 @@ impl<M: Medium> Driver<M> {
                 }
                 let sequence = kept.sequence.unwrap_or_else(|| self.machine.last());
                 let (slot, number) = (request.slot, request.number);
-                self.waiting.push_back(Waiting {
-                    until: self.machine.last(),
-                    what: Held::Reply(PendingReply {
-                        session,
-                        slot,
-                        number,
-                        sequence,
-                        changed: true,
-                        since: None,
-                        outcome,
-                    }),
-                });
+                let reply = PendingReply {
+                    session,
+                    slot,
+                    number,
+                    sequence,
+                    changed: true,
+                    since: None,
+                    outcome,
+                };
+                self.waiting.push(self.machine.last(), Held::Reply(reply));
                 Ok(Some(Taken::Yes))
             }
         }
@@ -505,27 +524,6 @@ impl<M: Medium> Driver<M> {
         }
         let bytes = 4096 + request.payload.len() as u64;
         (!self.has_room(bytes)).then_some(ENOSPC)
-    }
-
-    /// Whether every replica that gets records can take this: nothing is ordered that one of
-    /// them could not store (BAD-3).
-    fn has_room(&mut self, bytes: u64) -> bool {
-        let here = self.brick.admit(bytes).is_ok();
-        let queued = |link: &super::links::LinkIo| link.outbox.queued_bytes() as u64;
-        let there = self
-            .links
-            .iter()
-            .flatten()
-            .filter(|link| link.feed_live)
-            .all(|link| {
-                let ordered = queued(link) + link.ordered_bytes.iter().sum::<u64>();
-                let margin = match made(Mistake::PromisesRoomTwice) {
-                    true => 0,
-                    false => SPACE_MARGIN_BYTES + ordered,
-                };
-                link.free_bytes.is_none_or(|free| free >= bytes + margin)
-            });
-        here && there
     }
 
     fn refuse_slot(&mut self, session: SessionId, request: &Request, errno: i32) -> PendingReply {
@@ -602,10 +600,7 @@ impl<M: Medium> Driver<M> {
                             changed: true,
                             ..pending(outcome)
                         };
-                        self.waiting.push_back(Waiting {
-                            until: sequence,
-                            what: Held::Reply(reply),
-                        });
+                        self.waiting.push(sequence, Held::Reply(reply));
                     }
                     Err(OrderError::Brick(error)) => self.fail(&error),
                     Err(OrderError::Refused(refusal)) => return Err(refusal.to_string()),
@@ -724,7 +719,7 @@ impl<M: Medium> Driver<M> {
             self.reply(reply);
         } else {
             let what = Held::Reply(reply);
-            self.waiting.push_back(Waiting { until, what });
+            self.waiting.push(until, what);
         }
     }
 

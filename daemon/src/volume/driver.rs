@@ -14,7 +14,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use bytes::Bytes;
 use protocol::frame::RawFrame;
 use protocol::fs::{Elsewhere, Outcome};
-use protocol::ids::{NodeId, SessionId};
+use protocol::ids::NodeId;
 use protocol::mistakes::{Mistake, made};
 use protocol::record::{Change, Record};
 use protocol::replica::{Message, live_record_frame};
@@ -29,8 +29,8 @@ use storage::{Brick, BrickError, BrickEvent, DirtyItem, FlushWhat, Medium, Pace,
 use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::Host;
+use super::held::{FlushWaiter, Held, PendingReply, Unconfirmed};
 use super::links::{Asker, LinkIo};
-use super::outbox::Outbox;
 use super::repair::Repairs;
 use super::replay::Replays;
 use super::sessions::Sessions;
@@ -41,50 +41,12 @@ use super::words;
 /// The driver as its thread's tasks share it.
 pub(super) type Shared<M> = Rc<RefCell<Driver<M>>>;
 
-/// Requests that may wait for their confirmation before clients are not read any more.
-const UNCONFIRMED_MAX: usize = 16 << 10;
+/// Reads that may be under way before clients are not read any more: enough for any disk's queue.
+const READS_MAX: usize = 256;
+/// Clients that may wait for flushes.
+const FLUSH_WAITERS_MAX: usize = 16 << 10;
 /// Bytes of records that may wait for a replica's acknowledgement before clients are not read.
 const REPLICA_QUEUE_BYTES_MAX: usize = 64 << 20;
-
-/// What waits until everything up to a sequence is confirmed.
-pub(super) struct Waiting {
-    pub(super) until: Sequence,
-    pub(super) what: Held,
-}
-
-/// See [`Waiting`].
-pub(super) enum Held {
-    Reply(PendingReply),
-    /// A client is let in: not before its session is known wherever it may go next.
-    Welcome(Rc<Outbox>, RawFrame),
-}
-
-/// A reply on its way.
-pub(super) struct PendingReply {
-    pub(super) session: SessionId,
-    pub(super) slot: u16,
-    pub(super) number: u64,
-    pub(super) sequence: Sequence,
-    /// When the request was taken; `None` if nobody waited for its work.
-    pub(super) since: Option<Duration>,
-    /// The record at `sequence` carries the request out.
-    pub(super) changed: bool,
-    pub(super) outcome: Outcome,
-}
-
-/// Who waits for a flush.
-pub(super) enum FlushWaiter {
-    Client {
-        session: SessionId,
-        number: u64,
-        slot: u16,
-        since: Option<Duration>,
-    },
-    /// A new client is let in once its session is stable: what it keeps can be put back only into a
-    /// session that is known (DUR-5).
-    Welcome(Rc<Outbox>, RawFrame),
-    Task(oneshot::Sender<()>),
-}
 
 /// What a flush of the brick was started for.
 pub(super) enum BrickFlush {
@@ -113,7 +75,7 @@ pub(super) struct Driver<M: Medium> {
     last_at_tick: Sequence,
     pub(super) links: Vec<Option<LinkIo>>,
     pub(super) sessions: Sessions,
-    pub(super) waiting: VecDeque<Waiting>,
+    pub(super) waiting: Unconfirmed,
     pub(super) sync_objects: Vec<ObjectId>,
     pub(super) sync_all: bool,
     pub(super) sync_waiters: Vec<FlushWaiter>,
@@ -212,7 +174,7 @@ impl<M: Medium> Driver<M> {
             last_at_tick: Sequence::ZERO,
             links: (0..REPLICAS_MAX).map(|_| None).collect(),
             sessions: Sessions::default(),
-            waiting: VecDeque::new(),
+            waiting: Unconfirmed::default(),
             sync_objects: Vec::new(),
             sync_all: false,
             sync_waiters: Vec::new(),
@@ -324,8 +286,11 @@ impl<M: Medium> Driver<M> {
         let long =
             |link: &LinkIo| link.feed_live && link.outbox.queued_bytes() >= REPLICA_QUEUE_BYTES_MAX;
         let bounded = self.settings.protocol == Protocol::A;
+        let flushes = self.flush_waiters.values().map(Vec::len).sum::<usize>();
         self.throttled
-            || self.waiting.len() >= UNCONFIRMED_MAX
+            || self.waiting.is_full()
+            || self.tokens.len() >= READS_MAX
+            || flushes + self.sync_waiters.len() >= FLUSH_WAITERS_MAX
             || (!bounded && self.links.iter().flatten().any(long))
     }
 
@@ -371,7 +336,6 @@ impl<M: Medium> Driver<M> {
             let frame = frame.get_or_insert_with(|| {
                 live_record_frame(record.encode_meta(), record.payload.clone())
             });
-            link.ordered_bytes[0] += (frame.meta.len() + frame.payload.len()) as u64;
             link.outbox.send(frame.clone());
         }
         Ok(sequence)
@@ -632,12 +596,8 @@ impl<M: Medium> Driver<M> {
         } else {
             self.machine.confirmed()
         };
-        while let Some(waiting) = self.waiting.pop_front() {
-            if waiting.until > confirmed {
-                self.waiting.push_front(waiting);
-                break;
-            }
-            self.release(waiting.what);
+        while let Some(held) = self.waiting.pop(confirmed) {
+            self.release(held);
         }
     }
 
@@ -768,6 +728,7 @@ impl<M: Medium> Driver<M> {
                     self.repairs.found_one();
                     let what = format!("block {block} of object {object} is damaged");
                     self.host.event("block_damaged", &self.spec.name, &what);
+                    self.mend(object, block);
                 }
                 BrickEvent::Unthrottled => {
                     self.throttled = false;
@@ -877,7 +838,7 @@ impl<M: Medium> Driver<M> {
         }
         self.expire_sessions();
         self.fail_back();
-        self.tell_what_is_beyond_the_pool();
+        self.tell_of_the_future();
         self.brick.give_back();
         self.finish_turn();
     }

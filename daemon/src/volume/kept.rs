@@ -21,7 +21,7 @@ use storage::{Brick, Medium, PointId, PointKind, ReadError, SeekFor};
 use tokio::io::AsyncReadExt;
 
 use super::CommandError;
-use super::clients::next_frame;
+use super::clients::{UNREAD_BYTES_MAX, next_frame};
 use super::driver::Shared;
 use super::keys::Keys;
 use super::outbox::Outbox;
@@ -231,6 +231,7 @@ async fn answer_all<M: Medium>(
                     break;
                 };
                 outbox.send(reply.encode());
+                outbox.below(UNREAD_BYTES_MAX).await;
             }
             kind::PING => outbox.send(RawFrame {
                 kind: kind::PONG,

@@ -12,7 +12,8 @@ use protocol::volume::VolumeKind;
 use storage::Medium;
 use tokio::sync::oneshot;
 
-use super::driver::{Driver, FlushWaiter, Held, Waiting};
+use super::driver::Driver;
+use super::held::{FlushWaiter, Held};
 use super::keys::Keys;
 use super::outbox::Outbox;
 use super::sessions::Session;
@@ -117,7 +118,7 @@ impl<M: Medium> Driver<M> {
                 Sequence::ZERO
             };
             let what = Held::Welcome(outbox, frame);
-            self.waiting.push_back(Waiting { until, what });
+            self.waiting.push(until, what);
         } else {
             self.sync_waiters.push(FlushWaiter::Welcome(outbox, frame));
         }

@@ -14,7 +14,7 @@ use protocol::mistakes::{Mistake, made};
 use protocol::packed::{PackedError, Unpacker, ZSTD};
 use protocol::preamble::Purpose;
 use protocol::replica::{Message, REPLICA_VERSION};
-use protocol::units::BLOCKS_PER_EXTENT;
+use protocol::units::{BLOCKS_PER_EXTENT, Sequence, Term, is_within_reach};
 use replication::decision::Rule;
 use replication::machine::{Position, Refusal, Standing};
 use replication::state::{Membership, Report, Welcome};
@@ -69,11 +69,7 @@ pub(super) struct LinkIo {
     pub(super) source: Option<Rc<super::source::Source>>,
     pub(super) target: super::target::Target,
     pub(super) received: super::received::Received,
-    pub(super) free_bytes: Option<u64>,
-    /// Bytes ordered since the last word about room, and between the two before: what that word
-    /// did not know of yet.
-    pub(super) ordered_bytes: [u64; 2],
-    pub(super) total_bytes: Option<u64>,
+    pub(super) room: Option<super::room::Said>,
     pub(super) questions: super::verify::Questions,
     pub(super) fetches: super::repair::Fetches,
     /// It takes packed frames.
@@ -159,6 +155,14 @@ pub(super) enum LinkError {
         theirs: BrickId,
         /// What should be.
         expected: BrickId,
+    },
+    /// No volume gets there.
+    #[error("it says that it is in term {term} at record {last}, where no volume can be")]
+    BeyondReach {
+        /// Theirs.
+        term: Term,
+        /// Theirs.
+        last: Sequence,
     },
     /// Two processes have its identity.
     #[error(
@@ -456,6 +460,15 @@ struct Understands {
     understands: Vec<String>,
 }
 
+/// Whoever believed in such a term could make nothing any more, nor follow anybody else.
+fn check_reach(term: Term, last: Sequence) -> Result<(), LinkError> {
+    if is_within_reach(term, last) {
+        Ok(())
+    } else {
+        Err(LinkError::BeyondReach { term, last })
+    }
+}
+
 fn check_hello<M: Medium>(
     driver: &Driver<M>,
     message: Message,
@@ -483,6 +496,7 @@ fn check_hello<M: Medium>(
     let Understands { understands } = from_json(&report)?;
     let unpacks = understands.iter().any(|what| what == ZSTD);
     let report: Report = from_json(&report)?;
+    check_reach(report.term, report.last)?;
     let ours = driver.machine.report().layout;
     if report.layout != ours {
         return Err(LinkError::Layout {
@@ -534,9 +548,7 @@ impl<M: Medium> Driver<M> {
             source: None,
             target: super::target::Target::default(),
             received: super::received::Received::default(),
-            free_bytes: None,
-            ordered_bytes: [0; 2],
-            total_bytes: None,
+            room: None,
             questions: super::verify::Questions::default(),
             fetches: super::repair::Fetches::default(),
             unpacks,
@@ -668,15 +680,10 @@ impl<M: Medium> Driver<M> {
                 free_bytes,
                 total_bytes,
                 ..
-            } => {
-                if let Some(link) = &mut self.links[replica] {
-                    link.ordered_bytes = [0, link.ordered_bytes[0]];
-                    link.free_bytes = Some(free_bytes);
-                    link.total_bytes = Some(total_bytes);
-                }
-            }
+            } => self.note_room(replica, free_bytes, total_bytes),
             Message::Welcome(json) => {
                 let welcome: Welcome = from_json(&json)?;
+                check_reach(welcome.term, welcome.at)?;
                 self.welcomed(replica, &welcome)?;
             }
             Message::Joined(json) | Message::Membership(json)
@@ -723,9 +730,7 @@ impl<M: Medium> Driver<M> {
                 self.machine.told_stable(replica, term, layout, &positions);
             }
             Message::Pull { after } => self.serve_pull(shared, replica, after),
-            Message::Pulled => {
-                self.machine.pulled(now);
-            }
+            Message::Pulled => self.machine.pulled(now, replica),
             Message::Leaving => self.machine.parting(replica),
             Message::Resync(record) => self.take_resync(replica, &record)?,
             Message::Resynced { batch } => self.batch_done(replica, batch),
@@ -761,7 +766,7 @@ impl<M: Medium> Driver<M> {
                 self.take_exact_keys(replica, &from, &to, &pairs)?;
             }
             Message::ExactObjects { from, to, objects } => {
-                self.take_exact_objects(from, to, &objects)?;
+                self.take_exact_objects(replica, (from, to), &objects)?;
             }
             Message::Compare { id, scope } => {
                 super::verify::answer(shared, self.asker(replica), id, scope);

@@ -13,7 +13,8 @@ use protocol::ids::SessionId;
 use protocol::units::ObjectId;
 use storage::{Medium, ReadError};
 
-use super::driver::{Driver, PendingReply};
+use super::driver::Driver;
+use super::held::PendingReply;
 use super::keys::Keys;
 
 const EAGAIN: i32 = 11;

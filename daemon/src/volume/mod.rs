@@ -10,6 +10,7 @@
 //! | [`locks`] | who waits for a lock |
 //! | [`keys`] | the brick as the namespace sees it |
 //! | [`links`], [`acks`] | connections between replicas; what a follower tells of itself |
+//! | [`held`] | answers that wait for what they rest on |
 //! | [`kept`] | sides that were given up, served to mounts |
 //! | [`differences`] | what differs between two sides, by name |
 //! | [`failback`] | the role goes back to the preferred node |
@@ -17,6 +18,7 @@
 //! | [`losses`] | what is said about replicas left behind and operations lost |
 //! | [`received`] | what a primary sent and is not applied yet |
 //! | [`points`] | what a target keeps of the time before a resync |
+//! | [`room`] | nothing is ordered that a replica cannot hold |
 //! | [`splits`] | what is said about two histories that diverged |
 //! | [`source`], [`target`] | catching up: journal's tail, dirty map, everything by hash |
 //! | [`verify`] | replicas compared |
@@ -37,6 +39,7 @@ mod driver;
 mod failback;
 mod fencing;
 mod gathering;
+mod held;
 mod kept;
 mod keys;
 mod lifetimes;
@@ -50,6 +53,7 @@ mod received;
 mod repair;
 mod replay;
 mod report;
+mod room;
 mod sessions;
 mod settings;
 mod source;
@@ -88,6 +92,7 @@ pub use fencing::FenceOrder;
 pub use kept::kept_id;
 pub use keys::Keys;
 pub use stream::Stream;
+pub(crate) use words::split_side_text;
 
 pub use bricks::{
     PrepareError, abort_brick, first_state, identity, mark_brick_deleted, prepare_brick,
@@ -286,9 +291,8 @@ impl Host for RealHost {
     fn event(&self, kind: &str, volume: &str, message: &str) {
         let severity = match kind {
             "block_damaged" | "brick_failed" | "metadata_damaged" | "read_failed"
-            | "resync_stopped" | "operations_lost" | "split_brain" | "fencing_failed" => {
-                Severity::Error
-            }
+            | "resync_stopped" | "operations_lost" | "split_brain" | "fencing_failed"
+            | "beyond_the_pool" | "later_primary" => Severity::Error,
             "replica_dropped"
             | "replica_lost"
             | "replica_left_behind"

@@ -1,13 +1,14 @@
 //! Blocks that this replica's medium does not give, or gives back otherwise than they were written:
-//! they are taken from another replica that is in sync, put in place here, and then read (DUR-4).
+//! they are taken from another replica that is in sync, put in place here, and then read (DUR-4). The
+//! primary takes them from a member; a member that finds one takes it from its primary.
 //!
 //! The question travels in the ordered stream, so the other replica answers with everything that
-//! was ordered before it. What is ordered after it must not be overwritten by the answer: changes
-//! of the object wait until the answer is here, and where one came all the same the answer is thrown
-//! away and the block asked for again.
+//! was ordered before it. What is ordered after it must not be overwritten by the answer: at the
+//! primary changes of the object wait until the answer is here, and where one came all the same the
+//! answer is thrown away and the block asked for again.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -22,7 +23,8 @@ use replication::machine::Standing;
 use storage::{DirtyItem, Medium, OBJECT_BYTES_MAX, ReadError, ReadOutcome};
 use tokio::sync::{Notify, oneshot};
 
-use super::driver::{Driver, PendingReply, Shared, Token};
+use super::driver::{Driver, Shared, Token};
+use super::held::PendingReply;
 use super::links::Asker;
 
 /// How often a block is asked for again that changed while the answer was on its way.
@@ -30,6 +32,9 @@ const ASKED_AGAIN_MAX: usize = 4;
 /// How long a replica may take to answer, at least: its disk may be busy. One that is silent leaves
 /// by its deadline.
 const ANSWER_WITHIN_MIN: Duration = Duration::from_secs(2);
+
+/// Blocks that a member asks its primary for at a time. Of more the next one that needs one asks.
+const MENDING_MAX: usize = 64;
 
 const EINVAL: i32 = 22;
 
@@ -49,6 +54,8 @@ pub(super) struct Repairs {
     pub(super) damaged: Cell<u64>,
     /// Blocks put right since then.
     pub(super) repaired: Cell<u64>,
+    /// As member: what is being asked of the primary.
+    mending: BTreeSet<(ObjectId, u64)>,
 }
 
 impl Repairs {
@@ -113,13 +120,45 @@ enum Asked {
 }
 
 impl<M: Medium> Driver<M> {
-    /// Asks for a block. `None`: the replica is not in sync.
+    /// Whether this replica is a whole one of the volume as it is now.
+    fn is_whole(&self) -> bool {
+        self.machine.serves() || self.machine.is_joined()
+    }
+
+    /// Whether the replica has every block as it belongs here.
+    fn gives_blocks(&self, replica: usize) -> bool {
+        match self.machine.standing(replica) {
+            Some(Standing::InSync) => self.machine.serves(),
+            Some(Standing::MyPrimary) => self.machine.is_joined(),
+            _ => false,
+        }
+    }
+
+    /// A block was found damaged. Nobody reads it at a member, which has it put right all the same:
+    /// it may be the last one that has it some day. At the primary whoever reads it sees to that.
+    pub(super) fn mend(&mut self, object: ObjectId, block: u64) {
+        let asks = self.machine.is_joined() && !self.machine.serves();
+        let room = self.repairs.mending.len() < MENDING_MAX;
+        if !asks || !room || made(Mistake::AsksNobody) {
+            return;
+        }
+        let Some(shared) = self.shared() else { return };
+        if self.repairs.mending.insert((object, block)) {
+            tokio::task::spawn_local(async move {
+                repair_block(&shared, object, block).await;
+                let repairs = &mut shared.borrow_mut().repairs;
+                repairs.mending.remove(&(object, block));
+            });
+        }
+    }
+
+    /// Asks for a block. `None`: the replica does not have it.
     fn ask_for(
         &mut self,
         replica: usize,
         (object, block): (ObjectId, u64),
     ) -> Option<(u64, u64, oneshot::Receiver<Option<Bytes>>)> {
-        if self.machine.standing(replica) != Some(Standing::InSync) {
+        if !self.gives_blocks(replica) {
             return None;
         }
         // Of no other connection: an answer to it must not be taken for one to this.
@@ -176,17 +215,12 @@ impl<M: Medium> Driver<M> {
         (object, block): (ObjectId, u64),
         data: Bytes,
     ) -> Asked {
-        let (offset, len) = (block * BLOCK_BYTES, BLOCK_BYTES as u32);
-        match self.brick.read_now(object, offset, len) {
-            // A write that came meanwhile has put the block right already, with newer bytes.
-            Ok(_) => return Asked::Whole,
-            Err(ReadError::Corrupt { .. } | ReadError::Unreadable { .. }) => {}
-            Err(_) => return Asked::Over,
-        }
-        // A write to a part of it leaves it damaged, and the answer may be from before.
+        // A write that came meanwhile may have put the block right, with newer bytes. One to a part
+        // of it leaves it damaged, and the answer may be from before.
         if self.changed_since(since, (object, block)) {
             return Asked::Changed;
         }
+        let (offset, len) = (block * BLOCK_BYTES, BLOCK_BYTES as u32);
         let change = Change::Write {
             object,
             offset,
@@ -217,7 +251,7 @@ impl<M: Medium> Driver<M> {
 async fn ask_one<M: Medium>(shared: &Shared<M>, replica: usize, at: (ObjectId, u64)) -> Asked {
     let (id, epoch, since, term, within, wait) = {
         let mut d = shared.borrow_mut();
-        if !d.machine.serves() || d.failed.is_some() {
+        if !d.is_whole() || d.failed.is_some() {
             return Asked::Over;
         }
         let Some((id, epoch, wait)) = d.ask_for(replica, at) else {
@@ -234,11 +268,11 @@ async fn ask_one<M: Medium>(shared: &Shared<M>, replica: usize, at: (ObjectId, u
     if connected && let Some(link) = &mut d.links[replica] {
         link.fetches.waiting.remove(&id);
     }
-    // Whoever serves no more, or in another term, may stand at another past by now.
-    if !d.machine.serves() || d.machine.durable().term != term || d.failed.is_some() {
+    // Whoever is whole no more, or in another term, may stand at another past by now.
+    if !d.is_whole() || d.machine.durable().term != term || d.failed.is_some() {
         return Asked::Over;
     }
-    if !connected || d.machine.standing(replica) != Some(Standing::InSync) {
+    if !connected || !d.gives_blocks(replica) {
         return Asked::Without;
     }
     let Ok(Ok(Some(data))) = answer else {
@@ -252,7 +286,7 @@ async fn ask_one<M: Medium>(shared: &Shared<M>, replica: usize, at: (ObjectId, u
     asked
 }
 
-/// Takes a block that is damaged here from a replica in sync. True: it can be read now.
+/// Takes a block that is damaged here from a replica that has it. True: it can be read now.
 async fn repair_block<M: Medium>(shared: &Shared<M>, object: ObjectId, block: u64) -> bool {
     let (count, _hold) = {
         let d = shared.borrow();
@@ -262,7 +296,13 @@ async fn repair_block<M: Medium>(shared: &Shared<M>, object: ObjectId, block: u6
         for _ in 0..ASKED_AGAIN_MAX {
             match ask_one(shared, replica, (object, block)).await {
                 Asked::Whole => return true,
-                Asked::Changed => {}
+                Asked::Changed => {
+                    let offset = block * BLOCK_BYTES;
+                    let read = read_again(shared, object, offset, BLOCK_BYTES as u32).await;
+                    if matches!(read, Some(Ok(_))) {
+                        return true;
+                    }
+                }
                 Asked::Without => break,
                 Asked::Over => return false,
             }

@@ -14,8 +14,9 @@ use storage::Medium;
 
 use super::clients::ENOSPC;
 use super::doubts::{Data, Doubts};
-use super::driver::{Driver, Held, OrderError, PendingReply, Token, Waiting};
+use super::driver::{Driver, OrderError, Token};
 use super::gathering::{Authors, Changers, Gathering, Turn};
+use super::held::{Held, PendingReply};
 use super::keys::Keys;
 use super::sessions::Done;
 
@@ -577,10 +578,7 @@ impl<M: Medium> Driver<M> {
             since: None,
             outcome,
         };
-        self.waiting.push_back(Waiting {
-            until: self.machine.last(),
-            what: Held::Reply(reply),
-        });
+        self.waiting.push(self.machine.last(), Held::Reply(reply));
     }
 
     fn refuse_replay(&mut self, session: SessionId, replay: &Replay) -> Put {

@@ -41,7 +41,7 @@ impl<M: Medium> Driver<M> {
             reason: self
                 .failed
                 .clone()
-                .or_else(|| self.beyond_the_pool())
+                .or_else(|| self.a_later_history())
                 .or_else(|| self.waiting_reason()),
             serving: serving && self.failed.is_none() && self.machine.suspended().is_none(),
             term: state.term.0,
@@ -167,7 +167,10 @@ impl<M: Medium> Driver<M> {
                 .as_ref()
                 .filter(|_| serving)
                 .map(last_report),
-            refusal: self.seen[replica].refusal().cloned(),
+            refusal: {
+                let stopped = self.resyncs[replica].stopped.as_ref();
+                self.seen[replica].refusal().or(stopped).cloned()
+            },
             link: self.links[replica].as_ref().map(|link| LinkReport {
                 compressed: self.settings.compression && link.unpacks,
                 plain_bytes: link.outbox.plain_bytes(),
@@ -183,8 +186,8 @@ impl<M: Medium> Driver<M> {
             .space()
             .map_or((0, 0), |space| (space.total_bytes, space.free_bytes));
         for link in self.links.iter().flatten().filter(|link| link.feed_live) {
-            total = total.min(link.total_bytes.unwrap_or(total));
-            free = free.min(link.free_bytes.unwrap_or(free));
+            total = total.min(link.room.map_or(total, |said| said.total_bytes));
+            free = free.min(link.room.map_or(free, |said| said.free_bytes));
         }
         FileSystemStatistics {
             bytes_total: total,

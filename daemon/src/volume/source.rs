@@ -36,6 +36,9 @@ const KEY_BYTES_ESTIMATE: u64 = 160;
 const EXACT_KEYS_MAX: usize = 512;
 /// Bytes of one exact range.
 const EXACT_BYTES_MAX: usize = 256 << 10;
+/// What could not be read at the source is tried again after so long: an operator may have mended
+/// it, or a client written it anew.
+const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// No object has a block from here on: its bytes could not be counted.
 const BLOCKS_MAX: u64 = i64::MAX as u64 / BLOCK_BYTES + 1;
 /// How long to wait for a word that what clients kept is put back, before looking again.
@@ -144,6 +147,8 @@ impl Source {
 pub(super) struct Resyncs {
     pub(super) running: Option<Running>,
     pub(super) last: Option<Last>,
+    /// Why the last one stopped and waits, until one ends well.
+    pub(super) stopped: Option<String>,
 }
 
 /// A resync under way.
@@ -361,6 +366,7 @@ impl<M: Medium> Driver<M> {
             );
             self.resyncs[replica].last = Some(last);
         }
+        self.resyncs[replica].stopped = None;
         if let Some(link) = &mut self.links[replica] {
             link.source = None;
             link.feed_live = true;
@@ -532,9 +538,15 @@ impl<M: Medium> Run<M> {
     // ---- dirty keys and blocks -----------------------------------------------------------------
 
     async fn dirty(self) {
-        if self.once_put_back().await.is_ok() {
-            let _ = self.send_dirty().await;
+        if self.once_put_back().await.is_ok() && self.send_dirty().await.is_err() {
+            self.try_again().await;
         }
+    }
+
+    /// Where the link is still there, something could not be read here: the two meet anew.
+    async fn try_again(&self) {
+        tokio::time::sleep(AGAIN_AFTER).await;
+        let _ = self.give_up();
     }
 
     async fn send_dirty(&self) -> Result<(), Stopped> {
@@ -621,8 +633,17 @@ impl<M: Medium> Run<M> {
     fn unreadable(&self, error: &storage::ReadError) -> Stopped {
         let _ = self.with(|d| {
             let node = &d.spec.replicas[self.replica].node_name;
-            let text = format!("the resync of {node} stopped, its source is damaged: {error}");
-            d.host.event("resync_stopped", &d.spec.name, &text);
+            let text = format!(
+                "the resync of {node} stopped, its source is damaged: {error}; it is tried again \
+                 every {} s",
+                AGAIN_AFTER.as_secs()
+            );
+            let resyncs = &mut d.resyncs[self.replica];
+            resyncs.running = None;
+            if resyncs.stopped.as_ref() != Some(&text) {
+                d.host.event("resync_stopped", &d.spec.name, &text);
+                resyncs.stopped = Some(text);
+            }
         });
         Stopped
     }
@@ -676,8 +697,8 @@ impl<M: Medium> Run<M> {
     // ---- everything, by hash -------------------------------------------------------------------
 
     async fn full(self, empty: bool) {
-        if self.once_put_back().await.is_ok() {
-            let _ = self.send_full(empty).await;
+        if self.once_put_back().await.is_ok() && self.send_full(empty).await.is_err() {
+            self.try_again().await;
         }
     }
 

@@ -3,7 +3,7 @@
 
 use protocol::ids::{BrickId, NodeId};
 use protocol::volume::VolumeSpec;
-use replication::machine::Standing;
+use replication::machine::{Phase, Standing};
 use storage::Medium;
 
 use super::driver::{Driver, Shared};
@@ -82,7 +82,12 @@ impl LinkError {
     fn is_malformed(&self) -> bool {
         matches!(
             self,
-            Self::Frame(_) | Self::Decode(_) | Self::Packed(_) | Self::Json(_) | Self::Foreign
+            Self::Frame(_)
+                | Self::Decode(_)
+                | Self::Packed(_)
+                | Self::Json(_)
+                | Self::Foreign
+                | Self::BeyondReach { .. }
         )
     }
 }
@@ -137,10 +142,10 @@ pub(super) fn two_at_once<M: Medium>(shared: &Shared<M>, replica: usize) -> Link
 impl<M: Medium> Driver<M> {
     /// A history from the future: nobody serves, and a brick, this one or one that was met, is in a
     /// term that the pool never gave, as far as this node knows. What came after the pool's state
-    /// may be confirmed and in that brick alone, so nobody else takes the role. `None` while
-    /// somebody serves: then the pool gave that term, and this node hears of it later.
-    pub(super) fn beyond_the_pool(&self) -> Option<String> {
-        let given = self.machine.agreed()?.term;
+    /// may be confirmed and in that brick alone, so nobody else takes the role. Where the bricks
+    /// decide: one that was met is in a later term than this one. `None` while somebody serves: then
+    /// that term was given, and this node hears of it later.
+    pub(super) fn a_later_history(&self) -> Option<String> {
         let places = 0..self.links.len();
         let follows = |place| self.machine.standing(place) == Some(Standing::MyPrimary);
         let reports = || {
@@ -153,23 +158,40 @@ impl<M: Medium> Driver<M> {
         if served {
             return None;
         }
-        let own = (self.me, self.machine.durable().term);
+        let name = |place: usize| &self.spec.replicas[place].node_name;
+        let volume = &self.spec.name;
+        let (own, last) = (self.machine.durable().term, self.machine.last());
+        let Some(agreed) = self.machine.agreed() else {
+            let (place, latest) = reports().max_by_key(|(_, report)| report.term)?;
+            let theirs = (name(place).as_str(), latest.term, latest.last);
+            let waits = self.machine.phase() == Phase::Following;
+            return (waits && latest.term > own)
+                .then(|| words::later_primary(theirs, (name(self.me), own, last), volume));
+        };
         let terms = reports().map(|(place, report)| (place, report.term));
-        let (place, term) = terms.chain([own]).max_by_key(|(_, term)| *term)?;
-        let node = &self.spec.replicas[place].node_name;
-        (term > given).then(|| words::beyond_the_pool(node, term, given, &self.spec.name))
+        let (place, term) = terms
+            .chain([(self.me, own)])
+            .max_by_key(|(_, term)| *term)?;
+        let given = agreed.term;
+        (term > given).then(|| words::beyond_the_pool(name(place), term, given, volume))
     }
 
     /// Tells operators of that, once it has been so for a second.
-    pub(super) fn tell_what_is_beyond_the_pool(&mut self) {
-        let found = self.beyond_the_pool();
+    pub(super) fn tell_of_the_future(&mut self) {
+        let found = self.a_later_history();
         let own = &mut self.seen[self.me];
         let stays = found.is_some() && own.refusal == found;
         let news = stays && !std::mem::replace(&mut own.told, stays);
         own.told = stays;
         own.refusal.clone_from(&found);
         if let Some(text) = found.filter(|_| news) {
-            self.host.event("beyond_the_pool", &self.spec.name, &text);
+            let pool = self.machine.agreed().is_some();
+            let kind = if pool {
+                "beyond_the_pool"
+            } else {
+                "later_primary"
+            };
+            self.host.event(kind, &self.spec.name, &text);
         }
     }
 

@@ -6,6 +6,7 @@ use protocol::mistakes::{Mistake, made};
 use protocol::record::{Change, Record};
 use protocol::replica::{Doubt, HASH_BYTES, Message};
 use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Sequence, Term};
+use replication::machine::{Refusal, Standing};
 use storage::{BrickError, DirtyItem, Medium, Pace, ReadError};
 
 use super::driver::{BrickFlush, Driver, Shared, Token};
@@ -55,13 +56,13 @@ impl<M: Medium> Driver<M> {
                 continue;
             };
             let token = self.token(Token::Prepared);
-            if !self
-                .brick
-                .prepare(*object, *offset, u64::from(*len), token)?
-            {
+            let prepared = self.brick.prepare(*object, *offset, u64::from(*len), token);
+            if !matches!(prepared, Ok(false)) {
+                self.tokens.remove(&token);
+            }
+            if !prepared? {
                 return Ok(false);
             }
-            self.tokens.remove(&token);
         }
         Ok(true)
     }
@@ -80,7 +81,19 @@ impl<M: Medium> Driver<M> {
         Ok(())
     }
 
+    /// What a resync brings counts from the primary that this replica follows, and from nobody else:
+    /// one that was replaced goes on with a resync that it began for as long as its target hears it,
+    /// and what it sends is older than what the next one brought.
+    fn check_source(&self, replica: usize) -> Result<(), Refusal> {
+        if self.machine.standing(replica) == Some(Standing::MyPrimary) {
+            Ok(())
+        } else {
+            Err(Refusal::OutOfPlace)
+        }
+    }
+
     pub(super) fn take_resync(&mut self, replica: usize, record: &Record) -> Result<(), LinkError> {
+        self.check_source(replica)?;
         self.apply_apart(record.changes.clone(), record.payload.clone())?;
         if made(Mistake::StoresLater) {
             let batch = record.sequence.0;
@@ -120,6 +133,7 @@ impl<M: Medium> Driver<M> {
         to: &[u8],
         pairs: &[(Bytes, Bytes)],
     ) -> Result<(), LinkError> {
+        self.check_source(replica)?;
         let end: &[u8] = if to.is_empty() { &[0xff; 32] } else { to };
         let wanted: std::collections::BTreeMap<&[u8], &Bytes> =
             pairs.iter().map(|(key, value)| (&key[..], value)).collect();
@@ -152,10 +166,11 @@ impl<M: Medium> Driver<M> {
 
     pub(super) fn take_exact_objects(
         &mut self,
-        from: ObjectId,
-        to: ObjectId,
+        replica: usize,
+        (from, to): (ObjectId, ObjectId),
         objects: &[ObjectId],
     ) -> Result<(), LinkError> {
+        self.check_source(replica)?;
         let mut changes = Vec::new();
         let mut after = from.0.checked_sub(1).map(ObjectId);
         loop {

@@ -11,7 +11,7 @@ use protocol::replica::{HASH_BYTES, ITEMS_MAX, Message, Scope};
 use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId};
 use replication::machine::Standing;
 use serde::Serialize;
-use storage::{DirtyItem, Medium};
+use storage::{DirtyItem, Medium, OBJECT_BYTES_MAX};
 use tokio::sync::oneshot;
 
 use super::driver::{Driver, Shared};
@@ -46,7 +46,8 @@ impl Answer {
     /// Of an extent: the next one that is not all zero there.
     fn next_extent(&self) -> Option<u64> {
         let name = self.names.first()?;
-        Some(u64::from_le_bytes(name[..].try_into().ok()?))
+        let next = u64::from_le_bytes(name[..].try_into().ok()?);
+        (next <= OBJECT_BYTES_MAX / EXTENT_BYTES).then_some(next)
     }
 }
 

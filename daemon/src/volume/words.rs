@@ -80,6 +80,20 @@ pub(super) fn beyond_the_pool(node: &str, theirs: Term, given: Term, volume: &st
     )
 }
 
+/// Where the bricks decide: another brick knows of a later primary than this one.
+pub(super) fn later_primary(
+    (node, theirs, last): (&str, Term, Sequence),
+    (own, ours, own_last): (&str, Term, Sequence),
+    volume: &str,
+) -> String {
+    format!(
+        "{node} knows of a primary in term {theirs}, up to record {last}, of which {own}, in term \
+         {ours} up to record {own_last}, knows nothing: the last primary is another node, or the \
+         brick of {own} is an older copy, as after a restore. Start the node that was primary last; \
+         if it is gone, `cairn volume promote {volume} {node} --force` has {node} go on"
+    )
+}
+
 /// The command against a node begins.
 pub(super) fn fencing_begins(own: &str, node: &str, serving: bool) -> String {
     if serving {
@@ -99,20 +113,22 @@ pub(super) fn not_fenced(node: &str, reason: &str) -> String {
     format!("{node} was not fenced: the fence command failed, {reason}; it is tried again")
 }
 
+/// What one side of a split brain has.
+pub(crate) fn split_side_text(side: &SplitSideReport) -> String {
+    let since = match (&side.primary_since, side.primary_term) {
+        (Some(since), Some(term)) => format!(" (primary since {since}, term {term})"),
+        (None, Some(term)) => format!(" (primary since term {term})"),
+        _ => String::new(),
+    };
+    format!("{}{since} made {} changes", side.node, side.changes)
+}
+
 /// Two sides that both went on since the last common record, and how that ends.
 pub(super) fn split_brain(sides: &[SplitSideReport; 2], common: Sequence, end: &str) -> String {
-    let side = |side: &SplitSideReport| {
-        let since = match (&side.primary_since, side.primary_term) {
-            (Some(since), Some(term)) => format!(" (primary since {since}, term {term})"),
-            (None, Some(term)) => format!(" (primary since term {term})"),
-            _ => String::new(),
-        };
-        format!("{}{since} made {} changes", side.node, side.changes)
-    };
     format!(
         "split brain: after record {common}, the last that both have, {} and {}; {end}",
-        side(&sides[0]),
-        side(&sides[1])
+        split_side_text(&sides[0]),
+        split_side_text(&sides[1])
     )
 }
 

@@ -241,8 +241,10 @@ impl Keep {
     pub fn terms(&self) -> Vec<Term> {
         let kept = self.kept.values().map(|kept| kept.at.0);
         let beyond = self.beyond.values().map(|at| at.0);
+        let locking = self.beyond_locking.keys().map(|at| at.0);
         let authors = self.authors.keys().map(|at| at.0);
-        let all = kept.chain(beyond).chain(authors).chain([self.beyond_any.0]);
+        let all = kept.chain(beyond).chain(locking).chain(authors);
+        let all = all.chain([self.beyond_any.0]);
         let all: BTreeSet<Term> = all.filter(|term| term.0 > 0).collect();
         all.into_iter().collect()
     }

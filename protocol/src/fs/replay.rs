@@ -60,7 +60,7 @@ fn write_place(w: &mut Writer, (term, sequence): Place) {
 }
 
 fn read_place(r: &mut Reader) -> Result<Place, DecodeError> {
-    Ok((Term(r.u64("term")?), Sequence(r.u64("sequence")?)))
+    Ok((r.term("term")?, r.sequence("sequence")?))
 }
 
 pub(super) fn write_authors(w: &mut Writer, authors: &[Author]) {

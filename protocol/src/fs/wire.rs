@@ -5,7 +5,7 @@ use super::replay::{read_authors, read_places, write_authors, write_places};
 use super::{
     Attributes, Bytes, Caller, DecodeError, DirectoryEntry, Elsewhere, FileSystemStatistics, Hello,
     HelloReply, NAME_BYTES_MAX, NodeId, ObjectId, Operation, Outcome, RawFrame, Reader, Reply,
-    Request, Sequence, SessionId, SetAttributes, SetTime, Term, Timestamp, VolumeId, Writer, kind,
+    Request, SessionId, SetAttributes, SetTime, Timestamp, VolumeId, Writer, kind,
 };
 
 fn frame(kind: u8, w: &mut Writer, payload: Bytes) -> RawFrame {
@@ -100,13 +100,13 @@ impl Hello {
         let confirmed = if version < 2 {
             Default::default()
         } else {
-            let term = Term(r.u64("confirmed term")?);
-            (term, Sequence(r.u64("confirmed")?))
+            let term = r.term("confirmed term")?;
+            (term, r.sequence("confirmed")?)
         };
         let mut kept_terms = Vec::new();
         if version >= 3 {
             for _ in 0..r.count(8, "kept terms")? {
-                kept_terms.push(Term(r.u64("kept term")?));
+                kept_terms.push(r.term("kept term")?);
             }
         }
         r.end("hello")?;
@@ -193,7 +193,7 @@ impl HelloReply {
         let this = match r.u8("hello reply")? {
             1 => Self::Welcome {
                 version: r.u16("version")?,
-                term: Term(r.u64("term")?),
+                term: r.term("term")?,
                 known: flag(&mut r, "known")?,
                 session_timeout_ms: r.u32("session timeout")?,
                 block: flag(&mut r, "block")?,
@@ -874,8 +874,8 @@ impl Reply {
         let mut r = Reader::new(frame.meta.clone());
         let slot = r.u16("slot")?;
         let number = r.u64("number")?;
-        let sequence = Sequence(r.u64("sequence")?);
-        let stable = Sequence(r.u64("stable")?);
+        let sequence = r.sequence("sequence")?;
+        let stable = r.sequence("stable")?;
         let fresh_ms = r.u16("fresh")?;
         let changed = flag(&mut r, "changed")?;
         let authors = read_authors(&mut r)?;

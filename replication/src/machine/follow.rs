@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use protocol::units::{Sequence, Term};
+use protocol::units::{Sequence, Term, is_within_reach};
 use protocol::volume::REPLICAS_MAX;
 
 use super::bugs::Bug;
@@ -369,6 +369,13 @@ impl Machine {
         if let Some(agreed) = agreed {
             let known = self.agreed().ok_or(Refusal::OutOfPlace)?;
             if agreed.version > known.version {
+                // It is about this replica, or no word from one replica to another.
+                let me = self.config.me;
+                let mine = agreed.primary == me && agreed.in_sync.has(me);
+                let follows = is_within_reach(agreed.term, self.last);
+                if !mine || !follows || agreed.term <= self.state.term {
+                    return Err(Refusal::OutOfPlace);
+                }
                 self.is_even(from);
                 self.heir_of = Some(from);
                 self.agreement(now, agreed);

@@ -258,6 +258,17 @@ impl Machine {
         in_sync.then(|| self.queue.lag(link.applied))
     }
 
+    /// What was ordered up to the last record that the replica is known to have applied: bytes since
+    /// this replica serves, and the record. Where it gets no records it is what was ordered so far.
+    #[must_use]
+    pub fn ordered_for(&self, replica: usize) -> (u64, Sequence) {
+        let fed = self.links[replica].as_ref().filter(|l| l.gets_records());
+        match fed {
+            Some(link) => (self.queue.total_at(link.applied), link.applied),
+            None => (self.queue.total(), self.last),
+        }
+    }
+
     /// A member leaves: from here on it lacks what it has not applied.
     pub(super) fn note_missing(&mut self, replica: usize, applied: Sequence) {
         if self.missing[replica].is_none() {

@@ -360,3 +360,38 @@ fn a_lock_that_is_no_longer_kept_is_lost_where_the_primary_lacks_it() {
         assert!(keep.beyond_locking.is_empty());
     }
 }
+
+/// A lock is no longer kept, and of everything that was the primary said that it is gone. The next
+/// primary has to tell where that one's term ended: else a lock that is gone counts as held.
+#[test]
+fn fo_6_where_the_term_of_a_lock_ended_that_is_no_longer_kept_is_asked() {
+    let mut keep = keeping(0, 1);
+    let confirm = |keep: &mut Keep, number: u64| {
+        let (operation, frame) = lock(number);
+        let reply = Reply {
+            slot: 4,
+            ..reply(number, 10 + number, 0, Outcome::Done)
+        };
+        keep.confirmed(&operation, &frame, &reply);
+    };
+    let locks = 1..=KEPT_MAX as u64 / 2;
+    locks.clone().for_each(|number| confirm(&mut keep, number));
+    assert!(keep.wants_flush());
+    keep.flushed();
+    assert_eq!(keep.beyond_locking.len(), 1);
+    let ends = [(Term(1), Sequence(11))];
+    let presented = replays(&keep.welcomed(welcome(2, &ends), std::iter::empty()));
+    assert_eq!(presented.len() + 1, locks.count());
+    for replay in presented {
+        let gone = Reply {
+            slot: 4,
+            ..reply(replay.request.number, 0, 0, Outcome::Error(5))
+        };
+        assert!(keep.replayed(&gone));
+    }
+    assert!(keep.is_empty());
+    assert_eq!(keep.terms(), [Term(2)]);
+    keep.take_lost();
+    keep.welcomed(welcome(3, &[(Term(2), Sequence(5))]), std::iter::empty());
+    assert_eq!(keep.take_lost().locking.len(), 1, "its owner is told");
+}

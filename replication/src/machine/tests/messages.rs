@@ -410,7 +410,7 @@ impl Volume {
                 self.send_tail(to, from, after);
                 self.send(to, from, Wire::Pulled);
             }
-            Wire::Pulled => machine.pulled(now),
+            Wire::Pulled => machine.pulled(now, from),
             Wire::Leaving => machine.parting(from),
             Wire::Flush(id) => {
                 self.flush(to);

@@ -209,3 +209,45 @@ fn a_planned_promotion_by_the_pool_moves_the_role_and_keeps_everyone() {
     volume.check_whole();
     check_confirmed(&volume);
 }
+
+/// BAD-1: what one replica tells another of the pool's agreement is about the two of them, or it is
+/// forged.
+#[test]
+fn bad_1_an_agreement_about_somebody_else_or_from_nowhere_is_not_taken_from_a_replica() {
+    let mut volume = settled_with_pool(3);
+    let now = volume.clock(1);
+    let machine = volume.nodes[1].machine.as_mut().unwrap();
+    let before = machine.agreed().unwrap();
+    let next = Agreed {
+        version: before.version + 1,
+        term: Term(before.term.0 + 1),
+        primary: 1,
+        in_sync: before.in_sync,
+    };
+    let forged = [
+        Agreed {
+            primary: 99,
+            ..next
+        },
+        Agreed { primary: 2, ..next },
+        Agreed {
+            in_sync: Mask::of(0),
+            ..next
+        },
+        Agreed {
+            term: before.term,
+            ..next
+        },
+        Agreed {
+            term: Term(1 << 40),
+            ..next
+        },
+    ];
+    for agreed in forged {
+        let taken = machine.handed_over(now, 0, agreed.term, Some(agreed));
+        assert_eq!(taken, Err(Refusal::OutOfPlace), "{agreed:?}");
+        machine.tick(now);
+        assert_eq!(machine.agreed(), Some(before), "{agreed:?}");
+    }
+    assert_eq!(machine.handed_over(now, 0, next.term, Some(next)), Ok(()));
+}

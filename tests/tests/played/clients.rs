@@ -1,0 +1,306 @@
+//! Mounts, and a primary whose other replica is played.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use protocol::frame::RawFrame;
+use protocol::fs::{
+    Caller, FS_VERSION, Hello, HelloReply, IO_BYTES_MAX, Operation, Outcome, Reply, Request,
+    SLOT_NONE, kind,
+};
+use protocol::ids::SessionId;
+use protocol::replica::Message;
+use protocol::report::ReplicaReport;
+use protocol::units::{ObjectId, Sequence, Term};
+use protocol::volume::Quorum;
+use replication::state::{Disk, Report};
+
+use super::stage::{Played, Stage, room, run, spec};
+
+const MIB: u64 = 1 << 20;
+
+/// A mount that asks and reads answers when the test says so.
+struct Mount {
+    link: Played,
+    numbers: u64,
+}
+
+impl Mount {
+    async fn new(stage: &Stage, session: u8) -> Self {
+        let mut link = stage.mount();
+        let hello = Hello {
+            version: FS_VERSION,
+            volume: stage.spec.id,
+            session: SessionId([session; 16]),
+            client_name: "played".to_owned(),
+            mounted_at_ms: 0,
+            read_only: false,
+            opens: Vec::new(),
+            confirmed: (Term(0), Sequence::ZERO),
+            kept_terms: Vec::new(),
+        };
+        link.say_frame(&hello.encode()).await;
+        let frame = link.hear_frame().await.expect("it is answered");
+        let welcome = HelloReply::decode(&frame).expect("a greeting");
+        assert!(matches!(welcome, HelloReply::Welcome { .. }), "{welcome:?}");
+        // There is nothing to present.
+        link.say_frame(&RawFrame {
+            kind: kind::PRESENTED,
+            meta: Bytes::new(),
+            payload: Bytes::new(),
+        })
+        .await;
+        Self { link, numbers: 0 }
+    }
+
+    async fn ask(&mut self, slot: u16, operation: Operation, payload: Bytes) {
+        self.numbers += 1;
+        let request = Request {
+            slot,
+            number: self.numbers,
+            caller: Caller::default(),
+            operation,
+            payload,
+        };
+        self.link.say_frame(&request.encode()).await;
+    }
+
+    async fn answer(&mut self) -> Outcome {
+        loop {
+            let frame = self.link.hear_frame().await.expect("it is answered");
+            if frame.kind == kind::REPLY {
+                return Reply::decode(&frame).expect("a reply").outcome;
+            }
+        }
+    }
+
+    async fn call(&mut self, slot: u16, operation: Operation) -> Outcome {
+        self.ask(slot, operation, Bytes::new()).await;
+        self.answer().await
+    }
+
+    async fn create(&mut self, name: &'static str) -> ObjectId {
+        match self.call(0, create(name)).await {
+            Outcome::Entry(attributes) => attributes.object,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    async fn write(&mut self, slot: u16, object: ObjectId, offset: u64) {
+        let operation = Operation::Write {
+            object,
+            offset,
+            append: false,
+            kill_privileges: false,
+        };
+        let payload = Bytes::from(vec![5; IO_BYTES_MAX as usize]);
+        self.ask(slot, operation, payload).await;
+    }
+
+    async fn finds(&mut self, name: &'static str) -> bool {
+        let (parent, name) = (ObjectId::ROOT, Bytes::from_static(name.as_bytes()));
+        let found = self
+            .call(SLOT_NONE, Operation::Lookup { parent, name })
+            .await;
+        matches!(found, Outcome::Entry(_))
+    }
+}
+
+fn create(name: &'static str) -> Operation {
+    Operation::Create {
+        parent: ObjectId::ROOT,
+        name: Bytes::from_static(name.as_bytes()),
+        mode: 0o644,
+        exclusive: true,
+    }
+}
+
+/// A mount that asks and does not read what it is answered had every answer kept for it in memory.
+#[test]
+fn bad_1_a_mount_that_reads_no_answers_is_not_heard_before_it_does() {
+    run(async {
+        let stage = Stage::new(spec(1, Quorum::Off), 0, None);
+        stage.until(|status| status.serving).await;
+        let mut deaf = Mount::new(&stage, 1).await;
+        let object = deaf.create("file").await;
+        deaf.write(0, object, 0).await;
+        assert!(matches!(deaf.answer().await, Outcome::Written { .. }));
+        let mut other = Mount::new(&stage, 2).await;
+        // More than may be under way at a time.
+        let (reads, len) = (320, IO_BYTES_MAX / 4);
+        for _ in 0..reads {
+            let read = Operation::Read {
+                object,
+                offset: 0,
+                len,
+            };
+            deaf.ask(SLOT_NONE, read, Bytes::new()).await;
+        }
+        deaf.ask(0, create("last"), Bytes::new()).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(!other.finds("last").await, "all was taken and kept");
+        let mut bytes = 0;
+        for _ in 0..=reads {
+            match deaf.answer().await {
+                Outcome::Data(data) => bytes += data.len(),
+                Outcome::Entry(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(bytes, reads * len as usize);
+        assert!(other.finds("last").await);
+    });
+}
+
+/// A block of the source could not be read. The resync stopped for good, on a connection that stayed,
+/// and status showed one that runs.
+#[test]
+fn rs_4_a_resync_whose_source_cannot_be_read_says_so_and_goes_on_when_it_can() {
+    run(async {
+        let stage = Stage::new(spec(2, Quorum::Off), 0, None);
+        stage.until(|status| status.serving).await;
+        let mut mount = Mount::new(&stage, 1).await;
+        let object = mount.create("file").await;
+        mount.write(0, object, 0).await;
+        assert!(matches!(mount.answer().await, Outcome::Written { .. }));
+        assert!(matches!(
+            mount.call(SLOT_NONE, Operation::SyncAll).await,
+            Outcome::Done
+        ));
+        let path = storage::layout::object_path(object);
+        assert!(stage.disk().flip_bit(&path, 5000, 3));
+        let empty = Report {
+            disk: Disk::Empty,
+            ..stage.fresh_report(1)
+        };
+        let brings = |message: &Message| {
+            let Message::Resync(record) = message else {
+                return false;
+            };
+            record.payload.iter().any(|byte| *byte != 0)
+        };
+        let (mut link, _) = stage.greet(1, &empty).await;
+        let stopped = |status: &ReplicaReport| {
+            let peer = &status.peers[0];
+            let refusal = peer.refusal.as_deref().unwrap_or_default();
+            refusal.contains("its source is damaged") && peer.resync.is_none()
+        };
+        let waits = async {
+            loop {
+                link.say(&room(64 * MIB)).await;
+                let Some(message) = link.hear().await else {
+                    return;
+                };
+                assert!(!brings(&message), "what is damaged is not sent");
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(60), waits).await;
+        assert!(waited.is_ok(), "they meet anew");
+        assert!(
+            stopped(&stage.status().await),
+            "{:#?}",
+            stage.status().await.peers
+        );
+        mount.write(0, object, 0).await;
+        assert!(matches!(mount.answer().await, Outcome::Written { .. }));
+        let (mut link, _) = stage.greet(1, &empty).await;
+        assert!(link.hear_until(brings).await.is_some(), "it goes on");
+        let events = stage.events();
+        let told = events
+            .iter()
+            .filter(|event| event.starts_with("resync_stopped"));
+        assert_eq!(told.count(), 1, "{events:#?}");
+    });
+}
+
+/// The other replica: takes everything, and acknowledges it or not.
+#[derive(Clone)]
+struct Follower {
+    acknowledges: Rc<Cell<bool>>,
+    free_bytes: Rc<Cell<u64>>,
+    /// Bytes of records that came since.
+    taken: Rc<Cell<u64>>,
+}
+
+impl Follower {
+    async fn of(stage: &Stage) -> Self {
+        let (mut link, _) = stage.greet(1, &stage.fresh_report(1)).await;
+        let follower = Self {
+            acknowledges: Rc::new(Cell::new(true)),
+            free_bytes: Rc::new(Cell::new(64 * MIB)),
+            taken: Rc::default(),
+        };
+        let one = follower.clone();
+        tokio::task::spawn_local(async move {
+            let mut last = Sequence::ZERO;
+            let mut beat = tokio::time::interval(Duration::from_millis(100));
+            loop {
+                tokio::select! {
+                    biased;
+                    message = link.hear() => match message {
+                        Some(Message::Record(record)) => {
+                            last = record.sequence;
+                            one.taken.set(one.taken.get() + record.payload.len() as u64);
+                        }
+                        Some(Message::Flush { id, .. }) => link.say(&Message::Flushed { id }).await,
+                        Some(_) => {}
+                        None => return,
+                    },
+                    _ = beat.tick() => link.say(&room(one.free_bytes.get())).await,
+                }
+                if one.acknowledges.get() {
+                    let policy = 1;
+                    let (received, applied, stable) = (last, last, last);
+                    link.say(&Message::Ack {
+                        received,
+                        applied,
+                        stable,
+                        policy,
+                    })
+                    .await;
+                }
+            }
+        });
+        stage
+            .until(|status| status.peers.iter().any(|peer| peer.in_sync))
+            .await;
+        follower
+    }
+}
+
+/// A replica whose disk hangs for a moment says again and again how much it can take, as of before.
+/// What it was sent meanwhile has to fit as well.
+#[test]
+fn bad_3_what_a_replica_has_not_applied_yet_is_taken_off_what_it_says_it_can_take() {
+    run(async {
+        let stage = Stage::new(spec(2, Quorum::Off), 0, None);
+        let follower = Follower::of(&stage).await;
+        let mut mount = Mount::new(&stage, 1).await;
+        let object = mount.create("file").await;
+        let free = 12 * MIB;
+        follower.free_bytes.set(free);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        follower.acknowledges.set(false);
+        follower.taken.set(0);
+        let writes = 16_u16;
+        for slot in 0..writes {
+            mount.write(slot, object, u64::from(slot) * MIB).await;
+            tokio::time::sleep(Duration::from_millis(35)).await;
+        }
+        follower.acknowledges.set(true);
+        let mut written = 0;
+        for _ in 0..writes {
+            match mount.answer().await {
+                Outcome::Written { .. } => written += 1,
+                Outcome::Error(28) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(written >= 4, "what fits is taken: {written}");
+        let taken = follower.taken.get();
+        assert!(taken <= free, "{taken} bytes were ordered where {free} fit");
+        assert_eq!(taken, written * MIB);
+    });
+}
