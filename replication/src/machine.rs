@@ -82,6 +82,8 @@ struct Link {
     acknowledged: bool,
     /// As primary: until then it promised to ask for no role.
     lease_until: Duration,
+    /// As primary: a promise was asked for then, and none was given since.
+    unpromised_since: Option<Duration>,
     /// Both went on as primary.
     split: Option<Split>,
 }
@@ -790,7 +792,9 @@ impl Machine {
             _ => None,
         };
         let links = self.links.iter().flatten();
-        let silent = links.map(|l| l.heard.min(l.behind_since.unwrap_or(l.heard)));
+        let waits = [|l: &Link| l.behind_since, |l: &Link| l.unpromised_since];
+        let silent =
+            links.flat_map(|l| waits.map(|since| since(l).unwrap_or(l.heard).min(l.heard)));
         let silent = silent.min().map(|t| t + self.config.replica_deadline);
         let quorum = self.quorum_deadline();
         let fencing = self.fencing_deadline();
@@ -813,9 +817,9 @@ impl Machine {
             let Some(link) = &self.links[replica] else {
                 continue;
             };
-            let slow = link
-                .behind_since
-                .is_some_and(|since| now >= since + deadline);
+            // Who promises nothing, as a claim of his may still come true, holds answers up as well.
+            let late = |since: Option<Duration>| since.is_some_and(|at| now >= at + deadline);
+            let slow = late(link.behind_since) || late(link.unpromised_since);
             let waited_for = link.standing == Standing::InSync || self.entering.has(replica);
             if waited_for && (slow || overdue.has(replica)) {
                 self.drop_link(replica, DropReason::Slow);

@@ -60,6 +60,7 @@ impl<M: Medium> Driver<M> {
         }
         let now = self.now();
         self.asked_promises = Some(now);
+        self.machine.asks_promises(now);
         let ask = Message::AskPromise {
             term: self.machine.durable().term,
             sent_us: u64::try_from(now.as_micros()).unwrap_or(u64::MAX),

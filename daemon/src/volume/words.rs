@@ -35,7 +35,7 @@ pub(super) fn dropped(
 ) -> Option<String> {
     let ms = deadline.as_millis();
     let why = match reason {
-        DropReason::Slow => format!("no acknowledgement for {ms} ms"),
+        DropReason::Slow => format!("no acknowledgement or no promise for {ms} ms"),
         DropReason::Silent => format!("nothing was heard for {ms} ms"),
         DropReason::StaleTerm => "it acknowledged what this primary never ordered".to_owned(),
         // Told with what waits for it: [`left_behind`].
@@ -244,7 +244,7 @@ mod tests {
         let dropped = |left, reason| dropped("node2", left, reason, deadline);
         assert_eq!(
             dropped(true, DropReason::Slow).as_deref(),
-            Some("node2 left the in-sync set: no acknowledgement for 800 ms")
+            Some("node2 left the in-sync set: no acknowledgement or no promise for 800 ms")
         );
         assert_eq!(
             dropped(false, DropReason::Silent).as_deref(),

@@ -290,6 +290,9 @@ impl Machine {
             self.entering = Mask::default();
             self.joining = Mask::default();
             self.losses.fill(None);
+            for link in self.links.iter_mut().flatten() {
+                link.unpromised_since = None;
+            }
             self.outputs.push_back(Output::StoppedServing { reason });
         }
     }

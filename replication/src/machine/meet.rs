@@ -36,6 +36,7 @@ impl Machine {
             behind_since: None,
             acknowledged: false,
             lease_until: Duration::ZERO,
+            unpromised_since: None,
             split: None,
         });
         self.met_again(replica);

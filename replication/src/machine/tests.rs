@@ -159,6 +159,8 @@ struct Volume {
     given_up: usize,
     /// The primary has no clients: it asks for no promises.
     quiet: bool,
+    /// Followers say that they are there, also where they have nothing to say.
+    lively: bool,
     /// What happens to a split brain.
     split_policy: Policy,
     /// Two sides have confirmed what the other lacks.
@@ -249,6 +251,7 @@ impl Volume {
             synced: Vec::new(),
             given_up: 0,
             quiet: false,
+            lively: false,
             split_policy: Policy::Manual,
             parted: false,
             fencing: None,
@@ -635,16 +638,21 @@ impl Volume {
             };
             machine.tick(now);
             self.carry_out(node);
-            let machine = self.nodes[node].machine.as_ref().unwrap();
+            let machine = self.nodes[node].machine.as_mut().unwrap();
             let term = machine.durable().term;
             let known = machine.stable_at();
             let asks = machine.serves() && self.pool.is_some();
+            if asks && !self.quiet {
+                machine.asks_promises(now);
+            }
             for other in 0..self.nodes.len() {
                 if self.quiet {
                     self.send(node, other, Wire::Heartbeat);
                 } else if asks {
                     let lease = self.nodes[node].lease;
                     self.send(node, other, Wire::AskPromise(term, now, lease));
+                } else if self.lively {
+                    self.send(node, other, Wire::Heartbeat);
                 }
                 if let Some((term, layout, at)) = known {
                     self.send(node, other, Wire::Stable(term, layout, at));

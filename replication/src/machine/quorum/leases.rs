@@ -115,6 +115,16 @@ impl Machine {
         }
     }
 
+    /// As primary: every replica is being asked for a promise. A member that gives none leaves the
+    /// set as one that is slow (FO-5): without it nothing can be answered.
+    pub fn asks_promises(&mut self, now: Duration) {
+        for link in self.links.iter_mut().flatten() {
+            if link.standing == Standing::InSync {
+                link.unpromised_since.get_or_insert(now);
+            }
+        }
+    }
+
     /// A replica gave the promise that was asked for at `sent`, by this replica's clock, and said
     /// that it is `given` long.
     pub fn promised(&mut self, replica: usize, sent: Duration, given: Duration) {
@@ -124,6 +134,7 @@ impl Machine {
         }
         if let Some(link) = &mut self.links[replica] {
             link.lease_until = link.lease_until.max(until);
+            link.unpromised_since = None;
         }
     }
 

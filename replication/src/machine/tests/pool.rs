@@ -137,6 +137,30 @@ fn fo_5_a_silent_secondary_leaves_the_set_and_the_primary_goes_on() {
     volume.check_whole();
 }
 
+/// A secondary was cut off from everybody for a moment, asked for the role and heard nothing. Then
+/// it follows again, and may promise nothing while its claim may come true: nothing moved the
+/// agreement on, and nobody was answered any more.
+#[test]
+fn fo_5_a_member_that_can_promise_nothing_leaves_the_set() {
+    let mut volume = settled_with_pool(3);
+    volume.lively = true;
+    pass(&mut volume, LEASE);
+    let cut = [(0, 1), (1, 0), (1, 2), (2, 1)];
+    volume.mute.extend(cut);
+    volume.pool.as_mut().unwrap().cut_off[1] = true;
+    pass(&mut volume, Duration::from_millis(180));
+    let primary = volume.nodes[0].machine.as_ref().unwrap();
+    let before = primary.agreed().unwrap();
+    assert!(before.in_sync.has(1) && !primary.may_answer(volume.clock(0)));
+    volume.mute.clear();
+    volume.pool.as_mut().unwrap().cut_off[1] = false;
+    pass(&mut volume, Duration::from_millis(600));
+    let primary = volume.nodes[0].machine.as_ref().unwrap();
+    assert!(primary.serves() && primary.may_answer(volume.clock(0)));
+    volume.settle();
+    volume.check_whole();
+}
+
 #[test]
 fn a_claim_that_nobody_answered_lets_no_old_primary_answer_again() {
     let mut volume = settled_with_pool(2);
