@@ -184,7 +184,9 @@ fn cargo_env(args: &[&str], env: &[(&str, String)]) -> Result<()> {
     for (key, value) in env {
         command.env(key, value);
     }
+    let began = std::time::Instant::now();
     let status = command.status().context("run cargo")?;
+    eprintln!("── {} s", began.elapsed().as_secs());
     ensure!(status.success(), "cargo {} failed", args.join(" "));
     Ok(())
 }
