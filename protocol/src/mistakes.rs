@@ -42,11 +42,15 @@ pub enum Mistake {
     PromisesRoomTwice,
     /// A resync begins without the picture before it being kept.
     LosesThePoint,
+    /// What a side of a split brain held alone is not kept.
+    LosesTheGivenUp,
+    /// A client does not put back what was confirmed and was not stable.
+    ForgetsTheUnstable,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 19] = [
         Self::AnswersEarly,
         Self::WelcomesEarly,
         Self::ForgetsReplies,
@@ -64,6 +68,8 @@ impl Mistake {
         Self::AsksNobody,
         Self::PromisesRoomTwice,
         Self::LosesThePoint,
+        Self::LosesTheGivenUp,
+        Self::ForgetsTheUnstable,
     ];
 }
 

@@ -125,8 +125,8 @@ pub struct Means {
     pub marked_apart: bool,
     /// The pool decides about roles: a primary that it deposed confirmed nothing after that.
     pub pool_decides: bool,
-    /// The replica's own in-sync set holds this primary: what the replica ordered beyond the common
-    /// past, it never confirmed.
+    /// See [`Report::confirmed_nothing_alone`]: what the replica ordered beyond the common past, it
+    /// never confirmed.
     pub waited_for_me: bool,
 }
 
@@ -242,6 +242,7 @@ mod tests {
             split_policy: Policy::default(),
             role_term: None,
             primary_since: None,
+            taken_from: None,
         }
     }
 

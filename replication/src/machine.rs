@@ -364,6 +364,7 @@ impl Machine {
             split_policy: self.config.split_policy,
             role_term: self.state.role_term,
             primary_since: self.state.primary_since,
+            taken_from: self.state.taken_from,
         }
     }
     /// The oldest record that the journal holds, for reports.
@@ -387,6 +388,18 @@ impl Machine {
 
     // ---- ordering and confirmation ---------------------------------------------------------
 
+    /// Whether this replica is the primary, and not about to be none any more.
+    ///
+    /// # Errors
+    /// [`Refusal::NotServing`], [`Refusal::HandingOver`].
+    pub fn may_order(&self) -> Result<(), Refusal> {
+        match self.phase {
+            Phase::Serving => Ok(()),
+            Phase::HandingOver { .. } => Err(Refusal::HandingOver),
+            _ => Err(Refusal::NotServing),
+        }
+    }
+
     /// Gives the next record, of so many bytes, its place. The driver appends it and then calls
     /// [`Machine::local_applied`].
     ///
@@ -397,11 +410,7 @@ impl Machine {
         now: Duration,
         bytes: u64,
     ) -> Result<(Sequence, Term, GenerationId), Refusal> {
-        match self.phase {
-            Phase::Serving => {}
-            Phase::HandingOver { .. } => return Err(Refusal::HandingOver),
-            _ => return Err(Refusal::NotServing),
-        }
+        self.may_order()?;
         self.last = self.last.next();
         self.received = self.last;
         self.note_ordered(now, bytes);

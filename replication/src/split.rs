@@ -6,7 +6,6 @@
 //! missing or equal, nobody is kept, and an operator decides.
 
 use protocol::units::{Sequence, Term, Timestamp};
-use protocol::volume::Protocol;
 use serde::{Deserialize, Serialize};
 
 use crate::line::Relation;
@@ -117,12 +116,8 @@ pub fn between(me: usize, mine: &Report, them: usize, theirs: &Report) -> Option
     else {
         return None;
     };
-    // By C a primary confirmed nothing without the one that it still waited for.
-    let alone = |went_on: bool, report: &Report, other: usize| {
-        went_on && !(report.in_sync.has(other) && report.policy.protocol == Protocol::C)
-    };
-    let i_alone = alone(i_went_on, mine, them);
-    let they_alone = alone(they_went_on, theirs, me);
+    let i_alone = i_went_on && !mine.confirmed_nothing_alone(me, them, theirs);
+    let they_alone = they_went_on && !theirs.confirmed_nothing_alone(them, me, mine);
     // Whoever knows the later term has the word, and takes on who has nothing of its own. Where the
     // other one alone has something, or alone serves, the word is its own.
     let mine_stays = match (i_alone, they_alone) {
@@ -195,6 +190,7 @@ mod tests {
     use crate::state::InForce;
     use proptest::prelude::*;
     use protocol::ids::GenerationId;
+    use protocol::volume::Protocol;
 
     /// Two primaries that parted at 50: the first went on in term 1 to 60, the other one was made
     /// primary in term 2 and went on to 80.
@@ -220,6 +216,7 @@ mod tests {
                 split_policy: policy,
                 role_term: Some(Term(term)),
                 primary_since: None,
+                taken_from: None,
             }
         };
         (side(2, 1, 0, 60), side(3, 2, 1, 80))

@@ -179,6 +179,9 @@ pub struct DurableState {
     /// The time of day of that, for people; the driver fills it in.
     #[serde(default)]
     pub primary_since: Option<Timestamp>,
+    /// It took the role over by fencing this replica, which has not followed it since.
+    #[serde(default)]
+    pub taken_from: Option<usize>,
     /// Bound, in milliseconds, of the promises to ask for no role that this replica gave and that
     /// may still hold when its process starts again. Older versions gave none but of the default.
     #[serde(default = "promises_by_default")]
@@ -241,6 +244,7 @@ impl DurableState {
             point: None,
             role_term: (me == 0).then_some(Term(0)),
             primary_since: None,
+            taken_from: None,
             longest_promise_ms: promises_by_default(),
         }
     }
@@ -301,6 +305,20 @@ pub struct Report {
     /// See [`DurableState::primary_since`].
     #[serde(default)]
     pub primary_since: Option<Timestamp>,
+    /// See [`DurableState::taken_from`].
+    #[serde(default)]
+    pub taken_from: Option<usize>,
+}
+
+impl Report {
+    /// Whether replica `me`, which tells this, confirmed nothing that replica `other`, which told
+    /// `others`, lacks: it still waits for that one, by protocol C, or that one fenced it. With the
+    /// looser policies whoever fences has what was confirmed, but for the queue of A.
+    #[must_use]
+    pub fn confirmed_nothing_alone(&self, me: usize, other: usize, others: &Self) -> bool {
+        let fenced = others.taken_from == Some(me);
+        self.in_sync.has(other) && (self.policy.protocol == Protocol::C || fenced)
+    }
 }
 
 /// What a primary tells a replica that it takes on.

@@ -555,6 +555,10 @@ impl<M: Medium> Driver<M> {
             unpacker: Unpacker::default(),
         });
         self.pack_frames(replica);
+        let later = report.term > self.machine.durable().term;
+        if self.machine.serves() && later {
+            note_rule(Rule::LaterTerm); // it steps down, or is the side of a split brain that stays
+        }
         self.machine.met(now, replica, told, report);
         self.heartbeat(replica);
         epoch
@@ -816,9 +820,15 @@ impl<M: Medium> Driver<M> {
     }
 
     pub(super) fn refused(&mut self, replica: usize, rule: Rule) {
+        note_rule(rule);
         let text = words::refused(&self.spec.replicas[replica].node_name, rule);
         self.host.event("replica_refused", &self.spec.name, &text);
     }
+}
+
+/// A rule by which nothing is sent.
+pub(super) fn note_rule(rule: Rule) {
+    tracing::debug!(rule = rule.name(), "a replica is not taken on");
 }
 
 /// What a link's reader shares with the tasks that it starts.

@@ -99,6 +99,7 @@ impl<M: Medium> Driver<M> {
         }
         let tail = self.tail(&state, replica, welcome);
         let kind = match tail {
+            Some(_) if made(Mistake::LosesTheGivenUp) => PointKind::Resync,
             Some(_) => PointKind::GivenUp,
             None => PointKind::Resync,
         };

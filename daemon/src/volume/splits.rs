@@ -84,6 +84,9 @@ impl<M: Medium> Driver<M> {
             self.side_report(replica, &split.theirs),
         ];
         let [mine, theirs] = &sides;
+        if !split.one_sided {
+            super::links::note_rule(Rule::BothWentOn);
+        }
         let policy = Options::new(&self.spec.options).text("split-brain-policy");
         let (kind, end) = match split.verdict {
             Verdict::Mine => (

@@ -353,13 +353,8 @@ async fn execute<M: Medium>(
         }
         _ => {}
     }
-    if !shared.borrow().machine.serves() {
-        return Err(CommandError::refused(
-            "not_primary",
-            "this node is not the volume's primary",
-            "look at `cairn volume status`: the primary may have moved, or none may serve",
-        ));
-    }
+    let may = shared.borrow().machine.may_order();
+    may.map_err(|refusal| not_commanded(&refusal))?;
     match command {
         VolumeCommand::Promote { to, .. } => promote(shared, to).await,
         VolumeCommand::KeepSide {}
@@ -428,6 +423,21 @@ async fn force_role<M: Medium>(
         answer["message"] = went.text().into();
     }
     Ok(answer)
+}
+
+fn not_commanded(refusal: &Refusal) -> CommandError {
+    words::not_done(refusal);
+    let (code, hint) = match refusal {
+        Refusal::HandingOver => (
+            "handing_over",
+            "wait for a moment, then look at `cairn volume status`: another node is primary then",
+        ),
+        _ => (
+            "not_primary",
+            "look at `cairn volume status`: the primary may have moved, or none may serve",
+        ),
+    };
+    CommandError::refused(code, refusal.to_string(), hint)
 }
 
 fn not_forced(refusal: &Refusal) -> CommandError {

@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use bytes::Bytes;
 use protocol::frame::RawFrame;
 use protocol::fs::{AUTHORS_MAX, Author, Operation, Outcome, Place, Present, Replay, Reply, kind};
+use protocol::mistakes::{Mistake, made};
 use protocol::units::{ObjectId, Sequence, Term, Timestamp};
 
 /// Bytes that are kept; at half of it everything is asked to be made stable. As much as a brick
@@ -308,7 +309,7 @@ impl Keep {
                 kept.at = (welcome.term, kept.at.1);
             }
             kept.presented = lacking || (welcome.in_doubt && kept.writes);
-            if kept.presented {
+            if kept.presented && !made(Mistake::ForgetsTheUnstable) {
                 let (at, time) = (kept.at, kept.time);
                 if let Some(Operation::Lock { .. }) = kept.locking {
                     self.asked_locks.extend(key_of(&kept.request));

@@ -65,6 +65,16 @@ pub enum Bug {
     ClaimsUnapplied,
     /// A stricter policy is told to be in force before what was confirmed satisfies it.
     TightensEarly,
+    /// A primary goes on although it has not fenced whoever may take over from it.
+    GoesOnUnfenced,
+    /// A fence command that failed counts as one that did not.
+    IgnoresTheFence,
+    /// The side of a split brain that the policy gives up is the one that stays.
+    KeepsTheWrongSide,
+    /// A side that went on alone is taken for a tail that was given up.
+    OverlooksSplits,
+    /// An operator makes a replica primary that is between two pictures.
+    ServesTheMixture,
 }
 
 impl Bug {
@@ -83,6 +93,14 @@ impl Bug {
     ];
     /// About the ack policies, found by random schedules soon.
     pub const POLICIES: [Self; 2] = [Self::IgnoresTheBound, Self::ClaimsUnapplied];
+    /// About nodes that nobody votes for: found by whole systems that part, and soon.
+    pub const ALONE: [Self; 5] = [
+        Self::GoesOnUnfenced,
+        Self::IgnoresTheFence,
+        Self::KeepsTheWrongSide,
+        Self::OverlooksSplits,
+        Self::ServesTheMixture,
+    ];
     /// Found by long runs only, or not yet.
     pub const RARE: [Self; 15] = [
         Self::PromisesUnbounded,

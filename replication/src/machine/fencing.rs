@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use protocol::volume::REPLICAS_MAX;
 
+use super::bugs::Bug;
 use super::{DropReason, Machine, Output, Phase, Refusal, Standing};
 use crate::state::{Disk, Mask, RoleReason};
 
@@ -118,7 +119,8 @@ impl Machine {
 
     /// As primary: a member of the set is gone. True: it stays a member until it is fenced.
     pub(super) fn suspend_for(&mut self, now: Duration, replica: usize) -> bool {
-        if self.parted.has(replica) || !self.staying().has(replica) {
+        let unfenced = self.errs(Bug::GoesOnUnfenced);
+        if self.parted.has(replica) || !self.staying().has(replica) || unfenced {
             self.losses[replica] = None;
             return false;
         }
@@ -198,7 +200,7 @@ impl Machine {
             return; // it was met again, or an operator spoke
         }
         let again = self.fencing().map_or(Duration::ZERO, |it| it.again);
-        if !done {
+        if !done && !self.errs(Bug::IgnoresTheFence) {
             self.losses[replica] = Some(Loss::Due(now + again));
             self.forget_losses();
         } else if matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
@@ -236,12 +238,13 @@ impl Machine {
 
     /// As secondary that fenced the primary: takes over.
     fn succeed(&mut self) {
-        let fenced = self.losses.contains(&Some(Loss::Fenced));
-        if !fenced || self.has_received() {
+        let fenced = self.losses.iter().position(|it| *it == Some(Loss::Fenced));
+        if fenced.is_none() || self.has_received() {
             return; // what it received is applied first
         }
         self.losses.fill(None);
         if self.may_succeed() {
+            self.state.taken_from = fenced;
             self.activate(RoleReason::Fenced);
         }
     }
@@ -296,6 +299,7 @@ impl Machine {
     pub(super) fn forget_loss(&mut self, replica: usize) {
         self.losses[replica] = None;
         self.parted = self.parted.without(replica);
+        self.state.taken_from = self.state.taken_from.filter(|from| *from != replica);
     }
 
     /// The set as decided loses the replica; the caller decides.

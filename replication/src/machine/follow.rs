@@ -71,6 +71,7 @@ impl Machine {
         self.state.since = welcome.since;
         self.forget_told();
         self.state.handed_to = None;
+        self.state.taken_from = None;
         // From here on another primary brings them up to date, by marks that are not here.
         self.state.targets = Mask::default();
         self.state.disk = match welcome.how {
@@ -229,7 +230,8 @@ impl Machine {
         if self.has_received() {
             return Err(Refusal::StillApplying);
         }
-        if !matches!(self.state.disk, Disk::UpToDate | Disk::Consistent) {
+        let whole = matches!(self.state.disk, Disk::UpToDate | Disk::Consistent);
+        if !whole && !self.errs(Bug::ServesTheMixture) {
             return Err(Refusal::NotWhole);
         }
         if self.quorum.is_some() {
@@ -242,7 +244,8 @@ impl Machine {
             return Ok(());
         }
         self.state.disk = Disk::UpToDate;
-        self.activate(RoleReason::Forced);
+        // Whoever is connected and knows a later term would have it step down again.
+        self.activate_in(self.next_term(self.highest_term()), RoleReason::Forced);
         Ok(())
     }
 
@@ -267,13 +270,17 @@ impl Machine {
         Ok(())
     }
 
+    /// The latest term that this replica or one that is connected knows.
+    fn highest_term(&self) -> Term {
+        let terms = self.links.iter().flatten().map(|link| link.report.term);
+        terms.max().unwrap_or_default().max(self.state.term)
+    }
+
     /// This side stays: it serves in a later term than anybody knows, and the others learn of that.
     pub(super) fn keep(&mut self, reason: RoleReason) {
-        let terms = self.links.iter().flatten().map(|link| link.report.term);
-        let highest = terms.max().unwrap_or_default().max(self.state.term);
         self.stop_serving(reason);
         self.state.disk = Disk::UpToDate;
-        self.activate_in(self.next_term(highest), reason);
+        self.activate_in(self.next_term(self.highest_term()), reason);
         for replica in 0..REPLICAS_MAX {
             if self.links[replica].is_some() {
                 self.drop_link(replica, DropReason::RoleMoved);
@@ -302,11 +309,7 @@ impl Machine {
     /// Hands the role to a member of the in-sync set: orders nothing more, waits until everything
     /// is confirmed and stable there, then gives the role away.
     pub fn hand_over(&mut self, to: usize) -> Result<(), Refusal> {
-        match self.phase {
-            Phase::Serving => {}
-            Phase::HandingOver { .. } => return Err(Refusal::HandingOver),
-            _ => return Err(Refusal::NotServing),
-        }
+        self.may_order()?;
         if to >= REPLICAS_MAX || self.links[to].is_none() {
             return Err(Refusal::NotConnected);
         }
@@ -359,6 +362,16 @@ impl Machine {
         self.phase = Phase::Serving;
         self.adjust_policy();
         self.outputs.push_back(Output::HandedOver { done: false });
+        // Whoever was met meanwhile was neither judged nor followed.
+        let met = |link: &super::Link| link.standing == Standing::Met;
+        let term = self.state.term;
+        let mut links = self.links.iter().flatten();
+        if links.any(|link| met(link) && link.report.term > term) {
+            return self.step_down();
+        }
+        for replica in 0..REPLICAS_MAX {
+            self.assess(replica);
+        }
     }
 
     /// The primary handed its role to this replica; `agreed` by the pool, where it decides.

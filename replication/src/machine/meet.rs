@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use protocol::units::{Sequence, Term};
-use protocol::volume::{Protocol, REPLICAS_MAX};
+use protocol::volume::REPLICAS_MAX;
 
 use super::bugs::Bug;
 use super::{DropReason, Link, Machine, Output, Phase, Refusal, Standing};
@@ -118,6 +118,7 @@ impl Machine {
         let covered_since = self.state.since[replica].max(knows_after);
         let mine = self.report();
         let mistakes = self.errs(Bug::MistakesHistories);
+        let overlooks = self.errs(Bug::OverlooksSplits);
         let Some(link) = self.links[replica].as_mut() else {
             return;
         };
@@ -129,10 +130,8 @@ impl Machine {
         }
         means.resync_was_mine = self.state.targets.has(replica);
         means.marked_apart = self.state.resyncing.has(replica);
-        means.pool_decides = self.quorum.is_some();
-        // Under A and B it may have confirmed what is not here.
-        means.waited_for_me =
-            link.report.in_sync.has(self.config.me) && link.report.policy.protocol == Protocol::C;
+        means.pool_decides = self.quorum.is_some() || overlooks;
+        means.waited_for_me = (link.report).confirmed_nothing_alone(replica, self.config.me, &mine);
         means.map_since = Some(covered_since);
         let (mut decision, mut rule) = decide(&mine, &link.report, &means);
         if mistakes && matches!(decision, Decision::GiveUpTail { .. }) {
@@ -279,6 +278,9 @@ impl Machine {
         // It stays a target of this one's until it shows that it knows: it may die before.
         self.state.full = self.state.full.without(replica);
         self.giving_up = self.giving_up.without(replica);
+        if self.state.taken_from == Some(replica) {
+            self.state.taken_from = None;
+        }
         self.state.since[replica] = link.stable;
         self.joining = self.joining.with(replica);
         self.decide();

@@ -7,6 +7,7 @@
 
 use std::time::Duration;
 
+use super::bugs::Bug;
 use super::{DropReason, Machine, Output, Phase, Standing};
 use crate::decision::Rule;
 use crate::split::{Policy, Split, Verdict, between};
@@ -37,7 +38,8 @@ impl Machine {
         // What was decided holds while this is the later term: the other one may have gone on.
         let theirs = self.links[replica].as_ref().map(|link| link.report.term);
         let given_up = self.giving_up.has(replica) && theirs < Some(self.state.term);
-        let decided = self.quorum.is_some() || given_up;
+        let decided = self.quorum.is_some() || given_up || self.errs(Bug::OverlooksSplits);
+        let wrong_way = self.errs(Bug::KeepsTheWrongSide);
         // What was told must still be so: somebody may have taken this one on meanwhile.
         let same = told.term == self.state.term
             && told.revision == self.revision
@@ -45,9 +47,16 @@ impl Machine {
         let Some(link) = self.links[replica].as_mut().filter(|_| !decided && same) else {
             return false;
         };
-        let Some(split) = between(self.config.me, told, replica, &link.report) else {
+        let Some(mut split) = between(self.config.me, told, replica, &link.report) else {
             return false;
         };
+        if wrong_way {
+            split.verdict = match split.verdict {
+                Verdict::Mine => Verdict::Theirs,
+                Verdict::Theirs => Verdict::Mine,
+                open @ Verdict::Open(_) => open,
+            };
+        }
         if !split.one_sided {
             link.split = Some(split);
             link.standing = Standing::Refused(Rule::BothWentOn);

@@ -255,6 +255,7 @@ impl Stage {
             split_policy: replication::split::Policy::default(),
             role_term: None,
             primary_since: None,
+            taken_from: None,
         }
     }
 

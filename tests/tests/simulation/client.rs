@@ -118,6 +118,8 @@ pub(crate) struct Client {
     impatient: bool,
     network: Network,
     directory: Directory,
+    /// It asks this node and no other.
+    only: Option<Place>,
     state: Rc<RefCell<State>>,
     wake: Rc<Notify>,
 }
@@ -138,8 +140,17 @@ impl Client {
             impatient,
             network,
             directory,
+            only: None,
             state: Rc::default(),
             wake: Rc::default(),
+        }
+    }
+
+    /// Asks this node and no other: what it mounts is there alone.
+    pub(crate) fn at(self, node: Place) -> Self {
+        Self {
+            only: Some(node),
+            ..self
         }
     }
 
@@ -214,7 +225,8 @@ impl Client {
     async fn find_primary(&self) -> Welcomed {
         let mut asking = JoinSet::new();
         // A brick may be added where there is none yet, and get the role.
-        for node in 0..CLIENTS_FROM {
+        let nodes = 0..CLIENTS_FROM;
+        for node in nodes.filter(|node| self.only.is_none_or(|only| only == *node)) {
             asking.spawn_local(self.clone().ask(node));
         }
         loop {

@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use daemon::volume::{
-    AcceptedStream, Connecting, Host, Stream, VolumeHandle, first_state, identity,
+    AcceptedStream, Connecting, FenceOrder, Host, Stream, VolumeHandle, first_state, identity,
 };
 use protocol::ids::{NodeId, PoolId, VolumeId};
 use protocol::preamble::Purpose;
@@ -19,7 +19,7 @@ use replication::machine::{Agreed, Proposed};
 use replication::state::{Disk, DurableState};
 use storage::medium::sim::SimMedium;
 use storage::{Brick, BrickError, Expected, JournalSizes, OpenError, Options, PointId};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
@@ -120,6 +120,14 @@ struct SimHost {
     directory: Directory,
     pool: Pool,
     journal: Journal,
+    shots: mpsc::UnboundedSender<Shot>,
+}
+
+/// A node has its fence command run.
+pub(crate) struct Shot {
+    pub(crate) from: Place,
+    pub(crate) order: FenceOrder,
+    pub(crate) answer: oneshot::Sender<Result<(), String>>,
 }
 
 impl Host for SimHost {
@@ -192,6 +200,18 @@ impl Host for SimHost {
 
     fn propose(&self, _: VolumeId, next: Agreed) -> oneshot::Receiver<Proposed> {
         self.pool.propose(self.me, next)
+    }
+
+    fn fence(&self, order: FenceOrder) -> oneshot::Receiver<Result<(), String>> {
+        let (answer, wait) = oneshot::channel();
+        let from = self.me;
+        // Where nobody takes it, it is as if the command had been abandoned.
+        let _ = self.shots.send(Shot {
+            from,
+            order,
+            answer,
+        });
+        wait
     }
 
     fn event(&self, kind: &str, _: &str, message: &str) {
@@ -301,6 +321,8 @@ pub(crate) struct Node {
     whole: bool,
     /// The configuration that the replica was told last.
     told: u64,
+    /// It is gone for good, for now.
+    buried: bool,
     /// It is being asked whether bricks on their way out may go.
     lets_go: bool,
 }
@@ -315,6 +337,9 @@ pub(crate) struct Cluster {
     random: Random,
     slowness: u64,
     began: Instant,
+    shots: mpsc::UnboundedSender<Shot>,
+    /// Fence commands that were ordered, until somebody carries them out.
+    ordered_shots: Option<mpsc::UnboundedReceiver<Shot>>,
 }
 
 impl Cluster {
@@ -329,6 +354,7 @@ impl Cluster {
         let directory = Directory::default();
         let began = Instant::now();
         let spec = pool.spec();
+        let (shots, ordered_shots) = mpsc::unbounded_channel();
         let mut cluster = Self {
             nodes: Vec::new(),
             network,
@@ -338,6 +364,8 @@ impl Cluster {
             random,
             slowness,
             began,
+            shots,
+            ordered_shots: Some(ordered_shots),
         };
         for place in 0..spec.replicas.len() {
             cluster.add_node(&spec, place);
@@ -366,14 +394,21 @@ impl Cluster {
                 directory: self.directory.clone(),
                 pool: self.pool.clone(),
                 journal: self.journal.clone(),
+                shots: self.shots.clone(),
             }),
             running: None,
             dark: false,
             found_full: false,
             whole: false,
             told: 0,
+            buried: false,
             lets_go: false,
         });
+    }
+
+    /// The fence commands, for whoever carries them out.
+    pub(crate) fn take_shots(&mut self) -> mpsc::UnboundedReceiver<Shot> {
+        self.ordered_shots.take().expect("one carries them out")
     }
 
     /// Tells a replica what its node knows of the volume's configuration, if that is news.
@@ -425,8 +460,16 @@ impl Cluster {
         self.directory.get(place)
     }
 
+    /// Nobody starts the node any more, or somebody may again.
+    pub(crate) fn bury(&mut self, place: Place, buried: bool) {
+        self.nodes[place].buried = buried;
+    }
+
     /// Starts the node's process on its disk as it is.
     pub(crate) fn start(&mut self, place: Place) {
+        if self.nodes[place].buried {
+            return;
+        }
         let spec = self.pool.known_spec(place);
         if std::mem::take(&mut self.nodes[place].dark) {
             self.network.power_on(place);
@@ -579,6 +622,13 @@ impl Cluster {
             handle.stop().await;
         }
         self.end(place).await;
+    }
+
+    /// What the replica's brick holds now, as it would be found if its process died.
+    pub(crate) fn picture(&self, place: Place) -> Brick<SimMedium> {
+        let medium = self.nodes[place].medium.fork();
+        let (brick, _) = Brick::open_read_only(medium).expect("a brick opens after any crash");
+        brick
     }
 
     /// The replica's brick, whose process must have been stopped.

@@ -105,6 +105,16 @@ impl Faults {
     /// replica, as long as it has only what is ordered to store, stores all of it (BAD-3).
     async fn little_room(&self, place: Place) {
         let from = self.journal.len();
+        let end = Instant::now() + millis(1000) + self.while_long();
+        let (work, filler) = (Rc::clone(&self.work), self.filler.clone());
+        // Room of the primary's own runs out by what it orders; that of another, by what is promised
+        // to it between two words about it.
+        if serving(&self.nodes)
+            .await
+            .is_some_and(|primary| primary.replica != place)
+        {
+            tokio::task::spawn_local(work.fill(filler, end));
+        }
         // Little by little: others learn of it with the next sign of life.
         for left in [4 << 20, self.random.within(0..64 << 10)] {
             let mut all = reports(&self.nodes).await.into_iter();
@@ -120,7 +130,7 @@ impl Faults {
             medium.set_capacity(room.total_bytes - room.free_bytes + held + left);
             tokio::time::sleep(millis(500)).await;
         }
-        let (nodes, end) = (Rc::clone(&self.nodes), Instant::now() + self.while_long());
+        let nodes = Rc::clone(&self.nodes);
         let (journal, work) = (self.journal.clone(), Rc::clone(&self.work));
         tokio::task::spawn_local(async move {
             let (mut failed, mut quiet) = (false, true);

@@ -9,6 +9,7 @@ use protocol::volume::{Protocol, Quorum};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::client::Client;
 use super::cluster::{CLIENTS_FROM, Cluster, Journal};
 use super::network::Place;
 use super::random::Random;
@@ -34,6 +35,8 @@ pub(crate) struct Faults {
     pub(crate) slowness: u64,
     pub(crate) random: Random,
     pub(crate) journal: Journal,
+    /// A mount that takes room where there is little.
+    pub(crate) filler: Client,
     /// The ack policies that the volume has in turn.
     pub(crate) protocols: &'static [Protocol],
     /// Where the option for long lines is switched: what chooses when and how.

@@ -12,6 +12,8 @@
 use std::collections::HashSet;
 use std::hash::Hash;
 
+use super::network::Place;
+
 /// Names of a directory.
 pub(crate) const NAMES: usize = 6;
 
@@ -36,12 +38,23 @@ pub(crate) enum Act {
     Rename { from: usize, to: usize, done: bool },
 }
 
+impl Act {
+    /// Whether it changed a cell or a log, whatever it was before.
+    pub(crate) fn changes(&self) -> bool {
+        matches!(self, Self::Write(_) | Self::Append(_))
+    }
+}
+
 /// One operation.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) asked: u64,
     /// `u64::MAX`: not answered.
     pub(crate) answered: u64,
+    /// Of whose mount it was.
+    pub(crate) by: Place,
+    /// It took effect. Otherwise it may have: it was under way when two sides parted.
+    pub(crate) must: bool,
     pub(crate) act: Act,
 }
 
@@ -241,12 +254,13 @@ impl Search<'_> {
     }
 
     fn is_end(&self, step: &Step) -> bool {
+        let left = (step.base..self.entries.len()).filter(|at| self.entries[*at].must);
         match self.cut {
-            None => step.base == self.entries.len(),
+            None => left.into_iter().all(|at| Self::is_placed(step, at)),
             Some(cut) => {
                 step.dark
                     && step.state == cut.found
-                    && (step.base..self.entries.len())
+                    && left
                         .filter(|at| self.entries[*at].answered > cut.at)
                         .all(|at| Self::is_placed(step, at))
             }
@@ -259,6 +273,8 @@ fn a_history_holds_only_if_there_is_an_order_for_it() {
     let entry = |asked, answered, act| Entry {
         asked,
         answered,
+        by: 0,
+        must: true,
         act,
     };
     let begin = State::Cell(0);
@@ -284,6 +300,8 @@ fn a_power_cut_may_take_what_was_not_stable_and_nothing_else() {
     let entry = |asked, answered, value| Entry {
         asked,
         answered,
+        by: 0,
+        must: true,
         act: Act::Append(value),
     };
     let history = [
@@ -308,5 +326,24 @@ fn a_power_cut_may_take_what_was_not_stable_and_nothing_else() {
     ] {
         let verdict = holds(&begin, &history, Some(&cut(stable_until, found)));
         assert_eq!(verdict, right, "{stable_until} {found:?}");
+    }
+}
+
+#[test]
+fn what_was_under_way_when_two_sides_parted_may_be_there_and_need_not() {
+    let entry = |asked, answered, must, act| Entry {
+        asked,
+        answered,
+        by: 0,
+        must,
+        act,
+    };
+    let begin = State::Cell(0);
+    for (read, right) in [(0, true), (7, true), (8, false)] {
+        let history = [
+            entry(1, u64::MAX, false, Act::Write(7)),
+            entry(3, 4, true, Act::Read(read)),
+        ];
+        assert_eq!(holds(&begin, &history, None), right, "{read}");
     }
 }

@@ -26,11 +26,13 @@ impl Faults {
                 _ => self.long_absence().await,
             },
             Family::Leases => self.half_open().await,
-            Family::PowerCuts | Family::Resyncs => self.amid_resync().await,
+            Family::PowerCuts | Family::Resyncs | Family::LostSources => self.amid_resync().await,
             Family::Absences => self.long_absence().await,
             Family::Stalls => self.stall().await,
             Family::Disks => self.disk().await,
             Family::Bricks => self.bricks().await,
+            Family::Partings | Family::Fences => self.lose_each_other().await,
+            Family::Impostors => self.impostor().await,
         }
     }
 

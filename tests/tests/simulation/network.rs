@@ -58,11 +58,18 @@ struct State {
     pipes: BTreeMap<u64, Pipe>,
     next_pipe: u64,
     blocked: BTreeSet<(Place, Place)>,
+    parted: BTreeSet<(Place, Place)>,
     dark: BTreeSet<Place>,
     latency: Duration,
     jitter_ms: u64,
     random: Random,
     frames: BTreeMap<u8, u64>,
+}
+
+impl State {
+    fn holds_up(&self, from: Place, to: Place) -> bool {
+        self.blocked.contains(&(from, to)) || self.parted.contains(&(from, to))
+    }
 }
 
 /// All connections. Clones are one network.
@@ -76,6 +83,7 @@ impl Network {
             pipes: BTreeMap::new(),
             next_pipe: 0,
             blocked: BTreeSet::new(),
+            parted: BTreeSet::new(),
             dark: BTreeSet::new(),
             latency: Duration::from_millis(latency_ms),
             jitter_ms,
@@ -106,12 +114,33 @@ impl Network {
     pub(crate) fn is_open(&self, from: Place, to: Place) -> bool {
         let state = self.state();
         let dark = |place| state.dark.contains(place);
-        !state.blocked.contains(&(from, to)) && !dark(&from) && !dark(&to)
+        !state.holds_up(from, to) && !dark(&from) && !dark(&to)
     }
 
     /// Nothing gets from one place to the other until further notice.
     pub(crate) fn block(&self, from: Place, to: Place) {
         self.state().blocked.insert((from, to));
+    }
+
+    /// What gets from one place to the other does so again.
+    pub(crate) fn open(&self, from: Place, to: Place) {
+        let mut state = self.state();
+        state.blocked.remove(&(from, to));
+        state.parted.remove(&(from, to));
+        state.pipes.values_mut().for_each(Pipe::wake);
+    }
+
+    /// Nothing gets from one place to the other, nor back, until they are reunited: also if
+    /// somebody heals the network meanwhile.
+    pub(crate) fn part(&self, a: Place, b: Place) {
+        self.state().parted.extend([(a, b), (b, a)]);
+    }
+
+    /// Whoever was parted reaches each other.
+    pub(crate) fn reunite(&self) {
+        let mut state = self.state();
+        state.parted.clear();
+        state.pipes.values_mut().for_each(Pipe::wake);
     }
 
     /// Everything is open again.
@@ -256,6 +285,7 @@ impl AsyncRead for Reader {
                 let State {
                     pipes,
                     blocked,
+                    parted,
                     dark,
                     ..
                 } = &mut *state;
@@ -269,7 +299,9 @@ impl AsyncRead for Reader {
                     Some(reader) => reader.clone_from(cx.waker()),
                     none => *none = Some(cx.waker().clone()),
                 }
-                let silent = blocked.contains(&(pipe.from, pipe.to)) || dark.contains(&pipe.from);
+                let way = (pipe.from, pipe.to);
+                let held_up = blocked.contains(&way) || parted.contains(&way);
+                let silent = held_up || dark.contains(&pipe.from);
                 if silent {
                     return Poll::Pending;
                 }
@@ -338,6 +370,7 @@ impl AsyncWrite for Writer {
         let State {
             pipes,
             blocked,
+            parted,
             dark,
             latency,
             jitter_ms,
@@ -349,7 +382,8 @@ impl AsyncWrite for Writer {
             return Poll::Ready(Err(reset()));
         };
         // A place that cannot be heard says neither that it is deaf nor that it hears.
-        let mute = dark.contains(&pipe.to) || blocked.contains(&(pipe.to, pipe.from));
+        let back = (pipe.to, pipe.from);
+        let mute = dark.contains(&pipe.to) || blocked.contains(&back) || parted.contains(&back);
         let ended = pipe.broken || pipe.broken_at == Some(pipe.from);
         if ended || (pipe.deaf && !mute) || pipe.closed_at.is_some() {
             return Poll::Ready(Err(reset()));

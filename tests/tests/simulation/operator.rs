@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::faults::{Faults, all_in_sync, millis, serving};
 use super::network::Place;
+use super::shape::Family;
 
 impl Faults {
     /// An operator does something.
@@ -98,7 +99,9 @@ impl Faults {
     /// the other replica primary: it has everything. What was there once comes back later.
     async fn disaster(&self) {
         let two = self.nodes.lock().await.nodes.len() == 2;
-        if !two || self.quorum != Quorum::Off || !all_in_sync(&self.nodes).await {
+        // Who fences takes over by itself.
+        let alone = two && self.quorum == Quorum::Off && self.family != Family::Fences;
+        if !alone || !all_in_sync(&self.nodes).await {
             return;
         }
         let Some(primary) = serving(&self.nodes).await.map(|report| report.replica) else {

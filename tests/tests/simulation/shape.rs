@@ -26,6 +26,14 @@ pub(crate) enum Family {
     Disks,
     /// Bricks come, go, and take each other's places.
     Bricks,
+    /// Two nodes that both go on as primary, and meet again.
+    Partings,
+    /// Resyncs whose source is gone for good.
+    LostSources,
+    /// Two nodes that fence each other.
+    Fences,
+    /// Somebody speaks for a replica that is away.
+    Impostors,
 }
 
 impl Family {
@@ -41,7 +49,25 @@ impl Family {
         Self::Bricks,
     ];
 
+    /// Every fifth seed is of one of these, in turn.
+    pub(crate) const SPECIAL: [Self; 4] = [
+        Self::Partings,
+        Self::LostSources,
+        Self::Fences,
+        Self::Impostors,
+    ];
+    const SPECIAL_IN: u64 = 5;
+
+    /// Its runs give up what was confirmed, so that each side has a history of its own.
+    pub(crate) fn parts(self) -> bool {
+        matches!(self, Self::Partings | Self::LostSources)
+    }
+
     fn of(seed: u64) -> Self {
+        if seed.is_multiple_of(Self::SPECIAL_IN) {
+            let at = seed / Self::SPECIAL_IN % Self::SPECIAL.len() as u64;
+            return Self::SPECIAL[usize::try_from(at).expect("small")];
+        }
         let at = usize::try_from(seed % Self::ALL.len() as u64).expect("small");
         Self::ALL[at]
     }
@@ -83,21 +109,27 @@ impl Shape {
         let (replicas, quorum) = match family {
             Family::Leases | Family::Stalls => (replicas, Quorum::Majority),
             Family::Absences => (replicas.max(3), Quorum::Majority),
+            Family::Partings | Family::LostSources | Family::Fences => (2, Quorum::Off),
             _ => (replicas, quorum),
         };
         // Where nobody takes over by itself, A loses nothing either.
         let protocols: &[Protocol] = match (random.within(0..2), quorum) {
             (0, _) => &[Protocol::C],
             (_, Quorum::Majority) => &[Protocol::B, Protocol::C],
+            _ if family == Family::LostSources => &[Protocol::C],
+            // By A the other side lacks what was confirmed before they parted.
+            _ if family.parts() || family == Family::Fences => &[Protocol::B, Protocol::C],
             (_, Quorum::Off) => &[Protocol::A, Protocol::B, Protocol::C],
         };
         let rates: &[_] = match family {
-            Family::Resyncs => &[Some("512K"), Some("256K"), Some("128K"), Some("64K")],
+            Family::Resyncs | Family::LostSources => {
+                &[Some("512K"), Some("256K"), Some("128K"), Some("64K")]
+            }
             _ => &[None, None, Some("512K"), Some("128K")],
         };
         // Of its own, so that the others are what they were without it.
         let lines = Random::new(!seed);
-        let far = lines.one_in(6);
+        let far = lines.one_in(6) && !family.parts() && family != Family::Fences;
         let (latency_ms, jitter_ms) = (1 + random.within(0..3), random.within(0..4));
         Self {
             family,
@@ -105,7 +137,7 @@ impl Shape {
             quorum,
             protocols,
             far,
-            switches_links: !far && lines.one_in(3),
+            switches_links: !far && lines.one_in(3) && !family.parts(),
             latency_ms: if far {
                 lines.within(50..125)
             } else {
@@ -113,12 +145,12 @@ impl Shape {
             },
             jitter_ms: if far { lines.within(0..25) } else { jitter_ms },
             pause_ms: random.within(80..190),
-            // What a crash may leave behind is not told from what rots (DUR-4).
-            cuts: family == Family::PowerCuts || (family != Family::Disks && random.one_in(5)),
+            cuts: family == Family::PowerCuts || (may_cut(family) && random.one_in(5)),
             slowness: [1, 6, 25, 100][random.index(4)],
             impatient: random.one_in(3),
             guests: match family {
                 Family::Stalls => 3,
+                _ if family.parts() => 0,
                 _ => usize::from(random.one_in(2)),
             },
             resync_rate: rates[random.index(rates.len())],
@@ -147,6 +179,7 @@ impl Shape {
                 .map(|rate| ("resync-max-rate".to_owned(), rate.to_owned()))
                 .into_iter()
                 .chain([("async-queue-max".to_owned(), "1M".to_owned())])
+                .chain(self.fencing())
                 .chain(
                     self.far
                         .then(|| ("link-profile".to_owned(), "wan".to_owned())),
@@ -155,4 +188,23 @@ impl Shape {
             version: 1,
         }
     }
+
+    /// A command of the simulation's own, and times that fit it.
+    fn fencing(&self) -> impl Iterator<Item = (String, String)> {
+        let options = [
+            ("fence-command", "simulated"),
+            ("fence-delay", "700ms"),
+            ("fence-timeout", "1500ms"),
+        ];
+        let fences = self.family == Family::Fences;
+        let options = options.into_iter().filter(move |_| fences);
+        options.map(|(key, value)| (key.to_owned(), value.to_owned()))
+    }
+}
+
+/// Whether what a power cut everywhere leaves behind is told from the family's own faults: not
+/// from what rots (DUR-4), and not where sides part.
+fn may_cut(family: Family) -> bool {
+    let special = family.parts() || family == Family::Fences;
+    family != Family::Disks && !special
 }

@@ -112,12 +112,7 @@ impl Stage {
         let stream = Stream::new(reader, writer, Some(node_id(1)), None);
         let handle = self.nodes.lock().await.handle(0).expect("it runs");
         handle.accept(AcceptedStream::Ready(stream), Purpose::Replica(spec().id));
-        let (reader, writer) = tokio::io::split(mine);
-        Played {
-            reader,
-            writer,
-            buffer: BytesMut::new(),
-        }
+        Played::over(mine)
     }
 
     async fn greet(&self, greeting: &Greeting) -> Played {
@@ -161,14 +156,23 @@ impl Stage {
 }
 
 /// This end of a connection.
-struct Played {
+pub(super) struct Played {
     reader: ReadHalf<DuplexStream>,
     writer: WriteHalf<DuplexStream>,
     buffer: BytesMut,
 }
 
 impl Played {
-    async fn say(&mut self, frame: &RawFrame) {
+    pub(super) fn over(stream: DuplexStream) -> Self {
+        let (reader, writer) = tokio::io::split(stream);
+        Self {
+            reader,
+            writer,
+            buffer: BytesMut::new(),
+        }
+    }
+
+    pub(super) async fn say(&mut self, frame: &RawFrame) {
         let mut bytes = BytesMut::new();
         frame.write_to(&mut bytes);
         // It may be closed already: that is what is looked for.
@@ -176,7 +180,7 @@ impl Played {
     }
 
     /// The next message; `None`: closed.
-    async fn hear(&mut self) -> Option<Message> {
+    pub(super) async fn hear(&mut self) -> Option<Message> {
         loop {
             if let Some(frame) = take_frame(&mut self.buffer).expect("it sends frames") {
                 return Some(Message::decode(&frame).expect("and messages"));

@@ -1,5 +1,7 @@
 //! What clients do all the time, and the record of what they saw.
 
+mod sides;
+
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -14,6 +16,7 @@ use tokio::sync::Notify;
 use super::client::Client;
 use super::cluster::Journal;
 use super::history::{Act, Cut, Entry, NAMES, State, holds};
+use super::network::Place;
 use super::random::Random;
 
 const ENOENT: i32 = 2;
@@ -62,7 +65,7 @@ impl Thing {
     }
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Record {
     begin: BTreeMap<Thing, State>,
     entries: BTreeMap<Thing, Vec<Entry>>,
@@ -94,11 +97,23 @@ pub(crate) struct Work {
     cut_at: Cell<u64>,
     record: RefCell<Record>,
     under_way: Cell<u32>,
+    /// The same of each mount that stays.
+    busy: RefCell<BTreeMap<Place, u32>>,
+    /// What was asked that changes a cell or a log, and is not answered.
+    pending: RefCell<BTreeMap<u64, (Place, Thing, Act)>>,
+    /// Nobody begins anything in a directory, and how much is under way there.
+    leaves_directories: Cell<bool>,
+    in_directories: Cell<u32>,
+    /// Somebody fills a file, and nothing more is filled.
+    fills: Cell<bool>,
+    hold_fillers: Cell<bool>,
     held_up: Cell<bool>,
     /// Who mostly looks does nothing else for now.
     look_only: Cell<bool>,
     /// A block of one replica is damaged: since which line of the journal.
     rotten: Cell<Option<usize>>,
+    /// A block was, once.
+    has_rotted: Cell<bool>,
     /// Something was confirmed as stable.
     stable: Notify,
     ended: Cell<bool>,
@@ -165,9 +180,16 @@ impl Work {
             cut_at: Cell::new(0),
             record: RefCell::default(),
             under_way: Cell::new(0),
+            busy: RefCell::default(),
+            pending: RefCell::default(),
+            leaves_directories: Cell::new(false),
+            in_directories: Cell::new(0),
+            fills: Cell::new(false),
+            hold_fillers: Cell::new(false),
             held_up: Cell::new(false),
             look_only: Cell::new(false),
             rotten: Cell::new(None),
+            has_rotted: Cell::new(false),
             stable: Notify::new(),
             ended: Cell::new(false),
             wake: Notify::new(),
@@ -179,6 +201,11 @@ impl Work {
     fn tick(&self) -> u64 {
         self.moment.set(self.moment.get() + 1);
         self.moment.get()
+    }
+
+    /// Something that changes a cell or a log is asked.
+    fn began(&self, by: Place, thing: Thing, asked: u64, act: Act) {
+        self.pending.borrow_mut().insert(asked, (by, thing, act));
     }
 
     fn next_value(&self) -> u64 {
@@ -210,6 +237,12 @@ impl Work {
     /// A block of one replica is damaged while all are in sync, or not any more.
     pub(crate) fn rotten(&self, rotten: bool) {
         self.rotten.set(rotten.then(|| self.journal.len()));
+        self.has_rotted.set(true);
+    }
+
+    /// Whether a block of a replica was damaged at any time.
+    pub(crate) fn has_rotted(&self) -> bool {
+        self.has_rotted.get()
     }
 
     /// See [`Work::rotten`].
@@ -270,13 +303,16 @@ impl Work {
         self.failures.borrow_mut().push(what);
     }
 
-    fn note(&self, thing: Thing, asked: u64, act: Act) {
+    fn note(&self, by: Place, thing: Thing, asked: u64, act: Act) {
+        self.pending.borrow_mut().remove(&asked);
         let answered = self.tick();
         self.journal
             .quietly(|| format!("{thing:?} {asked}..{answered} {act:?}"));
         let entry = Entry {
             asked,
             answered,
+            by,
+            must: true,
             act,
         };
         let mut record = self.record.borrow_mut();
@@ -306,7 +342,7 @@ impl Work {
             if !self.may_go_on(0..2 * pause_ms + 1).await {
                 return;
             }
-            self.under_way.set(self.under_way.get() + 1);
+            self.takes(client.place);
             if watches && (self.look_only.get() || !self.random.one_in(12)) {
                 self.look_somewhere(&client, slot).await;
             } else {
@@ -315,8 +351,7 @@ impl Work {
             for lost in client.take_losses() {
                 self.fail(format!("client{} lost {lost}", client.place));
             }
-            self.under_way.set(self.under_way.get() - 1);
-            self.done.set(self.done.get() + 1);
+            self.has_done(client.place);
         }
     }
 
@@ -362,11 +397,8 @@ impl Work {
                 let (directory, name) = (self.random.index(DIRECTORIES), self.random.index(NAMES));
                 let asked = self.tick();
                 let found = self.lookup(client, slot, directory, name).await;
-                self.note(
-                    Thing::Directory(directory),
-                    asked,
-                    Act::Lookup { name, found },
-                );
+                let act = Act::Lookup { name, found };
+                self.note(client.place, Thing::Directory(directory), asked, act);
             }
         }
     }
@@ -421,8 +453,9 @@ impl Work {
                 offset,
                 len,
             };
+            self.began(client.place, thing, asked, Act::Write(0));
             match client.call(slot, hole, Bytes::new()).await {
-                Outcome::Attributes(_) => self.note(thing, asked, Act::Write(0)),
+                Outcome::Attributes(_) => self.note(client.place, thing, asked, Act::Write(0)),
                 other => self.odd("a hole", &other),
             }
             return;
@@ -435,9 +468,10 @@ impl Work {
             kill_privileges: false,
         };
         let data = value.to_le_bytes().repeat(len as usize / 8);
+        self.began(client.place, thing, asked, Act::Write(value));
         match client.call(slot, write, Bytes::from(data)).await {
             Outcome::Written { len: written, .. } if u64::from(written) == len => {
-                self.note(thing, asked, Act::Write(value));
+                self.note(client.place, thing, asked, Act::Write(value));
             }
             other => self.odd("a write", &other),
         }
@@ -472,7 +506,10 @@ impl Work {
         match values[..] {
             // It failed.
             [] => {}
-            [value] => self.note(Thing::Cell { file, cell }, asked, Act::Read(value)),
+            [value] => {
+                let thing = Thing::Cell { file, cell };
+                self.note(client.place, thing, asked, Act::Read(value));
+            }
             _ => self.fail(format!("cell {cell} of file {file} is torn: {values:?}")),
         }
     }
@@ -487,9 +524,10 @@ impl Work {
             kill_privileges: false,
         };
         let data = Bytes::copy_from_slice(&value.to_le_bytes());
+        self.began(client.place, Thing::Log(log), asked, Act::Append(value));
         match client.call(slot, write, data).await {
             Outcome::Written { len: 8, .. } => {
-                self.note(Thing::Log(log), asked, Act::Append(value));
+                self.note(client.place, Thing::Log(log), asked, Act::Append(value));
             }
             other => self.odd("an append", &other),
         }
@@ -513,7 +551,7 @@ impl Work {
     async fn read_log(&self, client: &Client, slot: u16, log: usize) {
         let asked = self.tick();
         let all = self.log(client, slot, log).await;
-        self.note(Thing::Log(log), asked, Act::ReadAll(all));
+        self.note(client.place, Thing::Log(log), asked, Act::ReadAll(all));
     }
 
     async fn lookup(
@@ -538,6 +576,16 @@ impl Work {
     }
 
     async fn in_directory(&self, client: &Client, slot: u16) {
+        if self.leaves_directories.get() {
+            let (file, cell) = self.any_cell();
+            return self.read(client, slot, file, cell).await;
+        }
+        self.in_directories.set(self.in_directories.get() + 1);
+        self.change_directory(client, slot).await;
+        self.in_directories.set(self.in_directories.get() - 1);
+    }
+
+    async fn change_directory(&self, client: &Client, slot: u16) {
         let directory = self.random.index(DIRECTORIES);
         let parent = self.directories[directory];
         let (name, to) = (self.random.index(NAMES), self.random.index(NAMES));
@@ -598,7 +646,7 @@ impl Work {
                 Act::Lookup { name, found }
             }
         };
-        self.note(Thing::Directory(directory), asked, act);
+        self.note(client.place, Thing::Directory(directory), asked, act);
     }
 
     async fn sync(&self, client: &Client, slot: u16) {
@@ -656,6 +704,11 @@ impl Work {
     /// `cut_at`, has taken nothing that was answered: clients kept what was not stable (DUR-5).
     pub(crate) fn check(&self, found: &BTreeMap<Thing, Vec<State>>, cut_at: Option<u64>) {
         let record = std::mem::take(&mut *self.record.borrow_mut());
+        let cut_at = cut_at.map_or_else(String::new, |at| format!(", cut at {at}"));
+        self.check_record(&record, found, &cut_at);
+    }
+
+    fn check_record(&self, record: &Record, found: &BTreeMap<Thing, Vec<State>>, told: &str) {
         let end = self.tick();
         for (thing, states) in found {
             let begin = record
@@ -673,7 +726,7 @@ impl Work {
                 if !holds(&begin, entries, Some(&cut)) {
                     let from = entries.len().saturating_sub(40);
                     self.fail(format!(
-                        "{thing:?} cannot have come to {state:?} by {:?}, cut at {cut_at:?}",
+                        "{thing:?} cannot have come to {state:?} by {:?}{told}",
                         &entries[from..],
                     ));
                 }

@@ -6,23 +6,27 @@ use std::rc::Rc;
 use std::sync::Once;
 use std::time::Duration;
 
-use protocol::ids::SessionId;
+use protocol::ids::{SessionId, VolumeId};
 use protocol::node_rpc::VolumeCommand;
 use protocol::units::Term;
 use protocol::volume::Quorum;
 use replication::machine::Agreed;
 use replication::state::Mask;
+use storage::Brick;
+use storage::medium::sim::SimMedium;
 use tokio::sync::Mutex;
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
+use super::apart::Apart;
 use super::bricks::manage;
 use super::client::Client;
-use super::cluster::{CLIENTS_FROM, Cluster, Journal};
+use super::cluster::{CLIENTS_FROM, Cluster, Directory, Journal};
 use super::disks::mend_disks;
 use super::faults::{Faults, Nodes, put_right, serving, wait_until_in_sync};
+use super::fences::carry_out;
 use super::lockers::Lockers;
-use super::network::Network;
+use super::network::{Network, Place};
 use super::pool::Pool;
 use super::random::Random;
 use super::shape::{Family, Shape};
@@ -36,7 +40,7 @@ const CLIENTS: usize = 3;
 const LATE: Duration = Duration::from_secs(4);
 /// Slots of a client, one a worker, and one for looking.
 const WORKERS: u16 = 3;
-const LOOKING: u16 = 100;
+pub(crate) const LOOKING: u16 = 100;
 
 /// How often replicas are ended in the hope that all have the same records just then.
 const ENDINGS: usize = 20;
@@ -90,104 +94,198 @@ fn notice_panics() {
     });
 }
 
-async fn simulate(seed: u64, aloud: bool) -> Outcome {
-    let random = Random::new(seed);
-    let journal = Journal::new(aloud);
-    let shape = Shape::draw(seed, &random);
-    let spec = shape.spec(&random);
-    let volume = spec.id;
-    let network = Network::new(random.fork(), shape.latency_ms, shape.jitter_ms);
-    let agreed = (shape.quorum == Quorum::Majority).then(|| Agreed {
-        version: 1,
-        term: Term(0),
-        primary: 0,
-        in_sync: Mask::first(shape.replicas),
-    });
-    let (pool, proposals) = Pool::new(spec, agreed, network.clone(), random.fork());
-    tokio::task::spawn_local(pool.clone().run(proposals));
-    let mut cluster = Cluster::new(
-        network.clone(),
-        pool,
-        journal.clone(),
-        random.fork(),
-        shape.slowness,
-    );
-    for place in 0..shape.replicas {
-        cluster.start(place);
+/// Makes mounts.
+pub(crate) struct Mounter {
+    network: Network,
+    directory: Directory,
+    random: Random,
+    volume: VolumeId,
+    impatient: bool,
+}
+
+impl Mounter {
+    /// A mount of the volume, whose connection is not kept yet.
+    pub(crate) fn mount(&self, place: Place) -> Client {
+        self.mount_of(place, self.volume)
     }
-    let directory = cluster.directory.clone();
-    let mount = {
-        let (network, random) = (network.clone(), random.fork());
-        let impatient = shape.impatient;
-        move |place| {
-            let session = SessionId(random.bytes());
-            let (network, directory) = (network.clone(), directory.clone());
-            Client::new(place, session, volume, impatient, network, directory)
+
+    /// A mount of what has this id.
+    pub(crate) fn mount_of(&self, place: Place, volume: VolumeId) -> Client {
+        let session = SessionId(self.random.bytes());
+        let (network, directory) = (self.network.clone(), self.directory.clone());
+        Client::new(place, session, volume, self.impatient, network, directory)
+    }
+}
+
+/// What a run has, whatever happens in it.
+pub(crate) struct Scene {
+    pub(crate) shape: Shape,
+    pub(crate) random: Random,
+    pub(crate) journal: Journal,
+    pub(crate) network: Network,
+    pub(crate) nodes: Nodes,
+    pub(crate) mounter: Rc<Mounter>,
+    /// Mounts that stay, each with what keeps its connection.
+    pub(crate) clients: Vec<(Client, JoinHandle<()>)>,
+    pub(crate) work: Rc<Work>,
+}
+
+impl Scene {
+    async fn set_up(seed: u64, aloud: bool) -> Self {
+        let random = Random::new(seed);
+        let journal = Journal::new(aloud);
+        let shape = Shape::draw(seed, &random);
+        let spec = shape.spec(&random);
+        let volume = spec.id;
+        let network = Network::new(random.fork(), shape.latency_ms, shape.jitter_ms);
+        let agreed = (shape.quorum == Quorum::Majority).then(|| Agreed {
+            version: 1,
+            term: Term(0),
+            primary: 0,
+            in_sync: Mask::first(shape.replicas),
+        });
+        let (pool, proposals) = Pool::new(spec, agreed, network.clone(), random.fork());
+        tokio::task::spawn_local(pool.clone().run(proposals));
+        let (made, slowness) = (random.fork(), shape.slowness);
+        let mut cluster = Cluster::new(network.clone(), pool, journal.clone(), made, slowness);
+        for place in 0..shape.replicas {
+            cluster.start(place);
         }
-    };
-    let clients: Vec<Client> = (CLIENTS_FROM..CLIENTS_FROM + CLIENTS).map(&mount).collect();
-    for client in &clients {
-        tokio::task::spawn_local(client.clone().run());
-    }
-    let nodes: Nodes = Rc::new(Mutex::new(cluster));
-    tokio::task::spawn_local(manage(Rc::clone(&nodes)));
-    let habits = Habits {
-        few: shape.family == Family::Leases || random.one_in(4),
-        large: shape.cuts,
-        may_fail: shape.family == Family::Disks,
-    };
-    let work = Work::prepare(&clients[0], habits, random.fork(), journal.clone()).await;
-    let mut workers = Vec::new();
-    for (index, client) in clients.iter().enumerate() {
-        let watches = index + 1 == clients.len();
-        let pause_ms = if watches {
-            shape.pause_ms / 2
-        } else {
-            shape.pause_ms
+        let mounter = Rc::new(Mounter {
+            network: network.clone(),
+            directory: cluster.directory.clone(),
+            random: random.fork(),
+            volume,
+            impatient: shape.impatient,
+        });
+        let places = CLIENTS_FROM..CLIENTS_FROM + CLIENTS;
+        let clients: Vec<Client> = places.map(|place| mounter.mount(place)).collect();
+        let keep = |client: Client| (client.clone(), tokio::task::spawn_local(client.run()));
+        let clients: Vec<_> = clients.into_iter().map(keep).collect();
+        let nodes: Nodes = Rc::new(Mutex::new(cluster));
+        tokio::task::spawn_local(manage(Rc::clone(&nodes)));
+        let habits = Habits {
+            few: shape.family == Family::Leases || random.one_in(4),
+            large: shape.cuts,
+            may_fail: shape.family == Family::Disks,
         };
-        for slot in 1..=WORKERS {
-            let work = Rc::clone(&work).run(client.clone(), slot, pause_ms, watches);
-            workers.push(tokio::task::spawn_local(work));
+        let work = Work::prepare(&clients[0].0, habits, random.fork(), journal.clone()).await;
+        Self {
+            shape,
+            random,
+            journal,
+            network,
+            nodes,
+            mounter,
+            clients,
+            work,
         }
     }
+
+    /// The mount begins to work. The last of them mostly looks.
+    pub(crate) fn begin(&self, index: usize) -> Vec<JoinHandle<()>> {
+        let watches = index + 1 == self.clients.len();
+        let pause_ms = if watches {
+            self.shape.pause_ms / 2
+        } else {
+            self.shape.pause_ms
+        };
+        let slots = 1..=WORKERS;
+        let workers = slots.map(|slot| {
+            let client = self.clients[index].0.clone();
+            let work = Rc::clone(&self.work).run(client, slot, pause_ms, watches);
+            tokio::task::spawn_local(work)
+        });
+        workers.collect()
+    }
+
+    /// What goes wrong. `links`: where the option for long lines is switched.
+    pub(crate) fn faults(&self, links: Option<Random>) -> Faults {
+        Faults {
+            nodes: Rc::clone(&self.nodes),
+            work: Rc::clone(&self.work),
+            family: self.shape.family,
+            quorum: self.shape.quorum,
+            clients: CLIENTS,
+            guests: self.shape.guests,
+            slowness: self.shape.slowness,
+            random: self.random.fork(),
+            journal: self.journal.clone(),
+            filler: self.clients[0].0.clone(),
+            protocols: self.shape.protocols,
+            links,
+            count: 0,
+        }
+    }
+
+    fn outcome(&self, faults: u64) -> Outcome {
+        Outcome {
+            operations: self.work.done(),
+            faults,
+            lasted: self.journal.now().as_secs(),
+            frames: self.network.frames(),
+            failures: std::mem::take(&mut *self.work.failures.borrow_mut()),
+            lines: self.journal.lines(),
+        }
+    }
+}
+
+async fn simulate(seed: u64, aloud: bool) -> Outcome {
+    let scene = Scene::set_up(seed, aloud).await;
+    if scene.shape.family.parts() {
+        let mut apart = Apart::new(scene);
+        apart.run(LASTS).await;
+        return apart.scene.outcome(apart.faults);
+    }
+    let faults = one_history(&scene, seed).await;
+    scene.outcome(faults)
+}
+
+/// A run in which nothing that was confirmed is given up. Returns how many faults there were.
+async fn one_history(scene: &Scene, seed: u64) -> u64 {
+    let Scene {
+        shape,
+        random,
+        work,
+        ..
+    } = scene;
+    let clients: Vec<Client> = scene
+        .clients
+        .iter()
+        .map(|(client, _)| client.clone())
+        .collect();
+    let mut workers: Vec<_> = (0..clients.len()).flat_map(|at| scene.begin(at)).collect();
     for guest in 0..shape.guests {
-        let mount = mount.clone();
-        let visit = Rc::clone(&work).visit(move || mount(CLIENTS_FROM + CLIENTS + guest));
+        let mounter = Rc::clone(&scene.mounter);
+        let mount = move || mounter.mount(CLIENTS_FROM + CLIENTS + guest);
+        let visit = Rc::clone(work).visit(mount);
         workers.push(tokio::task::spawn_local(visit));
     }
     // In some of the runs, and from numbers of their own: the others stay as they are.
     let lockers = seed
         .is_multiple_of(LOCKERS_IN)
-        .then(|| Lockers::new(&work, Random::new(!seed)));
+        .then(|| Lockers::new(work, Random::new(!seed)));
     if let Some(lockers) = &lockers {
         workers.extend(clients.iter().flat_map(|client| lockers.begin(client)));
     }
-    let mut faults = Faults {
-        nodes: Rc::clone(&nodes),
-        work: Rc::clone(&work),
-        family: shape.family,
-        quorum: shape.quorum,
-        clients: CLIENTS,
-        guests: shape.guests,
-        slowness: shape.slowness,
-        random: random.fork(),
-        journal: journal.clone(),
-        protocols: shape.protocols,
-        links: shape.switches_links.then(|| Random::new(!seed).fork()),
-        count: 0,
-    };
+    let links = shape.switches_links.then(|| Random::new(!seed).fork());
+    let mut faults = scene.faults(links);
+    if shape.family == Family::Fences {
+        let shots = scene.nodes.lock().await.take_shots();
+        tokio::task::spawn_local(carry_out(shots, Rc::clone(&scene.nodes), random.fork()));
+    }
     let parts = if shape.cuts { 8 } else { 1 };
     for part in 0..parts {
         faults.run(LASTS / parts).await;
         let cut = shape.cuts && part + 1 < parts;
         if cut {
             let late = shape.quorum == Quorum::Majority && random.one_in(2);
-            power_cut(&nodes, &work, &clients[0], late).await;
+            power_cut(&scene.nodes, work, &clients[0], late).await;
             work.hold_up(false);
         }
     }
     work.end();
-    let ended = finish(&nodes, &work, &clients).await;
+    let ended = finish(&scene.nodes, work, &clients).await;
     if let (true, Some(lockers)) = (ended, &lockers) {
         lockers.check(&clients[0], LOOKING).await;
     }
@@ -195,27 +293,19 @@ async fn simulate(seed: u64, aloud: bool) -> Outcome {
         worker.abort();
     }
     if ended {
-        compare_bricks(&nodes, &work).await;
+        compare_bricks(&scene.nodes, work).await;
     }
     // DUR-2: only power that goes everywhere may take what was confirmed.
-    let mut told = journal.lines().into_iter();
+    let mut told = scene.journal.lines().into_iter();
     let lost = told.find(|line| line.contains("operations_lost"));
     if let Some(line) = lost.filter(|_| !shape.cuts) {
         work.fail(line);
     }
-    let failures = std::mem::take(&mut *work.failures.borrow_mut());
-    Outcome {
-        operations: work.done(),
-        faults: faults.count,
-        lasted: journal.now().as_secs(),
-        frames: network.frames(),
-        failures,
-        lines: journal.lines(),
-    }
+    faults.count
 }
 
 /// Waits until nothing is under way. False: two minutes were not enough.
-async fn come_to_rest(nodes: &Nodes, work: &Work) -> bool {
+pub(crate) async fn come_to_rest(nodes: &Nodes, work: &Work) -> bool {
     let end = Instant::now() + Duration::from_secs(120);
     while work.under_way() > 0 {
         if Instant::now() >= end {
@@ -229,7 +319,7 @@ async fn come_to_rest(nodes: &Nodes, work: &Work) -> bool {
 }
 
 /// For whoever reads a failure.
-async fn say_how_it_stands(nodes: &Nodes) {
+pub(crate) async fn say_how_it_stands(nodes: &Nodes) {
     let cluster = nodes.lock().await;
     for place in 0..cluster.nodes.len() {
         let known = cluster.pool.known(place);
@@ -279,7 +369,7 @@ async fn power_cut(nodes: &Nodes, work: &Work, client: &Client, late: bool) {
 }
 
 /// What a crash left in doubt must be the same everywhere by now.
-async fn compare_replicas(nodes: &Nodes, work: &Work) {
+pub(crate) async fn compare_replicas(nodes: &Nodes, work: &Work) {
     let Some(primary) = serving(nodes).await else {
         return;
     };
@@ -294,7 +384,7 @@ async fn compare_replicas(nodes: &Nodes, work: &Work) {
 }
 
 /// Everything is put right, and must come to a good end. True: it did.
-async fn finish(nodes: &Nodes, work: &Work, clients: &[Client]) -> bool {
+pub(crate) async fn finish(nodes: &Nodes, work: &Work, clients: &[Client]) -> bool {
     // What was to be started or healed later is so now.
     mend_disks(nodes).await;
     put_right(nodes, None).await;
@@ -317,6 +407,20 @@ async fn finish(nodes: &Nodes, work: &Work, clients: &[Client]) -> bool {
     let found = work.look(&clients[0], LOOKING).await;
     work.check(&found, None);
     true
+}
+
+/// Has what every replica holds in memory brought into its files, by an end in order. Damage below
+/// it is covered by that; a process that is killed would find it when it builds on it anew, and
+/// nobody is there to be asked in the end.
+async fn write_down(nodes: &Nodes) {
+    let members = nodes.lock().await.members();
+    for place in members {
+        let mut cluster = nodes.lock().await;
+        cluster.stop(place).await;
+        cluster.start(place);
+        drop(cluster);
+        wait_until_in_sync(nodes).await;
+    }
 }
 
 /// Ends every replica in one instant, at which all have the same records: one that ends earlier
@@ -348,16 +452,19 @@ async fn end_together(nodes: &Nodes) -> Option<Vec<usize>> {
 }
 
 /// Every replica must hold the same, byte for byte.
-async fn compare_bricks(nodes: &Nodes, work: &Work) {
+pub(crate) async fn compare_bricks(nodes: &Nodes, work: &Work) {
+    if work.has_rotted() {
+        write_down(nodes).await;
+    }
     let Some(members) = end_together(nodes).await else {
         work.fail("the replicas do not come to hold the same records".to_owned());
         return;
     };
     let cluster = nodes.lock().await;
     let one = members[0];
-    let first = contents(&cluster, one);
+    let first = contents(&cluster.brick(one));
     for place in members.into_iter().skip(1) {
-        let other = contents(&cluster, place);
+        let other = contents(&cluster.brick(place));
         for key in first.keys().chain(other.keys()) {
             if first.get(key) != other.get(key) {
                 work.fail(format!(
@@ -375,13 +482,12 @@ async fn compare_bricks(nodes: &Nodes, work: &Work) {
 
 /// A key, or a piece of an object.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Part {
+pub(crate) enum Part {
     Key(bytes::Bytes),
     Data(u64, u64),
 }
 
-fn contents(cluster: &Cluster, place: usize) -> BTreeMap<Part, bytes::Bytes> {
-    let brick = cluster.brick(place);
+pub(crate) fn contents(brick: &Brick<SimMedium>) -> BTreeMap<Part, bytes::Bytes> {
     let mut parts = BTreeMap::new();
     brick
         .scan(&[], &[0xff; 64], &mut |key, value| {
@@ -405,7 +511,9 @@ fn contents(cluster: &Cluster, place: usize) -> BTreeMap<Part, bytes::Bytes> {
                 .iter()
                 .rposition(|byte| *byte != 0)
                 .map_or(0, |at| at + 1);
-            parts.insert(Part::Data(object.0, offset), data.slice(..end));
+            if end > 0 {
+                parts.insert(Part::Data(object.0, offset), data.slice(..end));
+            }
         }
     }
     parts

@@ -108,6 +108,36 @@ fn the_secondary_takes_over_only_when_it_has_fenced_the_primary() {
     check_confirmed(&volume);
 }
 
+/// ONE-3: a take-over by fencing is a decision. What the primary had ordered and told nobody is
+/// given up by rule; under B it was taken for a side of a split brain, and an operator had to come.
+#[test]
+fn what_a_fenced_primary_never_confirmed_is_given_up_by_rule_under_every_policy() {
+    for protocol in [Protocol::C, Protocol::B, Protocol::A] {
+        let mut volume = fencing_volume(2);
+        (0..2).for_each(|node| volume.set_policy(node, protocol));
+        volume.settle();
+        volume.cut(0, 1);
+        volume.write(0, 5);
+        assert!(volume.confirmed.is_empty(), "it is suspended");
+        wait(&mut volume, FENCING.grace);
+        shoot(&mut volume, (0, 1), false);
+        wait(&mut volume, FENCING.delay);
+        shoot(&mut volume, (1, 0), true);
+        assert_eq!(volume.primary(), Some(1));
+        volume.write(1, 6);
+        volume.boot(0);
+        // Also where who took over is started again before the two meet.
+        volume.crash(1, false);
+        volume.boot(1);
+        volume.settle();
+        assert_eq!(volume.splits, [], "{protocol:?}");
+        assert_eq!(volume.primary(), Some(1), "{protocol:?}");
+        volume.check_whole();
+        check_confirmed(&volume);
+        assert_eq!(machine(&volume, 1).durable().taken_from, None);
+    }
+}
+
 #[test]
 fn a_replica_that_is_back_soon_or_says_that_it_goes_is_not_fenced() {
     let mut volume = fencing_volume(2);

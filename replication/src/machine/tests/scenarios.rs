@@ -357,3 +357,24 @@ fn a_record_counts_only_once_it_is_applied() {
     machine.followed(next);
     assert_eq!(machine.last(), next);
 }
+
+/// Nobody looked at it again: it was connected, and got nothing.
+#[test]
+fn who_is_met_during_a_hand_over_that_comes_to_nothing_is_taken_on() {
+    let mut volume = Volume::new(3);
+    volume.settle();
+    volume.crash(2, false);
+    // Node 1 does not hear of it, so the role cannot go there yet.
+    volume.write(0, 1);
+    let primary = volume.nodes[0].machine.as_mut().unwrap();
+    primary.hand_over(1).expect("it is in sync");
+    volume.carry_out(0);
+    volume.boot(2);
+    volume.connect(0, 2);
+    while volume.deliver(0, 2) || volume.deliver(2, 0) {}
+    let standing = |volume: &Volume| volume.nodes[0].machine.as_ref().unwrap().standing(2);
+    assert_eq!(standing(&volume), Some(Standing::Met));
+    volume.cut(0, 1);
+    while volume.deliver(0, 2) || volume.deliver(2, 0) {}
+    assert_eq!(standing(&volume), Some(Standing::InSync));
+}

@@ -244,3 +244,38 @@ proptest! {
         check_kept(&volume, kept);
     }
 }
+
+/// Who is made primary by force, and is connected to a replica that knows a later term and does not
+/// serve, stepped down again as soon as the two met anew.
+#[test]
+fn who_is_forced_serves_in_a_later_term_than_anybody_who_is_connected() {
+    let mut volume = Volume::new(3);
+    volume.settle();
+    let meet = |volume: &mut Volume, a: usize, b: usize| {
+        volume.connect(a, b);
+        while volume.deliver(a, b) || volume.deliver(b, a) {}
+    };
+    volume.crash(2, false);
+    for _ in 0..2 {
+        volume.crash(0, false);
+        volume.boot(0);
+        meet(&mut volume, 0, 1);
+        volume.now += Duration::from_secs(60);
+        let now = volume.clock(0);
+        volume.nodes[0].machine.as_mut().unwrap().tick(now);
+        volume.carry_out(0);
+        meet(&mut volume, 0, 1);
+    }
+    volume.crash(0, false);
+    volume.boot(2);
+    meet(&mut volume, 1, 2);
+    let terms = [1, 2].map(|node| machine(&volume, node).report().term);
+    assert!(terms[1] < terms[0]);
+    let forced = volume.nodes[2].machine.as_mut().unwrap();
+    forced.take_by_force(Duration::ZERO).expect("nobody serves");
+    volume.carry_out(2);
+    assert!(machine(&volume, 2).report().term > terms[0]);
+    volume.cut(1, 2);
+    meet(&mut volume, 1, 2);
+    assert_eq!(volume.primary(), Some(2));
+}
