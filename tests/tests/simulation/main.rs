@@ -45,7 +45,7 @@ use counters::Counters;
 use world::{Outcome, run};
 
 /// Seeds of the run that belongs to every test of the whole.
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 2_000;
 /// Seeds that a deliberate mistake has to be found in.
 const HUNT: u64 = 250;
 
