@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod acl;
 mod entry;
 pub mod errno;
 mod execute;
@@ -194,7 +195,7 @@ pub fn size<S: Store>(store: &S, object: ObjectId) -> Result<Option<u64>, Execut
 #[must_use]
 pub fn opened(operation: &Operation, outcome: &Outcome) -> Option<ObjectId> {
     match (operation, outcome) {
-        (Operation::Create { .. }, Outcome::Entry(a))
+        (Operation::Create { .. } | Operation::MakeUnnamed { .. }, Outcome::Entry(a))
         | (Operation::Open { .. }, Outcome::Attributes(a)) => Some(a.object),
         _ => None,
     }

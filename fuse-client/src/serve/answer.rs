@@ -8,7 +8,7 @@ use protocol::units::ObjectId;
 use super::FileSystem;
 use super::listing;
 use super::lock::{self, Ask};
-use crate::abi::{Body, ENTRY_OUT_BYTES, open};
+use crate::abi::{Body, ENTRY_OUT_BYTES, STATX_OUT_BYTES, open};
 use crate::session::{Key, Range, Replies, Waiting};
 
 const EIO: i32 = 5;
@@ -24,6 +24,8 @@ pub(crate) enum Shape {
         handle: u64,
     },
     Attributes,
+    /// As statx(2) tells them.
+    Statx,
     Open {
         handle: u64,
         object: ObjectId,
@@ -116,6 +118,10 @@ impl Replies for FileSystem {
             (Shape::Attributes, Outcome::Attributes(a)) => {
                 let mut body = Body::with_capacity(104);
                 self.reply(unique, 0, &[&body.attr(&a, fresh).0]);
+            }
+            (Shape::Statx, Outcome::Attributes(a)) => {
+                let mut body = Body::with_capacity(STATX_OUT_BYTES);
+                self.reply(unique, 0, &[&body.statx(&a, fresh).0]);
             }
             (Shape::Empty, Outcome::Done | Outcome::Attributes(_)) => self.reply(unique, 0, &[]),
             (Shape::Synced { handle }, Outcome::Done) => {

@@ -395,6 +395,8 @@ fn objects_of(operation: &Operation, outcome: &Outcome) -> Vec<ObjectId> {
         Operation::Link {
             object, new_parent, ..
         } => [Some(*new_parent), Some(*object)],
+        // Its directory does not know of it.
+        Operation::MakeUnnamed { .. } => [made, None],
         _ => [None, None],
     };
     named.into_iter().flatten().collect()

@@ -1,5 +1,6 @@
 //! From an operation to what the caller does next.
 
+mod acl;
 mod attributes;
 mod create;
 mod data;
@@ -100,6 +101,9 @@ fn dispatch<S: Store>(
             mode,
             exclusive,
         } => create::file(tx, context, caller, (*parent, name), *mode, *exclusive)?,
+        Operation::MakeUnnamed { parent, mode } => {
+            create::unnamed(tx, context, caller, *parent, *mode)?
+        }
         Operation::Link {
             object,
             new_parent,
