@@ -39,7 +39,7 @@ use protocol::ids::SessionId;
 use protocol::record::Change;
 use protocol::units::{ObjectId, Sequence, Timestamp};
 
-pub use execute::{execute, seek_outcome};
+pub use execute::{copied, execute, seek_outcome};
 pub use inode::{Detail, Inode, latest_change};
 pub use replies::{
     Admission, KeptReply, Session, admit, end_session, kept_reply, open_session, sessions,
@@ -118,6 +118,16 @@ pub enum Executed {
         /// The object.
         object: ObjectId,
         /// First byte.
+        offset: u64,
+        /// Bytes, not 0.
+        len: u32,
+    },
+    /// Read these bytes, all of which lie within the size of `from`, and execute what [`copied`]
+    /// makes of them; reply its outcome once it is stable.
+    Copy {
+        /// What is copied.
+        from: ObjectId,
+        /// First byte of that.
         offset: u64,
         /// Bytes, not 0.
         len: u32,

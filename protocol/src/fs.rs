@@ -279,6 +279,15 @@ pub enum Operation {
         append: bool,
         kill_privileges: bool,
     },
+    /// Copies at most [`IO_BYTES_MAX`] bytes to `offset` of `object`; the ranges do not overlap.
+    /// Ends where `from` does. Stable when it is answered. Replies [`Outcome::Written`].
+    CopyRange {
+        from: ObjectId,
+        from_offset: u64,
+        object: ObjectId,
+        offset: u64,
+        len: u32,
+    },
     /// Everything confirmed for the object, its path included, is stable (DUR-1). Replies `Done`.
     Sync { object: ObjectId, data_only: bool },
     /// Everything confirmed is stable. Replies [`Outcome::Done`].

@@ -31,6 +31,7 @@ mod agreement;
 mod batch;
 mod bricks;
 mod clients;
+mod copying;
 mod differences;
 mod doubts;
 mod driver;

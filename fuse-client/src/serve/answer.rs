@@ -47,6 +47,7 @@ pub(crate) enum Shape {
     Written {
         strips: Option<u64>,
     },
+    Copied,
     Directory(Box<listing::Ask>),
     Statistics,
     Offset,
@@ -148,6 +149,11 @@ impl Replies for FileSystem {
                 if let Some(node) = strips {
                     self.attributes_changed(node);
                 }
+            }
+            (Shape::Copied, Outcome::Written { len, .. }) => {
+                // A count of 8 bytes is the same as one of 4 and padding, low bytes first.
+                let mut body = Body::with_capacity(8);
+                self.reply(unique, 0, &[&body.u64(u64::from(len)).0]);
             }
             (Shape::Directory(ask), Outcome::Entries(entries)) => {
                 self.list(unique, *ask, entries.into(), fresh);

@@ -283,6 +283,9 @@ impl FileSystem {
                 };
                 Plan::Through(handle, operation, Shape::Empty)
             }
+            opcode::COPY_FILE_RANGE | opcode::COPY_FILE_RANGE_64 => {
+                self.plan_copy(header, fields)?
+            }
             opcode::LSEEK => {
                 let handle = fields.u64()?;
                 let (offset, whence) = (fields.u64()?, fields.u32()?);
@@ -295,6 +298,27 @@ impl FileSystem {
             }
             _ => self.plan_xattr(header, fields)?,
         })
+    }
+
+    /// A part of what is to be copied, as the kernel asks again for the rest.
+    fn plan_copy(&self, header: &InHeader, fields: &mut Fields<'_>) -> Result<Plan, ShortRequest> {
+        let (_from, from_offset) = (fields.u64()?, fields.u64()?);
+        let (node, handle, offset) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let (len, flags) = (fields.u64()?, fields.u64()?);
+        if flags != 0 {
+            return Ok(Plan::Refuse(EINVAL));
+        }
+        if self.session.losses().tells(handle) {
+            return Ok(Plan::Refuse(EIO));
+        }
+        let operation = Operation::CopyRange {
+            from: self.object(header.node),
+            from_offset,
+            object: self.object(node),
+            offset,
+            len: u32::try_from(len).map_or(IO_BYTES_MAX, |len| len.min(IO_BYTES_MAX)),
+        };
+        Ok(Plan::Through(handle, operation, Shape::Copied))
     }
 
     /// A write, whose data is handed on without a copy where it is large.

@@ -223,7 +223,10 @@ impl Keep {
             at,
             time,
             objects: objects_of(operation, &reply.outcome),
-            writes: matches!(operation, Operation::Write { .. }),
+            writes: matches!(
+                operation,
+                Operation::Write { .. } | Operation::CopyRange { .. }
+            ),
             locking: is_locking(operation).then(|| operation.clone()),
             presented: false,
             request: request.clone(),
@@ -380,6 +383,7 @@ fn objects_of(operation: &Operation, outcome: &Outcome) -> Vec<ObjectId> {
     let named = match operation {
         Operation::SetAttributes { object, .. }
         | Operation::Write { object, .. }
+        | Operation::CopyRange { object, .. }
         | Operation::SetXattr { object, .. }
         | Operation::RemoveXattr { object, .. }
         | Operation::Allocate { object, .. } => [Some(*object), None],

@@ -184,3 +184,28 @@ fn statx_tells_when_a_file_was_born() {
     let told = rustix::fs::statx(CWD, &device, AtFlags::empty(), flags).expect("statx");
     assert_eq!((told.stx_rdev_major, told.stx_rdev_minor), (1, 300));
 }
+
+#[test]
+fn a_copy_inside_the_volume_brings_no_data_to_the_mount() {
+    let Some((bench, point)) = Bench::mounted() else {
+        return;
+    };
+    let data: Vec<u8> = (0..3_000_000_u32).map(|n| (n % 251) as u8).collect();
+    fs::write(point.join("from"), &data).expect("written");
+    let from = File::open(point.join("from")).expect("it is there");
+    let to = File::create(point.join("to")).expect("made");
+    let writes = bench.server.received("write");
+    let (mut at, mut there) = (5, 1000);
+    loop {
+        let left = 10_000_000;
+        let copied = rustix::fs::copy_file_range(&from, Some(&mut at), &to, Some(&mut there), left);
+        if copied.expect("copied") == 0 {
+            break;
+        }
+    }
+    assert_eq!((at, there), (3_000_000, 3_000_995));
+    assert_eq!(bench.server.received("write"), writes);
+    assert_eq!(bench.server.received("copy"), 3);
+    let read = fs::read(point.join("to")).expect("read");
+    assert!(read[..1000].iter().all(|byte| *byte == 0) && read[1000..] == data[5..]);
+}

@@ -619,3 +619,41 @@ fn walking_meets_every_path_once_and_paths_are_found() {
     let absent = crate::path_of(&bench.volume, ObjectId(3)).expect("memory");
     assert_eq!(absent, None);
 }
+
+#[test]
+fn a_copy_ends_where_its_source_does_and_is_made_between_files_only() {
+    let mut bench = Bench::new();
+    let (from, to) = (bench.file(ROOT, "from"), bench.file(ROOT, "to"));
+    bench.write(from, 0, b"0123456789");
+    let copy = |from, from_offset, object, len| Operation::CopyRange {
+        from,
+        from_offset,
+        object,
+        offset: 100,
+        len,
+    };
+    let Outcome::Written {
+        len, attributes, ..
+    } = bench.run(copy(from, 4, to, 1000))
+    else {
+        panic!("it is copied");
+    };
+    assert_eq!((len, attributes.size), (6, 106));
+    assert_eq!(&bench.volume.read(to, 98, 8)[..], b"\x00\x00456789");
+    let before = bench.volume.clone();
+    let past = bench.run(copy(from, 10, to, 1));
+    assert!(matches!(past, Outcome::Written { len: 0, .. }));
+    assert_eq!(bench.volume, before);
+    assert_eq!(bench.errno(copy(ROOT, 0, to, 1)), EISDIR);
+    assert_eq!(bench.errno(copy(from, 0, ROOT, 1)), EISDIR);
+    assert_eq!(bench.errno(copy(ObjectId(7), 0, to, 1)), ESTALE);
+    assert_eq!(bench.errno(copy(from, 0, to, (1 << 20) + 1)), EINVAL);
+    let far = Operation::CopyRange {
+        from,
+        from_offset: 0,
+        object: to,
+        offset: i64::MAX as u64 - 3,
+        len: 10,
+    };
+    assert_eq!(bench.errno(far), EFBIG);
+}

@@ -511,6 +511,16 @@ fn encode_operation(w: &mut Writer, operation: &Operation) {
         Operation::MakeUnnamed { parent, mode } => {
             w.u8(32).u64(parent.0).u32(*mode);
         }
+        Operation::CopyRange {
+            from,
+            from_offset,
+            object,
+            offset,
+            len,
+        } => {
+            w.u8(33).u64(from.0).u64(*from_offset);
+            w.u64(object.0).u64(*offset).u32(*len);
+        }
     }
 }
 
@@ -661,6 +671,13 @@ fn decode_operation(r: &mut Reader) -> Result<Operation, DecodeError> {
         32 => Operation::MakeUnnamed {
             parent: ObjectId(r.u64("parent")?),
             mode: r.u32("mode")?,
+        },
+        33 => Operation::CopyRange {
+            from: ObjectId(r.u64("source")?),
+            from_offset: r.u64("source's offset")?,
+            object: ObjectId(r.u64("object")?),
+            offset: r.u64("offset")?,
+            len: r.u32("length")?,
         },
         other => {
             return Err(DecodeError::Invalid {
