@@ -42,7 +42,8 @@ opcodes! {
     STATFS = 17, RELEASE = 18, FSYNC = 20, SETXATTR = 21, GETXATTR = 22, LISTXATTR = 23,
     REMOVEXATTR = 24, FLUSH = 25, INIT = 26, OPENDIR = 27, READDIR = 28, RELEASEDIR = 29,
     FSYNCDIR = 30, GETLK = 31, SETLK = 32, SETLKW = 33, CREATE = 35, INTERRUPT = 36, DESTROY = 38, BATCH_FORGET = 42, FALLOCATE = 43,
-    READDIRPLUS = 44, RENAME2 = 45, LSEEK = 46, SYNCFS = 50,
+    READDIRPLUS = 44, RENAME2 = 45, LSEEK = 46, COPY_FILE_RANGE = 47, SYNCFS = 50, TMPFILE = 51, STATX = 52,
+    COPY_FILE_RANGE_64 = 53,
 }
 
 /// INIT flags.
@@ -50,12 +51,15 @@ pub(crate) mod init {
     pub(crate) const ASYNC_READ: u64 = 1 << 0;
     pub(crate) const POSIX_LOCKS: u64 = 1 << 1;
     pub(crate) const BIG_WRITES: u64 = 1 << 5;
+    pub(crate) const DONT_MASK: u64 = 1 << 6;
     pub(crate) const FLOCK_LOCKS: u64 = 1 << 10;
     pub(crate) const AUTO_INVAL_DATA: u64 = 1 << 12;
     pub(crate) const ASYNC_DIO: u64 = 1 << 15;
     pub(crate) const PARALLEL_DIROPS: u64 = 1 << 18;
+    pub(crate) const POSIX_ACL: u64 = 1 << 20;
     pub(crate) const MAX_PAGES: u64 = 1 << 22;
     pub(crate) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
+    pub(crate) const SETXATTR_EXT: u64 = 1 << 29;
     pub(crate) const INIT_EXT: u64 = 1 << 30;
     pub(crate) const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
 }
@@ -86,6 +90,9 @@ pub(crate) mod write {
     pub(crate) const CACHE: u32 = 1 << 0;
     pub(crate) const KILL_SUIDGID: u32 = 1 << 2;
 }
+
+/// SETXATTR's flag of an access ACL that takes set-group-id away.
+pub(crate) const SETXATTR_ACL_KILL_SGID: u32 = 1 << 0;
 
 /// Kinds of locks, and the flag of those of flock(2).
 pub(crate) mod lk {
@@ -218,8 +225,8 @@ impl Body {
         self.u64(atime.0).u64(mtime.0).u64(ctime.0);
         self.u32(atime.1).u32(mtime.1).u32(ctime.1);
         self.u32(a.mode).u32(a.nlink).u32(a.uid).u32(a.gid);
-        // Block size for applications' buffers, then flags.
-        self.u32(a.rdev).u32(64 * 1024).u32(0)
+        // Then flags.
+        self.u32(a.rdev).u32(BLOCK_BYTES).u32(0)
     }
 
     /// `fuse_entry_out`: name and attributes valid for `fresh` (COH-1: no time at all where others
@@ -236,6 +243,23 @@ impl Body {
             .u32(fresh.subsec_nanos())
             .u32(0)
             .attributes(a)
+    }
+
+    /// `fuse_statx_out`, valid for `fresh`: what stat(2) tells, and the time of birth.
+    pub(crate) fn statx(&mut self, a: &Attributes, fresh: Duration) -> &mut Self {
+        self.u64(fresh.as_secs()).u32(fresh.subsec_nanos()).u32(0);
+        self.zeros(16);
+        self.u32(STATX_BASIC_STATS | STATX_BTIME).u32(BLOCK_BYTES);
+        self.u64(0).u32(a.nlink).u32(a.uid).u32(a.gid);
+        self.u16(u16::try_from(a.mode).unwrap_or(u16::MAX)).u16(0);
+        self.u64(a.object.0).u64(a.size).u64(a.blocks).u64(0);
+        for time in [a.atime, a.btime, a.ctime, a.mtime] {
+            let (seconds, nanoseconds) = split(time);
+            self.u64(seconds).u32(nanoseconds).u32(0);
+        }
+        // As the kernel's new_encode_dev() puts a device together.
+        let (major, minor) = (a.rdev >> 8 & 0xfff, a.rdev & 0xff | a.rdev >> 12 & 0xfff00);
+        self.u32(major).u32(minor).u32(0).u32(0).zeros(112)
     }
 
     /// `fuse_open_out`.
@@ -257,6 +281,14 @@ impl Body {
 pub(crate) fn dirent_bytes(name: &[u8]) -> usize {
     24 + name.len().next_multiple_of(8)
 }
+
+/// Bytes of a `fuse_statx_out`.
+pub(crate) const STATX_OUT_BYTES: usize = 288;
+/// Block size for applications' buffers.
+const BLOCK_BYTES: u32 = 64 * 1024;
+/// statx(2)'s masks.
+const STATX_BASIC_STATS: u32 = 0x7ff;
+const STATX_BTIME: u32 = 0x800;
 
 /// Bytes of a `fuse_entry_out`.
 pub(crate) const ENTRY_OUT_BYTES: usize = 128;
@@ -294,6 +326,10 @@ mod tests {
         );
         assert_eq!(Body::default().attr(&a, Duration::ZERO).0.len(), 104);
         assert_eq!(Body::default().open(0, 0).0.len(), 16);
+        assert_eq!(
+            Body::default().statx(&a, Duration::ZERO).0.len(),
+            STATX_OUT_BYTES
+        );
         for len in 1..20 {
             let name = vec![b'n'; len];
             let mut body = Body::default();

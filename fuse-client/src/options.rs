@@ -9,7 +9,8 @@ const PORT: u16 = 7420;
 const SECONDS_MAX: u64 = 24 * 3600;
 
 /// Every option, for the hint on an unknown one.
-const KNOWN: [&str; 38] = [
+const KNOWN: [&str; 39] = [
+    "acl",
     "allow_other",
     "async",
     "atime",
@@ -132,10 +133,10 @@ impl MountRequest {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         let flags = &mut self.flags;
         match name {
-            "defaults" | "_netdev" | "nofail" | "noauto" | "auto" | "atime" | "relatime"
-            | "norelatime" | "diratime" | "nodiratime" | "lazytime" | "nolazytime" | "async"
-            | "dirsync" | "user" | "nouser" | "users" | "nousers" | "owner" | "noowner"
-            | "group" | "nogroup" => {}
+            "acl" | "defaults" | "_netdev" | "nofail" | "noauto" | "auto" | "atime"
+            | "relatime" | "norelatime" | "diratime" | "nodiratime" | "lazytime" | "nolazytime"
+            | "async" | "dirsync" | "user" | "nouser" | "users" | "nousers" | "owner"
+            | "noowner" | "group" | "nogroup" => {}
             _ if name.starts_with("x-") => {}
             "ro" => flags.read_only = true,
             "rw" => flags.read_only = false,

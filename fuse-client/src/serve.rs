@@ -6,13 +6,14 @@
 
 mod answer;
 mod ask;
+mod attributes;
 mod listing;
 mod lock;
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use parking_lot::Mutex;
 use protocol::fs::{Operation, Outcome};
@@ -54,6 +55,8 @@ pub struct FileSystem {
     root: ObjectId,
     listings: Listings,
     next_handle: AtomicU64,
+    /// The kernel says more with SETXATTR than it did at first.
+    long_setxattr: AtomicBool,
     ready: Mutex<Option<Ready>>,
 }
 
@@ -70,6 +73,7 @@ impl FileSystem {
             root,
             listings: Listings(Mutex::new(HashMap::new())),
             next_handle: AtomicU64::new(1),
+            long_setxattr: AtomicBool::new(false),
             ready: Mutex::new(None),
         });
         session.set_replies(Arc::clone(&this) as Arc<dyn crate::session::Replies>);
@@ -230,9 +234,14 @@ impl FileSystem {
             | init::PARALLEL_DIROPS
             | init::MAX_PAGES
             | init::HANDLE_KILLPRIV_V2
+            | init::DONT_MASK
+            | init::POSIX_ACL
+            | init::SETXATTR_EXT
             | init::INIT_EXT
             | init::DIRECT_IO_ALLOW_MMAP;
         let flags = offered & wanted;
+        let long_setxattr = flags & init::SETXATTR_EXT != 0;
+        self.long_setxattr.store(long_setxattr, Ordering::Relaxed);
         tracing::debug!(minor, offered, flags, "the kernel's FUSE");
         let mut body = Body::with_capacity(64);
         let low = u32::try_from(flags & u64::from(u32::MAX)).expect("masked");

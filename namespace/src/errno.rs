@@ -10,6 +10,8 @@ pub const ENXIO: i32 = 6;
 pub const E2BIG: i32 = 7;
 /// Somebody holds a lock that clashes.
 pub const EAGAIN: i32 = 11;
+/// Permission denied: a default ACL of what is no directory.
+pub const EACCES: i32 = 13;
 /// Exists.
 pub const EEXIST: i32 = 17;
 /// fallocate of something that is neither file nor directory.

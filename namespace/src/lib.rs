@@ -17,6 +17,7 @@
 
 #![forbid(unsafe_code)]
 
+mod acl;
 mod entry;
 pub mod errno;
 mod execute;
@@ -38,7 +39,7 @@ use protocol::ids::SessionId;
 use protocol::record::Change;
 use protocol::units::{ObjectId, Sequence, Timestamp};
 
-pub use execute::{execute, seek_outcome};
+pub use execute::{copied, execute, seek_outcome};
 pub use inode::{Detail, Inode, latest_change};
 pub use replies::{
     Admission, KeptReply, Session, admit, end_session, kept_reply, open_session, sessions,
@@ -121,6 +122,16 @@ pub enum Executed {
         /// Bytes, not 0.
         len: u32,
     },
+    /// Read these bytes, all of which lie within the size of `from`, and execute what [`copied`]
+    /// makes of them; reply its outcome once it is stable.
+    Copy {
+        /// What is copied.
+        from: ObjectId,
+        /// First byte of that.
+        offset: u64,
+        /// Bytes, not 0.
+        len: u32,
+    },
     /// Make stable what was confirmed, then reply `Done`.
     Sync {
         /// Of this object, or everything.
@@ -194,7 +205,7 @@ pub fn size<S: Store>(store: &S, object: ObjectId) -> Result<Option<u64>, Execut
 #[must_use]
 pub fn opened(operation: &Operation, outcome: &Outcome) -> Option<ObjectId> {
     match (operation, outcome) {
-        (Operation::Create { .. }, Outcome::Entry(a))
+        (Operation::Create { .. } | Operation::MakeUnnamed { .. }, Outcome::Entry(a))
         | (Operation::Open { .. }, Outcome::Attributes(a)) => Some(a.object),
         _ => None,
     }

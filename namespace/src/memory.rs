@@ -11,7 +11,7 @@ use protocol::record::Change;
 use protocol::units::{BLOCK_BYTES, ObjectId, Timestamp};
 
 use crate::{
-    Admission, Context, ExecuteError, Executed, Store, admit, execute, kept_reply, mkfs,
+    Admission, Context, ExecuteError, Executed, Store, admit, copied, execute, kept_reply, mkfs,
     release_orphan, seek_outcome,
 };
 
@@ -221,6 +221,11 @@ impl MemoryVolume {
                 offset,
                 len,
             } => Outcome::Data(self.read(object, offset, len)),
+            Executed::Copy { from, offset, len } => {
+                let data = self.read(from, offset, len);
+                let write = copied(request, data).expect("it was asked to copy");
+                return self.serve(session, new_object, now, is_open, &write);
+            }
             Executed::Sync { .. } => Outcome::Done,
             Executed::Seek {
                 object,

@@ -62,7 +62,7 @@ pub const KINDS: [(u8, &str); 11] = [
 ];
 
 /// Version of this module's messages.
-pub const FS_VERSION: u16 = 4;
+pub const FS_VERSION: u16 = 5;
 /// Longest name of a directory entry.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest data of one read or write.
@@ -160,6 +160,9 @@ pub struct Caller {
     pub uid: u32,
     /// Group.
     pub gid: u32,
+    /// Permissions that what the caller makes shall not have (0777), where no default ACL says
+    /// which it shall.
+    pub umask: u32,
 }
 
 /// A time to set.
@@ -237,6 +240,9 @@ pub enum Operation {
         mode: u32,
         exclusive: bool,
     },
+    /// A regular file without a name, opened (O_TMPFILE): the directory says what it inherits.
+    /// [`Operation::Link`] may give it a name. Replies [`Outcome::Entry`].
+    MakeUnnamed { parent: ObjectId, mode: u32 },
     /// Replies [`Outcome::Done`].
     Unlink { parent: ObjectId, name: Bytes },
     /// Replies [`Outcome::Done`].
@@ -273,6 +279,15 @@ pub enum Operation {
         append: bool,
         kill_privileges: bool,
     },
+    /// Copies at most [`IO_BYTES_MAX`] bytes to `offset` of `object`; the ranges do not overlap.
+    /// Ends where `from` does. Stable when it is answered. Replies [`Outcome::Written`].
+    CopyRange {
+        from: ObjectId,
+        from_offset: u64,
+        object: ObjectId,
+        offset: u64,
+        len: u32,
+    },
     /// Everything confirmed for the object, its path included, is stable (DUR-1). Replies `Done`.
     Sync { object: ObjectId, data_only: bool },
     /// Everything confirmed is stable. Replies [`Outcome::Done`].
@@ -289,7 +304,8 @@ pub enum Operation {
     StatFs,
     /// Replies [`Outcome::Data`].
     GetXattr { object: ObjectId, name: Bytes },
-    /// `flags`: 1 must not exist, 2 must exist. The value is the payload. Replies `Done`.
+    /// `flags`: 1 must not exist, 2 must exist, 4 an access ACL takes set-group-id away. The value
+    /// is the payload. Replies `Done`.
     SetXattr {
         object: ObjectId,
         name: Bytes,

@@ -143,6 +143,23 @@ fn seeds() -> Vec<RawFrame> {
             b"data",
         ),
         request(
+            Operation::CopyRange {
+                from: ObjectId(2),
+                from_offset: 5,
+                object: ObjectId(3),
+                offset: 9,
+                len: 7,
+            },
+            b"",
+        ),
+        request(
+            Operation::MakeUnnamed {
+                parent: ObjectId(1),
+                mode: 0o600,
+            },
+            b"",
+        ),
+        request(
             Operation::SetAttributes {
                 object: ObjectId(2),
                 set: Default::default(),

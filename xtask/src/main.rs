@@ -4,6 +4,7 @@
 
 mod packages;
 mod tidy;
+mod tools;
 
 use std::path::PathBuf;
 use std::process::{Command, ExitCode};
@@ -24,6 +25,7 @@ cargo xtask failover [--rounds N] [--only FAULT] [--out FILE]   nodes die, freez
 cargo xtask resync [--mib N] [--object-mib N] [--out DIR]   what a resync sends, how fast, and what applications notice
 cargo xtask volumes [--count N] [--out FILE]   N volumes over five nodes: what they cost, and what the leader's death does
 cargo xtask memory --files N   how the daemons' memory grows with files and sparse data
+cargo xtask suites [--full]    pjdfstest, and fsx on one file; --full: 1,000,000 operations a mode, 200,000 while the primary is killed every second
 cargo xtask fuzz [--seconds S] random and mutated bytes into every decoder
 cargo xtask bench [ARGS…]      benches/compare: the same workloads on local, FUSE, GlusterFS and Cairn
 cargo xtask docs               builds the documentation, warnings are errors
@@ -93,6 +95,8 @@ fn run(args: &[String]) -> Result<()> {
         ["failover", rest @ ..] => failover(rest),
         ["resync", rest @ ..] => resync(rest),
         ["volumes", rest @ ..] => volumes(rest),
+        ["suites"] => suites(false),
+        ["suites", "--full"] => suites(true),
         ["power-cut", rest @ ..] => {
             let moments = number(rest, "--moments")?.unwrap_or(200);
             let env = [("CAIRN_POWER_CUTS", moments.to_string())];
@@ -267,6 +271,17 @@ fn failover(args: &[&str]) -> Result<()> {
     measure("failover", env)
 }
 
+/// Suites that others wrote, on a release build.
+fn suites(full: bool) -> Result<()> {
+    tools::ensure()?;
+    let mut env = Vec::new();
+    if full {
+        env.push(("CAIRN_FSX_OPERATIONS", "1000000".to_owned()));
+        env.push(("CAIRN_FSX_KILLED_OPERATIONS", "200000".to_owned()));
+    }
+    measure("suites", env)
+}
+
 fn resync(args: &[&str]) -> Result<()> {
     let (mut mib, mut object_mib) = (4096, 10_240);
     let mut env = vec![("CAIRN_CATCHING_UP_SECONDS", "20".to_owned())];
@@ -338,6 +353,7 @@ fn number_of(args: &[&str], flag: &str) -> Result<Option<u64>> {
 /// Everything that must hold. Two builds: tests with assertions, the demo as it ships.
 fn test(full: bool, ci: bool) -> Result<()> {
     packages::ensure()?;
+    tools::ensure()?;
     let root = root()?;
     tidy::check(&root)?;
     if ci {
@@ -375,6 +391,7 @@ fn test(full: bool, ci: bool) -> Result<()> {
             "200".to_owned(),
         ])?;
         run(&["kill".to_owned(), "--rounds".to_owned(), "200".to_owned()])?;
+        run(&["suites".to_owned(), "--full".to_owned()])?;
         run(&["fuzz".to_owned(), "--seconds".to_owned(), "3600".to_owned()])?;
     }
     Ok(())

@@ -17,7 +17,7 @@ use storage::{Medium, ReadError, ReadOutcome, SeekFor};
 use tokio::io::AsyncReadExt;
 use tokio::sync::oneshot;
 
-use super::doubts::meet;
+use super::copying::{self, Piece};
 use super::driver::{Driver, OrderError, Shared, Token};
 use super::held::{FlushWaiter, Held, PendingReply};
 use super::keys::Keys;
@@ -485,13 +485,16 @@ impl<M: Medium> Driver<M> {
 
     /// Whether a write went where this replica's crash left data in doubt.
     fn is_in_doubt(&self, operation: &Operation, outcome: &Outcome) -> bool {
-        let (Operation::Write { object, .. }, Outcome::Written { len, offset, .. }) =
-            (operation, outcome)
+        let (
+            Operation::Write { object, .. } | Operation::CopyRange { object, .. },
+            Outcome::Written { len, offset, .. },
+        ) = (operation, outcome)
         else {
             return false;
         };
         let end = offset.saturating_add(u64::from(*len));
-        meet(&self.recovery.suspect, *object, &(*offset..end))
+        self.doubts()
+            .any(|(of, range)| of == *object && range.start < end && *offset < range.end)
     }
 
     fn note_slot(&mut self, session: SessionId, request: &Request) {
@@ -612,6 +615,10 @@ impl<M: Medium> Driver<M> {
                 len,
             }) => {
                 self.read_for(shared, pending(Outcome::Done), object, offset, len);
+            }
+            Ok(Executed::Copy { from, offset, len }) => {
+                let piece = Piece { from, offset, len };
+                copying::copy(self, shared, session, request, piece);
             }
             Ok(Executed::Sync { object, .. }) => {
                 match object {

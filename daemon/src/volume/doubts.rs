@@ -66,7 +66,7 @@ impl<M: Medium> Driver<M> {
     }
 
     /// Where data may be missing although its records are here.
-    fn doubts(&self) -> impl Iterator<Item = (ObjectId, &Range<u64>)> {
+    pub(super) fn doubts(&self) -> impl Iterator<Item = (ObjectId, &Range<u64>)> {
         let own = self.recovery.suspect.iter();
         let own = own.map(|(object, range)| (*object, range));
         let pulled = self.replays.doubts.pulled.iter();
@@ -121,8 +121,18 @@ impl<M: Medium> Driver<M> {
         session: SessionId,
         replay: &Replay,
     ) -> Result<Data, String> {
-        let Operation::Write { object, offset, .. } = replay.request.operation else {
-            return Ok(Data::Here);
+        let (object, offset, len) = match replay.request.operation {
+            Operation::Write { object, offset, .. } => {
+                (object, offset, replay.request.payload.len() as u64)
+            }
+            // What it copied, the client does not have: what of it is missing is lost.
+            Operation::CopyRange {
+                object,
+                offset,
+                len,
+                ..
+            } => (object, offset, u64::from(len)),
+            _ => return Ok(Data::Here),
         };
         let place = if was_answered(replay) {
             replay.at
@@ -135,9 +145,7 @@ impl<M: Medium> Driver<M> {
             return Ok(Data::Here);
         }
         let size = namespace::size(&Keys(&self.brick), object).map_err(|e| e.to_string())?;
-        let end = offset
-            .saturating_add(replay.request.payload.len() as u64)
-            .min(size.unwrap_or(0));
+        let end = offset.saturating_add(len).min(size.unwrap_or(0));
         let mut pieces: Vec<_> = self
             .doubts()
             .filter(|(of, _)| *of == object)
@@ -150,6 +158,10 @@ impl<M: Medium> Driver<M> {
         }
         if pieces.is_empty() {
             return Ok(Data::Here);
+        }
+        if let Operation::CopyRange { .. } = replay.request.operation {
+            tracing::info!(%object, ?place, "data of a copy is lost");
+            return Ok(Data::Lost);
         }
         let late = self.replays.gathering.is_none() && self.replays.changers.any_other(session);
         if self.replays.doubts.lost_count || (late && was_answered(replay)) {

@@ -315,7 +315,7 @@ fn outcome<M: Medium>(
     let store = namespace::ExecuteError::Store;
     Ok(match execute(&Keys(view), &context, request)? {
         Executed::Answer(outcome) => outcome,
-        Executed::Change(_) => Outcome::Error(EROFS),
+        Executed::Change(_) | Executed::Copy { .. } => Outcome::Error(EROFS),
         Executed::Read {
             object,
             offset,

@@ -33,6 +33,7 @@ mod agreement;
 mod batch;
 mod bricks;
 mod clients;
+mod copying;
 mod differences;
 mod doubts;
 mod driver;

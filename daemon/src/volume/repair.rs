@@ -67,6 +67,7 @@ impl Repairs {
         }
         match operation {
             Operation::Write { object, .. }
+            | Operation::CopyRange { object, .. }
             | Operation::SetAttributes { object, .. }
             | Operation::Allocate { object, .. } => objects.contains_key(object),
             _ => false,
@@ -238,7 +239,7 @@ impl<M: Medium> Driver<M> {
     }
 
     /// What a read that nobody could help is answered with, told.
-    fn tell_failed_read(&self, error: &ReadError) {
+    pub(super) fn tell_failed_read(&self, error: &ReadError) {
         tracing::error!(volume = %self.spec.name, %error, "a read failed");
         let text = format!(
             "a read was answered with an error, as no replica in sync has what is missing: {error}"

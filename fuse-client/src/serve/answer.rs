@@ -8,7 +8,7 @@ use protocol::units::ObjectId;
 use super::FileSystem;
 use super::listing;
 use super::lock::{self, Ask};
-use crate::abi::{Body, ENTRY_OUT_BYTES, open};
+use crate::abi::{Body, ENTRY_OUT_BYTES, STATX_OUT_BYTES, open};
 use crate::session::{Key, Range, Replies, Waiting};
 
 const EIO: i32 = 5;
@@ -24,6 +24,8 @@ pub(crate) enum Shape {
         handle: u64,
     },
     Attributes,
+    /// As statx(2) tells them.
+    Statx,
     Open {
         handle: u64,
         object: ObjectId,
@@ -45,6 +47,7 @@ pub(crate) enum Shape {
     Written {
         strips: Option<u64>,
     },
+    Copied,
     Directory(Box<listing::Ask>),
     Statistics,
     Offset,
@@ -117,6 +120,10 @@ impl Replies for FileSystem {
                 let mut body = Body::with_capacity(104);
                 self.reply(unique, 0, &[&body.attr(&a, fresh).0]);
             }
+            (Shape::Statx, Outcome::Attributes(a)) => {
+                let mut body = Body::with_capacity(STATX_OUT_BYTES);
+                self.reply(unique, 0, &[&body.statx(&a, fresh).0]);
+            }
             (Shape::Empty, Outcome::Done | Outcome::Attributes(_)) => self.reply(unique, 0, &[]),
             (Shape::Synced { handle }, Outcome::Done) => {
                 // What is gone is not made stable by anything (DUR-5).
@@ -142,6 +149,11 @@ impl Replies for FileSystem {
                 if let Some(node) = strips {
                     self.attributes_changed(node);
                 }
+            }
+            (Shape::Copied, Outcome::Written { len, .. }) => {
+                // A count of 8 bytes is the same as one of 4 and padding, low bytes first.
+                let mut body = Body::with_capacity(8);
+                self.reply(unique, 0, &[&body.u64(u64::from(len)).0]);
             }
             (Shape::Directory(ask), Outcome::Entries(entries)) => {
                 self.list(unique, *ask, entries.into(), fresh);

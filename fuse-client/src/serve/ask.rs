@@ -3,10 +3,11 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use protocol::fs::{Caller, IO_BYTES_MAX, NAME_BYTES_MAX, Operation, SetAttributes, SetTime};
+use protocol::fs::{Caller, IO_BYTES_MAX, NAME_BYTES_MAX, Operation};
 
-use super::{EINVAL, EIO, ENOSYS, FileSystem, Shape};
-use crate::abi::{Fields, InHeader, ShortRequest, WRITE_HEADER_BYTES, join, opcode, set, write};
+use super::attributes::to_set;
+use super::{EINVAL, EIO, FileSystem, Shape};
+use crate::abi::{Fields, InHeader, ShortRequest, WRITE_HEADER_BYTES, opcode, write};
 use crate::session::Waiting;
 
 const ENAMETOOLONG: i32 = 36;
@@ -18,14 +19,16 @@ const O_APPEND: u32 = 0o2000;
 const COPY_BYTES_MAX: usize = 512 << 10;
 
 /// What becomes of a request.
-enum Plan {
+pub(super) enum Plan {
     Ask(Operation, Bytes, Shape),
+    /// Makes something, under the caller's umask.
+    Make(u32, Operation, Shape),
     /// Through an open file.
     Through(u64, Operation, Shape),
     Refuse(i32),
 }
 
-fn plain(operation: Operation, shape: Shape) -> Plan {
+pub(super) fn plain(operation: Operation, shape: Shape) -> Plan {
     Plan::Ask(operation, Bytes::new(), shape)
 }
 
@@ -33,6 +36,7 @@ fn caller(header: &InHeader) -> Caller {
     Caller {
         uid: header.uid,
         gid: header.gid,
+        umask: 0,
     }
 }
 
@@ -56,38 +60,6 @@ macro_rules! take_name {
             Err(errno) => return Ok(Plan::Refuse(errno)),
         }
     };
-}
-
-/// What to set, and the open file through which it is, if it is.
-fn attributes_to_set(
-    fields: &mut Fields<'_>,
-) -> Result<(SetAttributes, Option<u64>), ShortRequest> {
-    let valid = fields.u32()?;
-    fields.skip(4)?;
-    let handle = fields.u64()?;
-    let size = fields.u64()?;
-    fields.skip(8)?;
-    let (atime, mtime, _ctime) = (fields.u64()?, fields.u64()?, fields.u64()?);
-    let (atime_ns, mtime_ns, _ctime_ns) = (fields.u32()?, fields.u32()?, fields.u32()?);
-    let mode = fields.u32()?;
-    fields.skip(4)?;
-    let (uid, gid) = (fields.u32()?, fields.u32()?);
-    let has = |bit| valid & bit != 0;
-    let time = |bit, now, seconds, nanoseconds| match (has(now), has(bit)) {
-        (true, _) => Some(SetTime::Now),
-        (false, true) => Some(SetTime::At(join(seconds, nanoseconds))),
-        (false, false) => None,
-    };
-    let set = SetAttributes {
-        mode: has(set::MODE).then_some(mode & 0o7777),
-        uid: has(set::UID).then_some(uid),
-        gid: has(set::GID).then_some(gid),
-        size: has(set::SIZE).then_some(size),
-        atime: time(set::ATIME, set::ATIME_NOW, atime, atime_ns),
-        mtime: time(set::MTIME, set::MTIME_NOW, mtime, mtime_ns),
-        kill_privileges: has(set::KILL_SUIDGID),
-    };
-    Ok((set, has(set::HANDLE).then_some(handle)))
 }
 
 impl FileSystem {
@@ -126,8 +98,13 @@ impl FileSystem {
             Some(plan) => plan,
             None => self.plan_object(header, &mut fields)?,
         };
+        let mut caller = caller(header);
         let (through, operation, payload, shape) = match plan {
             Plan::Ask(operation, payload, shape) => (None, operation, payload, shape),
+            Plan::Make(umask, operation, shape) => {
+                caller.umask = umask & 0o777;
+                (None, operation, Bytes::new(), shape)
+            }
             Plan::Through(handle, operation, shape) => {
                 (Some(handle), operation, Bytes::new(), shape)
             }
@@ -141,8 +118,7 @@ impl FileSystem {
             through,
             shape,
         };
-        self.session
-            .submit(waiting, caller(header), operation, payload);
+        self.session.submit(waiting, caller, operation, payload);
         Ok(())
     }
 
@@ -153,7 +129,7 @@ impl FileSystem {
         fields: &mut Fields<'_>,
     ) -> Result<Option<Plan>, ShortRequest> {
         let plan = match header.opcode {
-            opcode::MKNOD | opcode::MKDIR | opcode::CREATE | opcode::SYMLINK => {
+            opcode::MKNOD | opcode::MKDIR | opcode::CREATE | opcode::SYMLINK | opcode::TMPFILE => {
                 self.plan_create(header, fields)?
             }
             opcode::RENAME | opcode::RENAME2 | opcode::LINK => self.plan_move(header, fields)?,
@@ -181,8 +157,8 @@ impl FileSystem {
         let parent = self.object(header.node);
         Ok(match header.opcode {
             opcode::MKNOD => {
-                let (mode, rdev) = (fields.u32()?, fields.u32()?);
-                fields.skip(8)?;
+                let (mode, rdev, umask) = (fields.u32()?, fields.u32()?, fields.u32()?);
+                fields.skip(4)?;
                 let name = take_name!(fields);
                 let operation = Operation::MakeNode {
                     parent,
@@ -190,16 +166,13 @@ impl FileSystem {
                     mode,
                     rdev,
                 };
-                plain(operation, Shape::Entry)
+                Plan::Make(umask, operation, Shape::Entry)
             }
             opcode::MKDIR => {
-                let mode = fields.u32()?;
-                fields.skip(4)?;
+                let (mode, umask) = (fields.u32()?, fields.u32()?);
                 let name = take_name!(fields);
-                plain(
-                    Operation::MakeDirectory { parent, name, mode },
-                    Shape::Entry,
-                )
+                let operation = Operation::MakeDirectory { parent, name, mode };
+                Plan::Make(umask, operation, Shape::Entry)
             }
             opcode::SYMLINK => {
                 let name = take_name!(fields);
@@ -212,19 +185,23 @@ impl FileSystem {
                 plain(operation, Shape::Entry)
             }
             _ => {
-                let (flags, mode) = (fields.u32()?, fields.u32()?);
-                fields.skip(8)?;
-                let name = take_name!(fields);
-                let operation = Operation::Create {
-                    parent,
-                    name,
-                    mode: mode & 0o7777,
-                    exclusive: flags & O_EXCL != 0,
+                let (flags, mode, umask) = (fields.u32()?, fields.u32()?, fields.u32()?);
+                fields.skip(4)?;
+                let mode = mode & 0o7777;
+                let operation = if header.opcode == opcode::TMPFILE {
+                    // What follows is the kernel's word for a name that there is not.
+                    Operation::MakeUnnamed { parent, mode }
+                } else {
+                    let name = take_name!(fields);
+                    Operation::Create {
+                        parent,
+                        name,
+                        mode,
+                        exclusive: flags & O_EXCL != 0,
+                    }
                 };
-                {
-                    let handle = self.new_handle();
-                    plain(operation, Shape::Create { handle })
-                }
+                let handle = self.new_handle();
+                Plan::Make(umask, operation, Shape::Create { handle })
             }
         })
     }
@@ -267,8 +244,9 @@ impl FileSystem {
         let object = self.object(header.node);
         Ok(match header.opcode {
             opcode::GETATTR => plain(Operation::GetAttributes { object }, Shape::Attributes),
+            opcode::STATX => plain(Operation::GetAttributes { object }, Shape::Statx),
             opcode::SETATTR => {
-                let (set, through) = attributes_to_set(fields)?;
+                let (set, through) = to_set(fields)?;
                 let operation = Operation::SetAttributes { object, set };
                 match through {
                     Some(handle) => Plan::Through(handle, operation, Shape::Attributes),
@@ -305,6 +283,9 @@ impl FileSystem {
                 };
                 Plan::Through(handle, operation, Shape::Empty)
             }
+            opcode::COPY_FILE_RANGE | opcode::COPY_FILE_RANGE_64 => {
+                self.plan_copy(header, fields)?
+            }
             opcode::LSEEK => {
                 let handle = fields.u64()?;
                 let (offset, whence) = (fields.u64()?, fields.u32()?);
@@ -319,39 +300,25 @@ impl FileSystem {
         })
     }
 
-    fn plan_xattr(&self, header: &InHeader, fields: &mut Fields<'_>) -> Result<Plan, ShortRequest> {
-        let object = self.object(header.node);
-        let text = |name: &[u8]| Bytes::copy_from_slice(name);
-        Ok(match header.opcode {
-            opcode::SETXATTR => {
-                let (size, flags) = (fields.u32()?, fields.u32()?);
-                let name = text(fields.name()?);
-                let value = text(fields.bytes(size as usize)?);
-                let operation = Operation::SetXattr {
-                    object,
-                    name,
-                    flags,
-                };
-                Plan::Ask(operation, value, Shape::Empty)
-            }
-            opcode::GETXATTR => {
-                let size = fields.u32()?;
-                fields.skip(4)?;
-                let name = text(fields.name()?);
-                let shape = Shape::Xattr { size };
-                plain(Operation::GetXattr { object, name }, shape)
-            }
-            opcode::LISTXATTR => {
-                let size = fields.u32()?;
-                plain(Operation::ListXattrs { object }, Shape::Xattr { size })
-            }
-            opcode::REMOVEXATTR => {
-                let name = text(fields.name()?);
-                plain(Operation::RemoveXattr { object, name }, Shape::Empty)
-            }
-            // The kernel does without what it is told not to be there.
-            _ => Plan::Refuse(ENOSYS),
-        })
+    /// A part of what is to be copied, as the kernel asks again for the rest.
+    fn plan_copy(&self, header: &InHeader, fields: &mut Fields<'_>) -> Result<Plan, ShortRequest> {
+        let (_from, from_offset) = (fields.u64()?, fields.u64()?);
+        let (node, handle, offset) = (fields.u64()?, fields.u64()?, fields.u64()?);
+        let (len, flags) = (fields.u64()?, fields.u64()?);
+        if flags != 0 {
+            return Ok(Plan::Refuse(EINVAL));
+        }
+        if self.session.losses().tells(handle) {
+            return Ok(Plan::Refuse(EIO));
+        }
+        let operation = Operation::CopyRange {
+            from: self.object(header.node),
+            from_offset,
+            object: self.object(node),
+            offset,
+            len: u32::try_from(len).map_or(IO_BYTES_MAX, |len| len.min(IO_BYTES_MAX)),
+        };
+        Ok(Plan::Through(handle, operation, Shape::Copied))
     }
 
     /// A write, whose data is handed on without a copy where it is large.

@@ -99,6 +99,7 @@ impl FileSystem {
         let caller = Caller {
             uid: header.uid,
             gid: header.gid,
+            umask: 0,
         };
         self.session
             .submit(waiting, caller, operation, bytes::Bytes::new());

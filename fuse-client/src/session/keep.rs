@@ -224,7 +224,10 @@ impl Keep {
             at,
             time,
             objects: objects_of(operation, &reply.outcome),
-            writes: matches!(operation, Operation::Write { .. }),
+            writes: matches!(
+                operation,
+                Operation::Write { .. } | Operation::CopyRange { .. }
+            ),
             locking: is_locking(operation).then(|| operation.clone()),
             presented: false,
             request: request.clone(),
@@ -383,6 +386,7 @@ fn objects_of(operation: &Operation, outcome: &Outcome) -> Vec<ObjectId> {
     let named = match operation {
         Operation::SetAttributes { object, .. }
         | Operation::Write { object, .. }
+        | Operation::CopyRange { object, .. }
         | Operation::SetXattr { object, .. }
         | Operation::RemoveXattr { object, .. }
         | Operation::Allocate { object, .. } => [Some(*object), None],
@@ -398,6 +402,8 @@ fn objects_of(operation: &Operation, outcome: &Outcome) -> Vec<ObjectId> {
         Operation::Link {
             object, new_parent, ..
         } => [Some(*new_parent), Some(*object)],
+        // Its directory does not know of it.
+        Operation::MakeUnnamed { .. } => [made, None],
         _ => [None, None],
     };
     named.into_iter().flatten().collect()

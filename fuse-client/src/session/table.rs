@@ -474,7 +474,7 @@ pub(super) fn opened(
     outcome: &Outcome,
 ) -> Option<protocol::units::ObjectId> {
     match (operation, outcome) {
-        (Operation::Create { .. }, Outcome::Entry(a))
+        (Operation::Create { .. } | Operation::MakeUnnamed { .. }, Outcome::Entry(a))
         | (Operation::Open { .. }, Outcome::Attributes(a)) => Some(a.object),
         _ => None,
     }

@@ -6,6 +6,7 @@
 mod everyday;
 mod failures;
 mod locks;
+mod posix;
 mod server;
 mod sharing;
 

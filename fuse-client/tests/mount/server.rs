@@ -336,6 +336,7 @@ fn operation_name(operation: &Operation) -> &'static str {
     match operation {
         Operation::Create { .. } => "create",
         Operation::Write { .. } => "write",
+        Operation::CopyRange { .. } => "copy",
         Operation::Rename { .. } => "rename",
         Operation::MakeDirectory { .. } => "mkdir",
         Operation::Unlink { .. } => "unlink",

@@ -4,7 +4,7 @@ use protocol::fs::{Outcome, SetAttributes, SetTime};
 use protocol::record::Change;
 use protocol::units::{ObjectId, Timestamp};
 
-use super::{entry_of, xattr};
+use super::{acl, entry_of, xattr};
 use crate::errno::{EFBIG, EINVAL, EISDIR};
 use crate::inode::{Inode, PERMISSIONS};
 use crate::transaction::{Step, Stop, Transaction};
@@ -25,6 +25,7 @@ pub(super) fn set<S: Store>(
     }
     if let Some(mode) = set.mode {
         inode.mode = inode.mode & !PERMISSIONS | mode & PERMISSIONS;
+        acl::follow_mode(tx, object, &inode)?;
     }
     if let Some(uid) = set.uid {
         inode.uid = uid;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use protocol::fs::{Caller, Outcome};
 use protocol::units::ObjectId;
 
-use super::{check_name, entry_of};
+use super::{acl, check_name, entry_of};
 use crate::entry::Entry;
 use crate::errno::{EEXIST, EINVAL, EISDIR, EMLINK, ENAMETOOLONG, ENOENT, EPERM, ESTALE};
 use crate::inode::{
@@ -12,7 +12,10 @@ use crate::inode::{
     S_IFSOCK, S_ISGID,
 };
 use crate::transaction::{Step, Stop, Transaction};
-use crate::{Context, LINKS_MAX, Store, TARGET_BYTES_MAX};
+use crate::{Context, LINKS_MAX, Store, TARGET_BYTES_MAX, keys};
+
+/// Value of an orphan's key where the object never had a name.
+const UNNAMED: [u8; 1] = [2];
 
 /// A name in a directory.
 type Place<'a> = (ObjectId, &'a Bytes);
@@ -27,6 +30,42 @@ fn check_free<S: Store>(tx: &Transaction<'_, S>, place: Place<'_>) -> Step<Inode
     Ok(directory)
 }
 
+/// The fields of a new object in `directory`, and its ACLs.
+fn begin<S: Store>(
+    tx: &mut Transaction<'_, S>,
+    context: &Context<'_>,
+    caller: &Caller,
+    directory: (ObjectId, &Inode),
+    mode: u32,
+    detail: Detail,
+) -> Step<Inode, S> {
+    let beginning = acl::inherit(tx, caller, directory, mode)?;
+    let is_directory = mode & S_IFMT == S_IFDIR;
+    // A set-group-id directory hands its group down, and sub-directories the bit as well.
+    let inherits = directory.1.mode & S_ISGID != 0;
+    let group_id = if inherits && is_directory { S_ISGID } else { 0 };
+    let mut inode = Inode {
+        mode: beginning.mode | group_id,
+        nlink: if is_directory { 2 } else { 1 },
+        uid: caller.uid,
+        gid: if inherits {
+            directory.1.gid
+        } else {
+            caller.gid
+        },
+        rdev: 0,
+        xattrs: 0,
+        size: 0,
+        atime: context.now,
+        mtime: context.now,
+        ctime: context.now,
+        btime: context.now,
+        detail,
+    };
+    beginning.store(tx, context.new_object, &mut inode);
+    Ok(inode)
+}
+
 /// Makes a new object under the name.
 fn make<S: Store>(
     tx: &mut Transaction<'_, S>,
@@ -39,22 +78,8 @@ fn make<S: Store>(
 ) -> Step<Outcome, S> {
     let parent = check_free(tx, place)?;
     let is_directory = mode & S_IFMT == S_IFDIR;
-    // A set-group-id directory hands its group down, and sub-directories the bit as well.
-    let inherits = parent.mode & S_ISGID != 0;
-    let inode = Inode {
-        mode: mode | if inherits && is_directory { S_ISGID } else { 0 },
-        nlink: if is_directory { 2 } else { 1 },
-        uid: caller.uid,
-        gid: if inherits { parent.gid } else { caller.gid },
-        rdev,
-        xattrs: 0,
-        size: 0,
-        atime: context.now,
-        mtime: context.now,
-        ctime: context.now,
-        btime: context.now,
-        detail,
-    };
+    let mut inode = begin(tx, context, caller, (place.0, &parent), mode, detail)?;
+    inode.rdev = rdev;
     let object = context.new_object;
     tx.insert(
         place.0,
@@ -153,6 +178,26 @@ pub(super) fn file<S: Store>(
     }
 }
 
+/// A file that has no name: an orphan from the beginning, which may still get one.
+pub(super) fn unnamed<S: Store>(
+    tx: &mut Transaction<'_, S>,
+    context: &Context<'_>,
+    caller: &Caller,
+    parent: ObjectId,
+    mode: u32,
+) -> Step<Outcome, S> {
+    let directory = tx.directory(parent)?;
+    let mode = S_IFREG | mode & PERMISSIONS;
+    let place = (parent, &directory);
+    let mut inode = begin(tx, context, caller, place, mode, Detail::None)?;
+    inode.nlink = 0;
+    let object = context.new_object;
+    tx.put_inode(object, &inode);
+    tx.put(&keys::orphan(object), Bytes::from_static(&UNNAMED));
+    tx.count_objects(1)?;
+    Ok(Outcome::Entry(inode.attributes(object, 0)))
+}
+
 pub(super) fn link<S: Store>(
     tx: &mut Transaction<'_, S>,
     context: &Context<'_>,
@@ -165,7 +210,12 @@ pub(super) fn link<S: Store>(
         return Err(Stop::Errno(EPERM));
     }
     if inode.nlink == 0 {
-        return Err(Stop::Errno(ENOENT));
+        // What lost its last name gets none again; what never had one may.
+        let orphan = keys::orphan(object);
+        if tx.get(&orphan)?.as_deref() != Some(&UNNAMED) {
+            return Err(Stop::Errno(ENOENT));
+        }
+        tx.delete(&orphan);
     }
     if inode.nlink >= LINKS_MAX {
         return Err(Stop::Errno(EMLINK));

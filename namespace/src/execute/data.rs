@@ -1,13 +1,13 @@
-//! write(2) and fallocate(2).
+//! write(2), copy_file_range(2) and fallocate(2).
 
 use protocol::fs::{IO_BYTES_MAX, Outcome};
 use protocol::record::Change;
 use protocol::units::ObjectId;
 
-use super::{entry_of, xattr};
+use super::{Next, entry_of, xattr};
 use crate::errno::{EFBIG, EINVAL, EISDIR, ENODEV, EOPNOTSUPP};
 use crate::transaction::{Step, Stop, Transaction};
-use crate::{Context, Store};
+use crate::{Context, Executed, Store};
 
 const KEEP_SIZE: u32 = 0x01;
 const PUNCH_HOLE: u32 = 0x02;
@@ -70,6 +70,38 @@ pub(super) fn write<S: Store>(
         offset,
         attributes: entry_of(context, object, &inode),
     })
+}
+
+/// What of a copy the files allow.
+pub(super) fn copy<S: Store>(
+    tx: &Transaction<'_, S>,
+    context: &Context<'_>,
+    (from, from_offset): (ObjectId, u64),
+    (object, offset): (ObjectId, u64),
+    len: u32,
+) -> Step<Next, S> {
+    let (source, target) = (tx.inode(from)?, tx.inode(object)?);
+    if source.is_directory() || target.is_directory() {
+        return Err(Stop::Errno(EISDIR));
+    }
+    if !source.is_file() || !target.is_file() || len > IO_BYTES_MAX {
+        return Err(Stop::Errno(EINVAL));
+    }
+    let left = source.size.saturating_sub(from_offset);
+    let len = u32::try_from(left).map_or(len, |left| len.min(left));
+    end_of::<S>(context, offset, u64::from(len))?;
+    if len == 0 {
+        return Ok(Next::Outcome(Outcome::Written {
+            len,
+            offset,
+            attributes: entry_of(context, object, &target),
+        }));
+    }
+    Ok(Next::Caller(Executed::Copy {
+        from,
+        offset: from_offset,
+        len,
+    }))
 }
 
 pub(super) fn allocate<S: Store>(

@@ -1,5 +1,6 @@
 //! From an operation to what the caller does next.
 
+mod acl;
 mod attributes;
 mod create;
 mod data;
@@ -100,6 +101,9 @@ fn dispatch<S: Store>(
             mode,
             exclusive,
         } => create::file(tx, context, caller, (*parent, name), *mode, *exclusive)?,
+        Operation::MakeUnnamed { parent, mode } => {
+            create::unnamed(tx, context, caller, *parent, *mode)?
+        }
         Operation::Link {
             object,
             new_parent,
@@ -143,6 +147,16 @@ fn dispatch<S: Store>(
             offset,
             len,
         } => data::allocate(tx, context, *object, *mode, *offset, *len)?,
+        Operation::CopyRange {
+            from,
+            from_offset,
+            object,
+            offset,
+            len,
+        } => {
+            let (source, target) = ((*from, *from_offset), (*object, *offset));
+            return data::copy(tx, context, source, target, *len);
+        }
         Operation::SetXattr {
             object,
             name,
@@ -184,6 +198,24 @@ fn entry_of(context: &Context<'_>, object: ObjectId, inode: &Inode) -> protocol:
 fn statistics<S: Store>(tx: &Transaction<'_, S>) -> Step<Next, S> {
     let objects = read_totals(tx.store())?;
     Ok(Next::Caller(Executed::Statistics { objects }))
+}
+
+/// The write that a request to copy is, given what was read. `None`: the request is another one.
+#[must_use]
+pub fn copied(request: &Request, data: Bytes) -> Option<Request> {
+    let Operation::CopyRange { object, offset, .. } = request.operation else {
+        return None;
+    };
+    Some(Request {
+        operation: Operation::Write {
+            object,
+            offset,
+            append: false,
+            kill_privileges: false,
+        },
+        payload: data,
+        ..request.clone()
+    })
 }
 
 /// The reply to a seek, given where data or a hole was found in the object's bytes (`None`:

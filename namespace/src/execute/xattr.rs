@@ -1,10 +1,11 @@
-//! Extended attributes. `user.`, `trusted.` and `security.` are kept; who may use which is the
-//! client's kernel's business. `system.` (POSIX ACLs among it) is not supported.
+//! Extended attributes. `user.`, `trusted.` and `security.` are kept, and of `system.` the two
+//! that are POSIX ACLs; who may use which is the client's kernel's business.
 
 use bytes::{BufMut, Bytes, BytesMut};
 use protocol::fs::Outcome;
 use protocol::units::ObjectId;
 
+use super::acl;
 use crate::errno::{E2BIG, EEXIST, EINVAL, ENAMETOOLONG, ENODATA, ENOSPC, EOPNOTSUPP};
 use crate::inode::Inode;
 use crate::transaction::{Step, Stop, Transaction};
@@ -16,10 +17,15 @@ const PREFIXES: [&[u8]; 3] = [b"user.", b"trusted.", b"security."];
 const CAPABILITY: &[u8] = b"security.capability";
 const CREATE: u32 = 1;
 const REPLACE: u32 = 2;
+/// An access ACL takes set-group-id away.
+const DROP_GROUP_ID: u32 = 4;
 
 fn check_name<S: Store>(name: &[u8]) -> Step<(), S> {
     if name.len() > XATTR_NAME_BYTES_MAX {
         return Err(Stop::Errno(ENAMETOOLONG));
+    }
+    if acl::is_acl(name) {
+        return Ok(());
     }
     let Some(prefix) = PREFIXES.iter().find(|p| name.starts_with(p)) else {
         return Err(Stop::Errno(EOPNOTSUPP));
@@ -70,7 +76,7 @@ pub(super) fn set<S: Store>(
     flags: u32,
 ) -> Step<Outcome, S> {
     check_name::<S>(name)?;
-    if flags & !(CREATE | REPLACE) != 0 {
+    if flags & !(CREATE | REPLACE | DROP_GROUP_ID) != 0 {
         return Err(Stop::Errno(EINVAL));
     }
     if value.len() > XATTR_VALUE_BYTES_MAX {
@@ -88,9 +94,16 @@ pub(super) fn set<S: Store>(
     if !exists && inode.xattrs >= XATTRS_MAX {
         return Err(Stop::Errno(ENOSPC));
     }
-    inode.xattrs += u32::from(!exists);
+    let drops_group_id = flags & DROP_GROUP_ID != 0;
+    let keeps = !acl::is_acl(name) || acl::check_new::<S>(&mut inode, name, value, drops_group_id)?;
+    if keeps {
+        inode.xattrs += u32::from(!exists);
+        tx.put(&key, value.clone());
+    } else if exists {
+        inode.xattrs = inode.xattrs.saturating_sub(1);
+        tx.delete(&key);
+    }
     inode.changed(context.now);
-    tx.put(&key, value.clone());
     tx.put_inode(object, &inode);
     Ok(Outcome::Done)
 }

@@ -472,12 +472,9 @@ fn extended_attributes_keep_their_rules() {
         name: name(text),
     };
     let error = |outcome, errno| assert_eq!(outcome, Outcome::Error(errno));
-    error(
-        bench.run_with(set("system.posix_acl_access", 0), b"v"),
-        EOPNOTSUPP,
-    );
+    error(bench.run_with(set("system.other", 0), b"v"), EOPNOTSUPP);
     error(bench.run_with(set("user.", 0), b"v"), EINVAL);
-    error(bench.run_with(set("user.a", 4), b"v"), EINVAL);
+    error(bench.run_with(set("user.a", 8), b"v"), EINVAL);
     error(bench.run_with(set("user.a", 2), b"v"), ENODATA);
     error(bench.run_with(set("user.a", 0), &vec![0; 65_537]), E2BIG);
     error(
@@ -621,4 +618,42 @@ fn walking_meets_every_path_once_and_paths_are_found() {
     assert_eq!(found, Some(Bytes::from_static(b"d0/d1/d2/d3/d4")));
     let absent = crate::path_of(&bench.volume, ObjectId(3)).expect("memory");
     assert_eq!(absent, None);
+}
+
+#[test]
+fn a_copy_ends_where_its_source_does_and_is_made_between_files_only() {
+    let mut bench = Bench::new();
+    let (from, to) = (bench.file(ROOT, "from"), bench.file(ROOT, "to"));
+    bench.write(from, 0, b"0123456789");
+    let copy = |from, from_offset, object, len| Operation::CopyRange {
+        from,
+        from_offset,
+        object,
+        offset: 100,
+        len,
+    };
+    let Outcome::Written {
+        len, attributes, ..
+    } = bench.run(copy(from, 4, to, 1000))
+    else {
+        panic!("it is copied");
+    };
+    assert_eq!((len, attributes.size), (6, 106));
+    assert_eq!(&bench.volume.read(to, 98, 8)[..], b"\x00\x00456789");
+    let before = bench.volume.clone();
+    let past = bench.run(copy(from, 10, to, 1));
+    assert!(matches!(past, Outcome::Written { len: 0, .. }));
+    assert_eq!(bench.volume, before);
+    assert_eq!(bench.errno(copy(ROOT, 0, to, 1)), EISDIR);
+    assert_eq!(bench.errno(copy(from, 0, ROOT, 1)), EISDIR);
+    assert_eq!(bench.errno(copy(ObjectId(7), 0, to, 1)), ESTALE);
+    assert_eq!(bench.errno(copy(from, 0, to, (1 << 20) + 1)), EINVAL);
+    let far = Operation::CopyRange {
+        from,
+        from_offset: 0,
+        object: to,
+        offset: i64::MAX as u64 - 3,
+        len: 10,
+    };
+    assert_eq!(bench.errno(far), EFBIG);
 }

@@ -1,9 +1,11 @@
 //! Scenarios by operation, and a model for random ones.
 
+mod acls;
 mod collisions;
 mod errnos;
 mod model;
 mod sessions;
+mod unnamed;
 mod values;
 
 use std::collections::BTreeSet;
@@ -40,6 +42,7 @@ impl Bench {
             caller: Caller {
                 uid: 1000,
                 gid: 100,
+                umask: 0,
             },
             open: BTreeSet::new(),
             next: 100,

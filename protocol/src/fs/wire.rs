@@ -508,6 +508,19 @@ fn encode_operation(w: &mut Writer, operation: &Operation) {
         Operation::ForgetLock { ticket } => {
             w.u8(31).u64(*ticket);
         }
+        Operation::MakeUnnamed { parent, mode } => {
+            w.u8(32).u64(parent.0).u32(*mode);
+        }
+        Operation::CopyRange {
+            from,
+            from_offset,
+            object,
+            offset,
+            len,
+        } => {
+            w.u8(33).u64(from.0).u64(*from_offset);
+            w.u64(object.0).u64(*offset).u32(*len);
+        }
     }
 }
 
@@ -655,6 +668,17 @@ fn decode_operation(r: &mut Reader) -> Result<Operation, DecodeError> {
         31 => Operation::ForgetLock {
             ticket: r.u64("ticket")?,
         },
+        32 => Operation::MakeUnnamed {
+            parent: ObjectId(r.u64("parent")?),
+            mode: r.u32("mode")?,
+        },
+        33 => Operation::CopyRange {
+            from: ObjectId(r.u64("source")?),
+            from_offset: r.u64("source's offset")?,
+            object: ObjectId(r.u64("object")?),
+            offset: r.u64("offset")?,
+            len: r.u32("length")?,
+        },
         other => {
             return Err(DecodeError::Invalid {
                 what: "operation",
@@ -672,7 +696,8 @@ impl Request {
         w.u16(self.slot)
             .u64(self.number)
             .u32(self.caller.uid)
-            .u32(self.caller.gid);
+            .u32(self.caller.gid)
+            .u32(self.caller.umask);
         encode_operation(&mut w, &self.operation);
         frame(kind::REQUEST, &mut w, self.payload.clone())
     }
@@ -685,6 +710,7 @@ impl Request {
         let caller = Caller {
             uid: r.u32("uid")?,
             gid: r.u32("gid")?,
+            umask: r.u32("umask")?,
         };
         let operation = decode_operation(&mut r)?;
         r.end("request")?;
