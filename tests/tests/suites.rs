@@ -154,8 +154,8 @@ impl Fsx {
             .args(["-P".as_ref(), artifacts.as_os_str()])
             .arg(&file)
             .stdin(Stdio::null())
-            .stdout(fs::File::create(&log)?)
-            .stderr(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log)?)
             .spawn()?;
         let mut fsx = Self {
             mode,
@@ -210,16 +210,16 @@ impl Fsx {
             seed,
             operations,
             log,
-            process,
+            mut process,
         } = self;
-        let output = process.wait_with_output()?;
-        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        let status = process.wait()?;
         let said = fs::read_to_string(&log).unwrap_or_default();
         let end: Vec<_> = said.lines().rev().take(60).collect();
         let end: Vec<_> = end.into_iter().rev().collect();
         ensure!(
-            output.status.success(),
-            "{mode:?}, CAIRN_FSX_SEED={seed}: {}\n{told}",
+            status.success(),
+            "{mode:?}, `-S {seed}`, all of it in {}:\n{}",
+            log.display(),
             end.join("\n")
         );
         fs::remove_file(log)?;
