@@ -209,3 +209,30 @@ fn a_planned_promotion_by_the_pool_moves_the_role_and_keeps_everyone() {
     volume.check_whole();
     check_confirmed(&volume);
 }
+
+/// FO-1: the primary hesitated, a member asked for the role, nobody answered that, and the primary
+/// went on: it got no promise any more, and answered nothing, until the set changed by chance.
+#[test]
+fn a_claim_that_nobody_answered_is_taken_back_when_the_primary_is_there_after_all() {
+    for happens in [false, true] {
+        let mut volume = settled_with_pool(3);
+        pass(&mut volume, Duration::from_secs(1));
+        let primary = volume.primary().expect("one serves");
+        let member = (primary + 1) % 3;
+        // When no promise holds any more.
+        let later = volume.clock(member) + Duration::from_secs(60);
+        let machine = volume.nodes[member].machine.as_mut().unwrap();
+        machine.claim(later, RoleReason::TookOver);
+        volume.carry_out(member);
+        assert!(volume.pool_turn(happens, false), "it asked");
+        // It is heard of all the time, so nobody drops it.
+        for _ in 0..200 {
+            volume.send(member, primary, Wire::Heartbeat);
+            pass(&mut volume, Duration::from_millis(5));
+        }
+        let serving = volume.primary().expect("one serves");
+        assert_eq!(serving == primary, !happens);
+        let machine = volume.nodes[serving].machine.as_ref().unwrap();
+        assert!(machine.may_answer(volume.clock(serving)), "{happens}");
+    }
+}
