@@ -815,6 +815,7 @@ impl Machine {
     pub fn tick(&mut self, now: Duration) {
         self.try_activate(now);
         self.look_after_primary(now);
+        self.take_back_claim(now);
         self.wait_for_members(now);
         self.ask_for_members(now);
         self.ask_for_handover(now);

@@ -23,7 +23,7 @@ use protocol::volume::REPLICAS_MAX;
 use serde::{Deserialize, Serialize};
 
 use super::bugs::Bug;
-use super::{Machine, Output, Phase};
+use super::{Machine, Output, Phase, Standing};
 use crate::state::{Disk, Mask, Role, RoleReason};
 
 /// Pause before the pool is asked again when it could not decide.
@@ -212,7 +212,8 @@ impl Machine {
             return; // the agreement went on without it
         }
         quorum.asked = None;
-        if outcome == Proposed::Refused && quorum.claimed == Some(asked.version - 1) {
+        let claim = asked.primary == self.config.me && quorum.claimed == Some(asked.version - 1);
+        if outcome == Proposed::Refused && claim {
             quorum.claimed = None;
         }
         if outcome == Proposed::Undecided && !forgets {
@@ -293,7 +294,7 @@ impl Machine {
             });
             self.outputs.push_back(Output::HandedOver { done: true });
             for link in self.links.iter_mut().flatten() {
-                link.standing = super::Standing::Met;
+                link.standing = Standing::Met;
             }
             self.state.role_reason = RoleReason::HandedOver;
         } else {
@@ -403,6 +404,24 @@ impl Machine {
             primary: me,
             in_sync: Mask::of(me),
         });
+    }
+
+    /// As follower whose claim nobody answered, and whose primary is there after all: has the pool
+    /// agree on the same once more. With that version the claim can come true no more, and promises
+    /// are given again; the primary, which misses nobody, would ask for nothing.
+    pub(super) fn take_back_claim(&mut self, now: Duration) {
+        let Some(agreed) = self.agreed() else {
+            return;
+        };
+        let claimed = self.quorum.as_ref().and_then(|quorum| quorum.claimed);
+        let follows = self.standing(agreed.primary) == Some(Standing::MyPrimary);
+        let idle = self.phase == Phase::Following && follows;
+        if claimed == Some(agreed.version) && idle && self.may_ask(now) {
+            self.ask(Agreed {
+                version: agreed.version + 1,
+                ..agreed
+            });
+        }
     }
 
     /// As follower: asks for the role when the primary is gone, or silent for too long (FO-1).

@@ -70,11 +70,14 @@ impl Apart {
             self.bury(source, false).await;
             self.start(source).await;
         }
+        // A resync that is held back, or a slow disk, may never overtake those who write.
+        self.rest().await?;
         let nodes = std::rc::Rc::clone(&self.scene.nodes);
         let in_sync = async || all_in_sync(&nodes).await && serving(&nodes).await.is_some();
         self.until("all are in sync with whom was forced", in_sync)
             .await?;
         self.scene.network.reunite();
+        work.hold_up(false);
         Some(())
     }
 

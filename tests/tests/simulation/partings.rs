@@ -228,6 +228,7 @@ impl Apart {
         } else {
             open(self);
         }
+        self.scene.work.hold_up(true);
         let settled = async || {
             let primary = serving(&self.scene.nodes).await.map(|it| it.replica);
             all_in_sync(&self.scene.nodes).await && primary.is_some()

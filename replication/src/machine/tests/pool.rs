@@ -138,8 +138,8 @@ fn fo_5_a_silent_secondary_leaves_the_set_and_the_primary_goes_on() {
 }
 
 /// A secondary was cut off from everybody for a moment, asked for the role and heard nothing. Then
-/// it follows again, and may promise nothing while its claim may come true: nothing moved the
-/// agreement on, and nobody was answered any more.
+/// it follows again, though it cannot reach the pool, and may promise nothing while its claim may
+/// come true: nothing moved the agreement on, and nobody was answered any more.
 #[test]
 fn fo_5_a_member_that_can_promise_nothing_leaves_the_set() {
     let mut volume = settled_with_pool(3);
@@ -153,7 +153,6 @@ fn fo_5_a_member_that_can_promise_nothing_leaves_the_set() {
     let before = primary.agreed().unwrap();
     assert!(before.in_sync.has(1) && !primary.may_answer(volume.clock(0)));
     volume.mute.clear();
-    volume.pool.as_mut().unwrap().cut_off[1] = false;
     pass(&mut volume, Duration::from_millis(600));
     let primary = volume.nodes[0].machine.as_ref().unwrap();
     assert!(primary.serves() && primary.may_answer(volume.clock(0)));
@@ -274,4 +273,31 @@ fn bad_1_an_agreement_about_somebody_else_or_from_nowhere_is_not_taken_from_a_re
         assert_eq!(machine.agreed(), Some(before), "{agreed:?}");
     }
     assert_eq!(machine.handed_over(now, 0, next.term, Some(next)), Ok(()));
+}
+
+/// FO-1: the primary hesitated, a member asked for the role, nobody answered that, and the primary
+/// went on: it got no promise any more, and answered nothing, until the set changed by chance.
+#[test]
+fn a_claim_that_nobody_answered_is_taken_back_when_the_primary_is_there_after_all() {
+    for happens in [false, true] {
+        let mut volume = settled_with_pool(3);
+        pass(&mut volume, Duration::from_secs(1));
+        let primary = volume.primary().expect("one serves");
+        let member = (primary + 1) % 3;
+        // When no promise holds any more.
+        let later = volume.clock(member) + Duration::from_secs(60);
+        let machine = volume.nodes[member].machine.as_mut().unwrap();
+        machine.claim(later, RoleReason::TookOver);
+        volume.carry_out(member);
+        assert!(volume.pool_turn(happens, false), "it asked");
+        // It is heard of all the time, so nobody drops it.
+        for _ in 0..200 {
+            volume.send(member, primary, Wire::Heartbeat);
+            pass(&mut volume, Duration::from_millis(5));
+        }
+        let serving = volume.primary().expect("one serves");
+        assert_eq!(serving == primary, !happens);
+        let machine = volume.nodes[serving].machine.as_ref().unwrap();
+        assert!(machine.may_answer(volume.clock(serving)), "{happens}");
+    }
 }
