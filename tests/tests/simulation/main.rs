@@ -47,7 +47,7 @@ use world::{Outcome, run};
 /// Seeds of the run that belongs to every test of the whole.
 const SEEDS: u64 = 2_000;
 /// Seeds that a deliberate mistake has to be found in.
-const HUNT: u64 = 250;
+const HUNT: u64 = 500;
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
