@@ -62,6 +62,18 @@ impl Said {
     }
 }
 
+/// A path for programs with a mount(8) that leaves out the helper for FUSE where there is one: it
+/// would make a mount anew and knows of no remount, which is the kernel's.
+fn asking_the_kernel(dir: &Path) -> Result<String> {
+    let bin = dir.join("bin");
+    fs::create_dir_all(&bin)?;
+    let mount = bin.join("mount");
+    fs::write(&mount, "#!/bin/sh\nexec /bin/mount -i \"$@\"\n")?;
+    fs::set_permissions(&mount, fs::Permissions::from_mode(0o755))?;
+    let path = std::env::var("PATH").unwrap_or_default();
+    Ok(format!("{}:{path}", bin.display()))
+}
+
 /// Runs the cases whose names contain `pattern`. With `remounts` the mount is made read-only and
 /// back on the way.
 fn pjdfstest(tool: &Path, dir: &Path, mount: &Path, pattern: &str, remounts: bool) -> Result<Said> {
@@ -71,6 +83,7 @@ fn pjdfstest(tool: &Path, dir: &Path, mount: &Path, pattern: &str, remounts: boo
     let config = dir.join("pjdfstest.toml");
     fs::write(&config, text.replace("REMOUNTS", &remounts.to_string()))?;
     let output = Command::new(tool)
+        .env("PATH", asking_the_kernel(dir)?)
         .args(["--configuration-file".as_ref(), config.as_os_str()])
         .args(["--path".as_ref(), mount.as_os_str()])
         .args(["--secondary-fs".as_ref(), elsewhere.as_os_str()])
@@ -147,7 +160,7 @@ impl Fsx {
     fn start(tool: &Path, mount: &Path, mode: Mode, seed: u64, operations: u64) -> Result<Self> {
         let file = mount.join(format!("fsx-{mode:?}"));
         let artifacts = std::env::temp_dir();
-        let log = artifacts.join(format!("fsx-{}-{mode:?}.log", std::process::id()));
+        let log = artifacts.join(format!("fsx-{}-{mode:?}-{seed}.log", std::process::id()));
         let process = Command::new(tool)
             .args(["-f".as_ref(), mode.config().as_os_str()])
             .args(["-N", &operations.to_string(), "-S", &seed.to_string()])
