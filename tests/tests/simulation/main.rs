@@ -171,7 +171,8 @@ impl Erring {
                 erring,
                 // What clients kept hides the first of them most of the time.
                 Self::Elsewhere(
-                    Mistake::SkipsTheFiles
+                    Mistake::WelcomesEarly
+                        | Mistake::SkipsTheFiles
                         | Mistake::ExecutesTwice
                         | Mistake::IgnoresDoubts
                         | Mistake::RepairsOverNewer
