@@ -171,11 +171,11 @@ impl Erring {
                 erring,
                 // What clients kept hides the first of them most of the time.
                 Self::Elsewhere(
-                    Mistake::WelcomesEarly
-                        | Mistake::SkipsTheFiles
+                    Mistake::SkipsTheFiles
                         | Mistake::ExecutesTwice
                         | Mistake::IgnoresDoubts
                         | Mistake::RepairsOverNewer
+                        | Mistake::WelcomesEarly
                 ) | Self::Machine(Bug::CoversTooMuch | Bug::IgnoresTheBasis)
             )
         };
