@@ -46,11 +46,19 @@ pub enum Mistake {
     LosesTheGivenUp,
     /// A client does not put back what was confirmed and was not stable.
     ForgetsTheUnstable,
+    /// A lease is granted while it is recalled.
+    GrantsDuringRecall,
+    /// A mount counts a lease from when it was answered.
+    CountsFromTheAnswer,
+    /// A new primary does not await those who may hold leases.
+    ForgetsLeases,
+    /// An operation waits for a lease that its own mount holds.
+    HoldsUpTheHolder,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 19] = [
+    pub const ALL: [Self; 23] = [
         Self::AnswersEarly,
         Self::WelcomesEarly,
         Self::ForgetsReplies,
@@ -70,6 +78,10 @@ impl Mistake {
         Self::LosesThePoint,
         Self::LosesTheGivenUp,
         Self::ForgetsTheUnstable,
+        Self::GrantsDuringRecall,
+        Self::CountsFromTheAnswer,
+        Self::ForgetsLeases,
+        Self::HoldsUpTheHolder,
     ];
 }
 

@@ -92,6 +92,26 @@ impl Mounted {
     }
 }
 
+/// The process that serves the mount at a place.
+///
+/// # Errors
+/// There is none.
+pub fn mount_pid(at: &Path) -> anyhow::Result<u32> {
+    let at = at.as_os_str().as_encoded_bytes();
+    let mut found = None;
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Ok(line) = fs::read(entry.path().join("cmdline")) else {
+            continue; // it ended meanwhile, or is none
+        };
+        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+        if words.contains(&&b"mount"[..]) && words.contains(&at) {
+            found = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
+        }
+    }
+    found.context("a mount has a process")
+}
+
 /// Has the replicas of `volume` compared, through `node`.
 ///
 /// # Errors

@@ -359,6 +359,7 @@ mod tests {
         gathering.presented(Present {
             authors: vec![author],
             stable: place(2),
+            leases: Vec::new(),
         });
         assert_eq!(gathering.turn(B, place(3), now), Turn::Mine);
         assert_eq!(gathering.turn(B, place(5), now), Turn::Held(place(4)));

@@ -50,8 +50,8 @@ impl<M: Medium> Driver<M> {
             }
             Err(error) => tracing::error!(%error, "the sessions cannot be read"),
         }
-        self.sessions.inherit_promise(now);
-        self.sessions.count_again(self.machine.last());
+        let known = self.sessions.by_id.keys().copied();
+        self.leasing.table.take_over(known, now);
         if !self.sessions.by_id.is_empty() {
             self.sessions.grace_until = Some(now + self.settings.session_timeout);
         }
@@ -81,6 +81,8 @@ impl<M: Medium> Driver<M> {
         }
         let known = self.sessions.is_known(id, hello.confirmed);
         self.forget_waits(id);
+        let leases = usize::try_from(hello.leases).unwrap_or(usize::MAX);
+        self.leasing.table.let_in(id, leases);
         let ends = self.ends_of(hello);
         let connection = self.sessions.next_id();
         let mut settled = false;
@@ -167,7 +169,6 @@ impl<M: Medium> Driver<M> {
             ..Session::default()
         };
         self.sessions.by_id.insert(id, session);
-        self.sessions.count_again(self.machine.last());
         self.ask_promises();
         self.hurry.notify_one();
         Some(())
@@ -185,7 +186,7 @@ impl<M: Medium> Driver<M> {
         self.release_left_over_locks();
         for session in unheard {
             tracing::info!(volume = %self.spec.name, session = %session.short(), "a session ended");
-            self.end_session(session);
+            self.end_session(session, false);
         }
         if self.sessions.grace_until.is_some_and(|until| now >= until) {
             self.sessions.grace_until = None;
@@ -195,7 +196,11 @@ impl<M: Medium> Driver<M> {
         self.release_orphans();
     }
 
-    pub(super) fn end_session(&mut self, session: SessionId) {
+    /// A session is over; `said_so`: its mount ended it.
+    pub(super) fn end_session(&mut self, session: SessionId, said_so: bool) {
+        let now = self.now();
+        self.leasing.forget_aside(session);
+        self.leasing.table.end(session, said_so, now);
         self.not_awaited(session);
         self.sessions.remove(session);
         match namespace::end_session(&Keys(&self.brick), session) {
@@ -207,8 +212,8 @@ impl<M: Medium> Driver<M> {
             Err(error) => tracing::error!(%error, "a session's replies cannot be read"),
         }
         self.release_locks_of(session);
-        self.sessions.count_again(self.machine.last());
         self.release_orphans();
+        self.try_aside();
     }
 
     pub(super) fn release_orphans(&mut self) {

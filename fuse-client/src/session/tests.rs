@@ -9,6 +9,7 @@ use protocol::fs::{
 };
 use protocol::units::ObjectId;
 
+use super::caching::Asked;
 use super::opens::Opens;
 use super::table::{CLOSE_PATIENCE, INTERRUPT_PATIENCE, Interrupted, Submission, Submitted, Table};
 
@@ -57,6 +58,7 @@ impl Bench {
             caller: Caller::default(),
             operation,
             payload: Bytes::new(),
+            asked: Asked::default(),
         };
         self.table.submit(submission, self.now, connected)
     }

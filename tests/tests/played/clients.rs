@@ -40,6 +40,7 @@ impl Mount {
             opens: Vec::new(),
             confirmed: (Term(0), Sequence::ZERO),
             kept_terms: Vec::new(),
+            leases: 0,
         };
         link.say_frame(&hello.encode()).await;
         let frame = link.hear_frame().await.expect("it is answered");
