@@ -80,6 +80,11 @@ pub const FS_VERSION: u16 = 6;
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest data of one read or write.
 pub const IO_BYTES_MAX: u32 = 1 << 20;
+/// Changes that a client answered early and the primary has not: so many at most, with so many bytes
+/// of data.
+pub const EARLY_MAX: u16 = 128;
+/// See [`EARLY_MAX`].
+pub const EARLY_BYTES_MAX: u64 = 8 << 20;
 /// Slots of a session: the requests that it may have under way.
 pub const SLOTS_MAX: u16 = 256;
 /// The slot of requests that change nothing: no reply is kept for them, any number may be under way.
@@ -110,6 +115,8 @@ pub struct Hello {
     /// Leases that the client can hold; 0: it is recalled nothing. At most
     /// [`LEASES_OF_SESSION_MAX`] count.
     pub leases: u32,
+    /// The client answers changes early where it may: room is held back for it.
+    pub early: bool,
 }
 
 /// The answer to [`Hello`].
@@ -411,6 +418,10 @@ pub struct Request {
     pub caller: Caller,
     /// What.
     pub operation: Operation,
+    /// The application was answered already, under an exclusive lease of the object (CL-1): the
+    /// object's change time by the last answer that the client had. Refused with EIO where the lease
+    /// is lost and others changed the object since.
+    pub early: Option<Timestamp>,
     /// Bulk data.
     pub payload: Bytes,
 }
@@ -529,6 +540,9 @@ pub struct Reply {
     /// Objects that the request changed and of which the session holds a lease: what is kept of them
     /// is old.
     pub old: Vec<ObjectId>,
+    /// Of these the one that the session holds alone: nobody else is told of its attributes and data
+    /// before the lease was given back, so changes of it may be answered before they are asked.
+    pub exclusive: Option<ObjectId>,
     /// The result.
     pub outcome: Outcome,
 }

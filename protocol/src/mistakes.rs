@@ -54,11 +54,15 @@ pub enum Mistake {
     ForgetsLeases,
     /// An operation waits for a lease that its own mount holds.
     HoldsUpTheHolder,
+    /// A question is answered about what another mount may have changed already.
+    TellsUnasked,
+    /// A change that was answered early is taken although others changed the file meanwhile.
+    TakesWhatIsLost,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 25] = [
         Self::AnswersEarly,
         Self::WelcomesEarly,
         Self::ForgetsReplies,
@@ -82,6 +86,8 @@ impl Mistake {
         Self::CountsFromTheAnswer,
         Self::ForgetsLeases,
         Self::HoldsUpTheHolder,
+        Self::TellsUnasked,
+        Self::TakesWhatIsLost,
     ];
 }
 

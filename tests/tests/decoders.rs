@@ -26,6 +26,7 @@ fn seeds() -> Vec<RawFrame> {
             number: 9,
             caller: Default::default(),
             operation,
+            early: None,
             payload,
         }
         .encode()
@@ -117,6 +118,7 @@ fn seeds() -> Vec<RawFrame> {
                 parent: ObjectId(1),
                 name: name.clone(),
             },
+            early: None,
             payload: Bytes::new(),
         },
     }

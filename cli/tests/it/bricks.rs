@@ -93,6 +93,7 @@ impl Filled {
             number: self.numbers.get(),
             caller: Caller::default(),
             operation,
+            early: None,
             payload,
         };
         match execute(&Keys(&self.brick), &context, &request).expect("executed") {

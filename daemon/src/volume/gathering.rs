@@ -316,7 +316,8 @@ mod tests {
                     parent: ObjectId::ROOT,
                     name: Bytes::from_static(b"n"),
                 },
-                payload: Bytes::new(),
+                early: None,
+            payload: Bytes::new(),
             },
         })
     }

@@ -13,12 +13,17 @@
 //! A change waits until nobody else holds a lease of what it changes. It never waits for leases of
 //! its own session: whoever is to give a lease back may have to be answered first.
 //!
+//! A lease of a file is *exclusive* where its session changed the file, nobody else holds one, and
+//! nobody else was in the way of it lately. Its holder may answer changes of the file's data and
+//! attributes before they are here (CL-1), so nobody else is told of either before it was given back:
+//! also questions wait for exclusive leases of others.
+//!
 //! An answer gives a lease only if nothing was changed between the decision on it and its leaving:
 //! it would tell what was before. So what is granted by the decision counts only once it was given.
 //!
 //! Leases are not replicated. A primary that takes up a volume awaits the sessions that it finds:
 //! until each of them has presented what it holds, or a lease time is over, nobody else changes
-//! anything.
+//! anything, or is told of a file.
 //!
 //! Pure: whoever asks says what the time is, and sends what is returned.
 
@@ -41,6 +46,8 @@ pub const LEASES_MAX: usize = 1 << 20;
 /// An object whose leases were recalled is leased to nobody for so long: where two change what both
 /// look at, recalls must not cost more than leases gain.
 pub const REST: Duration = Duration::from_millis(100);
+/// And to nobody alone for so long.
+pub const SHARED_FOR: Duration = Duration::from_secs(5);
 
 /// One granting of a lease. The same object is granted anew under another number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,6 +59,8 @@ struct Lease {
     grant: Grant,
     /// An answer that said so has left.
     given: bool,
+    /// Nobody else holds one, or is told anything of the object.
+    exclusive: bool,
     recalled: Option<Recalled>,
 }
 
@@ -61,6 +70,17 @@ struct Recalled {
     ends: Duration,
     /// By which word: only what answers that gives it back.
     number: u64,
+}
+
+/// What an answer gives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Given {
+    /// Nothing: what it tells may be old already.
+    Nothing,
+    /// What it tells may be kept.
+    Shared,
+    /// And changes of the object may be answered early.
+    Exclusive,
 }
 
 /// A session is to be told that it gives these leases back.
@@ -78,7 +98,11 @@ pub struct Recall {
 struct Of {
     /// How many it may hold.
     limit: usize,
+    /// It answers changes early.
+    early: bool,
     objects: BTreeSet<ObjectId>,
+    /// Exclusive ones.
+    alone: usize,
     /// What it holds ends then, unless it asks something before.
     until: Duration,
 }
@@ -101,7 +125,8 @@ pub struct Leases {
     objects: HashMap<ObjectId, Vec<(SessionId, Lease)>>,
     held: usize,
     recalled: BTreeSet<(Duration, SessionId, ObjectId)>,
-    resting: HashMap<ObjectId, Duration>,
+    /// When leases of an object were last recalled as another session came.
+    shared: HashMap<ObjectId, Duration>,
     /// To whom a primary before this one may have granted something, until they come or then.
     awaited: BTreeSet<SessionId>,
     awaited_until: Duration,
@@ -138,7 +163,7 @@ impl Leases {
             objects: HashMap::new(),
             held: 0,
             recalled: BTreeSet::new(),
-            resting: HashMap::new(),
+            shared: HashMap::new(),
             awaited: BTreeSet::new(),
             awaited_until: Duration::ZERO,
             last_grant: 0,
@@ -184,11 +209,26 @@ impl Leases {
         };
     }
 
-    /// A session is let in and may hold so many leases. What it is answered on its new connection
+    /// Sessions that hold something alone.
+    #[must_use]
+    pub fn alone(&self) -> usize {
+        self.sessions.values().filter(|of| of.alone > 0).count()
+    }
+
+    /// Whether a session holds an object alone: so far nobody else changed it or was told of it.
+    #[must_use]
+    pub fn is_alone(&self, session: SessionId, object: ObjectId) -> bool {
+        let lease = self.lease(session, object);
+        lease.is_some_and(|lease| lease.given && lease.exclusive)
+    }
+
+    /// A session is let in and may hold so many leases, exclusive ones if it answers changes `early`.
+    /// What it is answered on its new connection
     /// to what it asked on an earlier one gives it nothing: it presents what it holds just now.
-    pub fn let_in(&mut self, session: SessionId, limit: usize) {
+    pub fn let_in(&mut self, session: SessionId, limit: usize, early: bool) {
         let of = self.sessions.entry(session).or_default();
         of.limit = limit.min(LEASES_OF_SESSION_MAX);
+        of.early = early;
         for object in of.objects.clone() {
             if self
                 .lease(session, object)
@@ -206,18 +246,19 @@ impl Leases {
         }
     }
 
-    /// What a session says that it holds, as it is let in. `whole`: this primary has everything that
-    /// was confirmed before. Returns what it does not hold, or shall not.
+    /// What a session says that it holds, and what of that alone, as it is let in. `whole`: this
+    /// primary has everything that was confirmed before. Returns what it does not hold, or shall not.
     pub fn present(
         &mut self,
         session: SessionId,
-        objects: &[ObjectId],
+        (objects, alone): (&[ObjectId], &[ObjectId]),
         whole: bool,
         now: Duration,
     ) -> Option<Recall> {
         let awaited = self.awaited.remove(&session) && now < self.awaited_until;
         let of = self.sessions.get(&session)?;
         let presented: BTreeSet<_> = objects.iter().copied().collect();
+        let alone: BTreeSet<_> = alone.iter().copied().collect();
         let before = of.objects.clone();
         // An answer that granted them was lost on the way.
         for object in before.difference(&presented) {
@@ -229,14 +270,23 @@ impl Leases {
                 of.until = of.until.max(now + self.time);
             }
             for object in &presented {
-                let grant = self.grant(session, *object, now);
-                let given = grant.is_some_and(|grant| self.give(session, *object, grant));
-                debug_assert!(given || grant.is_none(), "nobody changed anything");
+                if let Some(grant) = self.grant(session, *object, now) {
+                    let given = self.give(session, *object, grant, false, now);
+                    debug_assert_ne!(given, Given::Nothing, "nobody changed anything");
+                    self.set_alone(session, *object, alone.contains(object));
+                }
             }
+        }
+        // An answer that made it exclusive was lost on the way.
+        for object in before.difference(&alone) {
+            self.set_alone(session, *object, false);
         }
         let holds = |object: &ObjectId| {
             let lease = self.lease(session, *object);
-            lease.is_some_and(|lease| lease.given && lease.recalled.is_none())
+            lease.is_some_and(|lease| {
+                let kind = lease.exclusive || !alone.contains(object);
+                lease.given && kind && lease.recalled.is_none()
+            })
         };
         let refused = presented.into_iter().filter(|object| !holds(object));
         self.recall(session, refused.collect())
@@ -289,13 +339,17 @@ impl Leases {
     /// [`Leases::give`] says so as it leaves. `None`: there is none to be had.
     pub fn grant(&mut self, session: SessionId, object: ObjectId, now: Duration) -> Option<Grant> {
         let of = self.sessions.get_mut(&session)?;
-        if self.resting.get(&object).is_some_and(|until| now < *until) {
+        let shared = self.shared.get(&object);
+        if shared.is_some_and(|since| now < *since + REST) {
             return None;
         }
         let leases = self.objects.entry(object).or_default();
         let recalled = leases.iter().any(|(_, lease)| lease.recalled.is_some());
+        let mut others = leases.iter().filter(|(holder, _)| *holder != session);
+        let alone = others.any(|(_, lease)| lease.exclusive);
         let before = leases.iter().find(|(holder, _)| *holder == session);
         let grant = match before {
+            _ if alone => None,
             _ if recalled && !made(Mistake::GrantsDuringRecall) => None,
             Some((_, lease)) => Some(lease.grant),
             None if of.objects.len() >= of.limit || self.held >= LEASES_MAX => None,
@@ -305,6 +359,7 @@ impl Leases {
                 let lease = Lease {
                     grant,
                     given: false,
+                    exclusive: false,
                     recalled: None,
                 };
                 leases.push((session, lease));
@@ -319,23 +374,96 @@ impl Leases {
         grant
     }
 
-    /// An answer leaves that rests on `grant`: whether it gives the lease.
-    pub fn give(&mut self, session: SessionId, object: ObjectId, grant: Grant) -> bool {
+    /// An answer leaves that rests on `grant`: what it gives. `alone`: its question changed the object,
+    /// and the session may get it for itself.
+    pub fn give(
+        &mut self,
+        session: SessionId,
+        object: ObjectId,
+        grant: Grant,
+        alone: bool,
+        now: Duration,
+    ) -> Given {
         let leases = self.objects.get_mut(&object);
-        let lease = leases.and_then(|all| all.iter_mut().find(|l| l.0 == session));
+        let Some(leases) = leases else {
+            return Given::Nothing;
+        };
+        let holders = leases.len();
+        let lease = leases.iter_mut().find(|(holder, _)| *holder == session);
         match lease {
             Some((_, lease)) if lease.grant == grant && lease.recalled.is_none() => {
                 lease.given = true;
-                true
             }
-            _ => made(Mistake::GrantsDuringRecall),
+            _ if made(Mistake::GrantsDuringRecall) => return Given::Shared,
+            _ => return Given::Nothing,
         }
+        let early = self.sessions.get(&session).is_some_and(|of| of.early);
+        let shared = self.shared.get(&object);
+        let lately = shared.is_some_and(|since| now < *since + SHARED_FOR);
+        if alone && early && !lately && holders == 1 {
+            self.set_alone(session, object, true);
+        }
+        match self.is_alone(session, object) {
+            true => Given::Exclusive,
+            false => Given::Shared,
+        }
+    }
+
+    /// Makes a lease exclusive, if no other one is there, or shared.
+    fn set_alone(&mut self, session: SessionId, object: ObjectId, alone: bool) {
+        let Some(leases) = self.objects.get_mut(&object) else {
+            return;
+        };
+        let may = leases.len() == 1;
+        let lease = leases.iter_mut().find(|(holder, _)| *holder == session);
+        let (Some((_, lease)), Some(of)) = (lease, self.sessions.get_mut(&session)) else {
+            return;
+        };
+        of.alone -= usize::from(lease.exclusive);
+        lease.exclusive = alone && may;
+        of.alone += usize::from(lease.exclusive);
+    }
+
+    /// What a question of `session` has to wait for that tells of these files, if anything. Whoever
+    /// waits asks again when leases were given back or have ended.
+    pub fn ask(&mut self, session: SessionId, files: &[ObjectId], now: Duration) -> Verdict {
+        if made(Mistake::TellsUnasked) {
+            return Verdict::Free(Vec::new());
+        }
+        // Where it holds a lease itself nobody has the file alone.
+        let holds = |file: &ObjectId| self.lease(session, *file).is_some_and(|l| l.given);
+        let unsure = !files.iter().all(holds);
+        let mut waits = unsure && self.awaited.iter().any(|of| *of != session);
+        let mut recalls: BTreeMap<SessionId, Vec<ObjectId>> = BTreeMap::new();
+        for object in files {
+            let leases = self.objects.get(object).into_iter().flatten();
+            let mut others = leases.filter(|(holder, lease)| *holder != session && lease.exclusive);
+            let Some((holder, lease)) = others.next() else {
+                continue;
+            };
+            waits = true;
+            if lease.recalled.is_none() {
+                self.shared.insert(*object, now);
+                recalls.entry(*holder).or_default().push(*object);
+            }
+        }
+        if !waits {
+            return Verdict::Free(Vec::new());
+        }
+        let recalls = recalls.into_iter();
+        Verdict::Wait(
+            recalls
+                .filter_map(|(holder, objects)| self.recall(holder, objects))
+                .collect(),
+        )
     }
 
     /// What a change of these objects by `author` has to wait for, if anything. Whoever waits asks
     /// again when leases were given back or have ended.
     pub fn change(&mut self, author: SessionId, objects: &[ObjectId], now: Duration) -> Verdict {
-        let awaits = !objects.is_empty() && self.awaited.iter().any(|of| *of != author);
+        // What it has alone nobody who is awaited holds.
+        let unsure = !objects.iter().all(|object| self.is_alone(author, *object));
+        let awaits = unsure && self.awaited.iter().any(|of| *of != author);
         match self.put_back(author, objects, now) {
             Verdict::Free(_) if awaits => Verdict::Wait(Vec::new()),
             verdict => verdict,
@@ -360,7 +488,7 @@ impl Leases {
                 } else {
                     waits = true;
                     if lease.recalled.is_none() {
-                        self.resting.insert(*object, now + REST);
+                        self.shared.insert(*object, now);
                         recalls.entry(holder).or_default().push(*object);
                     }
                 }
@@ -431,6 +559,7 @@ impl Leases {
         }
         if let Some(of) = self.sessions.get_mut(&session) {
             of.objects.remove(&object);
+            of.alone -= usize::from(lease.exclusive);
         }
     }
 
@@ -453,7 +582,7 @@ impl Leases {
 
     /// Forgets what does not matter any more.
     pub fn tidy(&mut self, now: Duration) {
-        self.resting.retain(|_, until| now < *until);
+        self.shared.retain(|_, since| now < *since + SHARED_FOR);
         self.sessions
             .retain(|_, of| of.limit > 0 || !of.objects.is_empty());
     }

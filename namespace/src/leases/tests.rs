@@ -12,7 +12,7 @@ use protocol::mistakes::{Mistake, choose, made};
 use protocol::record::Change;
 use protocol::units::ObjectId;
 
-use super::{Grant, Leases, REST, Recall, Verdict, touched};
+use super::{Given, Grant, Leases, REST, Recall, SHARED_FOR, Verdict, touched};
 use crate::keys;
 
 const A: SessionId = SessionId([1; 16]);
@@ -29,7 +29,7 @@ fn ms(milliseconds: u64) -> Duration {
 fn two() -> Leases {
     let mut leases = Leases::new(TIME);
     for session in [A, B] {
-        leases.let_in(session, 100);
+        leases.let_in(session, 100, true);
         leases.renew(session, ms(0));
     }
     leases
@@ -37,7 +37,18 @@ fn two() -> Leases {
 
 fn gets(leases: &mut Leases, session: SessionId, object: ObjectId, now: Duration) -> bool {
     let grant = leases.grant(session, object, now);
-    grant.is_some_and(|grant| leases.give(session, object, grant))
+    let given = grant.map(|grant| leases.give(session, object, grant, false, now));
+    given.is_some_and(|given| given != Given::Nothing)
+}
+
+/// A change that the session is answered.
+fn changes(leases: &mut Leases, session: SessionId, object: ObjectId, now: Duration) -> Given {
+    let verdict = leases.change(session, &[object], now);
+    assert!(matches!(verdict, Verdict::Free(_)), "{verdict:?}");
+    match leases.grant(session, object, now) {
+        Some(grant) => leases.give(session, object, grant, true, now),
+        None => Given::Nothing,
+    }
 }
 
 /// The one recall that a change waits for.
@@ -102,10 +113,11 @@ fn an_answer_from_before_a_change_gives_no_lease() {
     let mut leases = two();
     let old = leases.grant(A, X, ms(0)).expect("nobody holds it");
     assert_eq!(leases.change(B, &[X], ms(1)), Verdict::Free(Vec::new()));
-    assert!(!leases.give(A, X, old));
+    assert_eq!(leases.give(A, X, old, false, ms(1)), Given::Nothing);
     let new = leases.grant(A, X, ms(2)).expect("nobody holds it");
-    assert!(!leases.give(A, X, old), "although there is a new one");
-    assert!(leases.give(A, X, new));
+    let given = leases.give(A, X, old, true, ms(2));
+    assert_eq!(given, Given::Nothing, "although there is a new one");
+    assert_eq!(leases.give(A, X, new, false, ms(2)), Given::Shared);
 }
 
 #[test]
@@ -126,26 +138,26 @@ fn a_recall_that_is_not_answered_costs_the_lease_and_no_more() {
 fn after_a_take_over_nobody_changes_anything_before_all_have_come_or_a_lease_time() {
     let mut leases = two();
     leases.take_over([A, B].into_iter(), ms(100));
-    leases.let_in(A, 100);
+    leases.let_in(A, 100, true);
     assert_eq!(
-        leases.present(A, &[X], true, ms(150)),
+        leases.present(A, (&[X], &[]), true, ms(150)),
         None,
         "it keeps what it held"
     );
     assert_eq!(leases.change(A, &[Y], ms(200)), Verdict::Wait(Vec::new()));
-    leases.let_in(B, 100);
-    assert_eq!(leases.present(B, &[], true, ms(300)), None);
+    leases.let_in(B, 100, true);
+    assert_eq!(leases.present(B, (&[], &[]), true, ms(300)), None);
     assert_eq!(leases.change(A, &[Y], ms(300)), Verdict::Free(Vec::new()));
     recall_of(leases.change(B, &[X], ms(300)));
 
     leases.take_over([A, B].into_iter(), ms(1_000));
-    leases.let_in(B, 100);
+    leases.let_in(B, 100, true);
     leases.presented(B);
     assert_eq!(leases.change(B, &[X], ms(2_999)), Verdict::Wait(Vec::new()));
     assert!(leases.expire(ms(3_000)));
     assert_eq!(leases.change(B, &[X], ms(3_000)), Verdict::Free(Vec::new()));
-    leases.let_in(A, 100);
-    let refused = leases.present(A, &[X], true, ms(3_100));
+    leases.let_in(A, 100, true);
+    let refused = leases.present(A, (&[X], &[]), true, ms(3_100));
     assert_eq!(refused.expect("it came too late").objects, [X]);
 }
 
@@ -153,8 +165,8 @@ fn after_a_take_over_nobody_changes_anything_before_all_have_come_or_a_lease_tim
 fn who_presents_to_a_primary_that_may_lack_something_keeps_nothing() {
     let mut leases = two();
     leases.take_over([A].into_iter(), ms(0));
-    leases.let_in(A, 100);
-    let refused = leases.present(A, &[X], false, ms(10));
+    leases.let_in(A, 100, true);
+    let refused = leases.present(A, (&[X], &[]), false, ms(10));
     assert_eq!(refused.expect("all of it").objects, [X]);
 }
 
@@ -167,17 +179,15 @@ fn a_session_that_comes_back_keeps_what_it_presents_and_loses_what_it_was_not_to
     let on_its_way = leases
         .grant(A, ObjectId(9), ms(0))
         .expect("nobody holds it");
-    leases.let_in(A, 100);
-    assert!(
-        !leases.give(A, ObjectId(9), on_its_way),
-        "it was asked before"
-    );
-    assert_eq!(leases.present(A, &[X], true, ms(10)), None);
+    leases.let_in(A, 100, true);
+    let given = leases.give(A, ObjectId(9), on_its_way, false, ms(5));
+    assert_eq!(given, Given::Nothing, "it was asked before");
+    assert_eq!(leases.present(A, (&[X], &[]), true, ms(10)), None);
     assert_eq!(leases.change(B, &[Y], ms(20)), Verdict::Free(Vec::new()));
     let first = recall_of(leases.change(B, &[X], ms(20)));
-    leases.let_in(A, 100);
+    leases.let_in(A, 100, true);
     let again = leases
-        .present(A, &[X], true, ms(30))
+        .present(A, (&[X], &[]), true, ms(30))
         .expect("it is still recalled");
     leases.given_back(A, first.number, &[X]);
     assert_eq!(leases.change(B, &[X], ms(40)), Verdict::Wait(Vec::new()));
@@ -203,8 +213,8 @@ fn a_session_that_is_given_up_may_believe_for_a_lease_time() {
 #[test]
 fn a_session_holds_no_more_than_it_may() {
     let mut leases = two();
-    leases.let_in(A, 2);
-    leases.let_in(B, usize::MAX);
+    leases.let_in(A, 2, true);
+    leases.let_in(B, usize::MAX, true);
     for n in 0..LEASES_OF_SESSION_MAX as u64 + 5 {
         let may = (n < 2, n < LEASES_OF_SESSION_MAX as u64);
         let got = [A, B].map(|session| gets(&mut leases, session, ObjectId(n), ms(0)));
@@ -216,6 +226,71 @@ fn a_session_holds_no_more_than_it_may() {
     assert_eq!(recall.objects, [ObjectId(0)]);
     leases.given_back(A, recall.number, &recall.objects);
     assert!(gets(&mut leases, A, ObjectId(9), ms(0)));
+}
+
+#[test]
+fn who_changes_what_nobody_else_looks_at_has_it_alone() {
+    let mut leases = two();
+    assert_eq!(changes(&mut leases, A, X, ms(0)), Given::Exclusive);
+    assert_eq!(leases.alone(), 1);
+    assert!(leases.is_alone(A, X) && !leases.is_alone(B, X));
+    assert_eq!(leases.ask(A, &[X], ms(1)), Verdict::Free(Vec::new()));
+    let recall = recall_of(leases.ask(B, &[X], ms(1)));
+    assert_eq!((recall.session, &recall.objects[..]), (A, &[X][..]));
+    assert_eq!(
+        leases.ask(B, &[X], ms(2)),
+        Verdict::Wait(Vec::new()),
+        "told once"
+    );
+    assert!(
+        leases.is_alone(A, X),
+        "what it answered early may be on its way"
+    );
+    leases.given_back(A, recall.number, &[X]);
+    assert!(!leases.is_alone(A, X) && leases.alone() == 0);
+    assert_eq!(leases.ask(B, &[X], ms(3)), Verdict::Free(Vec::new()));
+    let soon = ms(1) + SHARED_FOR;
+    assert_eq!(changes(&mut leases, A, X, soon - ms(1)), Given::Shared);
+    assert_eq!(changes(&mut leases, A, X, soon), Given::Exclusive);
+}
+
+#[test]
+fn nobody_has_alone_what_another_one_may_look_at() {
+    let mut leases = two();
+    assert!(gets(&mut leases, A, X, ms(0)));
+    let on_its_way = leases.grant(B, X, ms(0)).expect("it is shared");
+    let grant = leases.grant(A, X, ms(0)).expect("it holds it");
+    assert_eq!(leases.give(A, X, grant, true, ms(0)), Given::Shared);
+    assert_eq!(leases.give(B, X, on_its_way, false, ms(0)), Given::Shared);
+    leases.let_in(B, 100, false);
+    assert_eq!(
+        changes(&mut leases, B, Y, ms(0)),
+        Given::Shared,
+        "it waits for answers"
+    );
+}
+
+#[test]
+fn who_came_back_has_alone_what_it_says_and_what_it_had() {
+    let mut leases = two();
+    for object in [X, Y] {
+        assert_eq!(changes(&mut leases, A, object, ms(0)), Given::Exclusive);
+    }
+    leases.let_in(A, 100, true);
+    let z = ObjectId(9);
+    // It does not know that it has Y alone, and has forgotten when it lost Z.
+    let refused = leases.present(A, (&[X, Y, z], &[X, z]), true, ms(10));
+    assert_eq!(refused.expect("it has no lease of that").objects, [z]);
+    assert!(leases.is_alone(A, X) && !leases.is_alone(A, Y));
+    leases.take_over([A, B].into_iter(), ms(100));
+    assert_eq!(leases.ask(B, &[Y], ms(150)), Verdict::Wait(Vec::new()));
+    for session in [A, B] {
+        leases.let_in(session, 100, true);
+    }
+    leases.presented(B);
+    assert_eq!(leases.present(A, (&[X, Y], &[X]), true, ms(200)), None);
+    assert_eq!(leases.ask(B, &[Y], ms(210)), Verdict::Free(Vec::new()));
+    recall_of(leases.ask(B, &[X], ms(210)));
 }
 
 #[test]
@@ -249,8 +324,10 @@ const OBJECTS: u64 = 2;
 enum Up {
     Ask(ObjectId, Duration),
     Change(ObjectId, Duration),
+    /// It was answered already.
+    Early(ObjectId),
     GiveBack(u64, Vec<ObjectId>),
-    Present(Vec<ObjectId>),
+    Present(Vec<ObjectId>, Vec<ObjectId>),
 }
 
 /// What a primary sends: `asked` is the mount's own clock.
@@ -259,11 +336,12 @@ enum Down {
     Told {
         object: ObjectId,
         version: u64,
-        leased: bool,
+        given: Given,
         asked: Duration,
     },
     Changed {
         object: ObjectId,
+        given: Given,
         asked: Duration,
     },
     Recall(u64, Vec<ObjectId>),
@@ -274,6 +352,12 @@ struct Mount {
     up: VecDeque<Up>,
     down: VecDeque<Down>,
     cache: BTreeMap<ObjectId, u64>,
+    /// What it may change before it asks.
+    alone: BTreeSet<ObjectId>,
+    /// Changes that its applications take for done, and the primary has not.
+    early: Vec<ObjectId>,
+    /// When the last of them was answered.
+    early_since: Duration,
     until: Duration,
     /// Its process stands still.
     stopped: bool,
@@ -291,7 +375,10 @@ struct World {
     versions: BTreeMap<ObjectId, u64>,
     /// What is decided and not confirmed: an answer for this mount.
     held: VecDeque<(usize, Option<Grant>, Down)>,
-    parked: Vec<(usize, ObjectId, Duration)>,
+    /// Who, whether it changes something, what, and when it was asked.
+    parked: Vec<(usize, bool, ObjectId, Duration)>,
+    /// Somebody was told of what another one had changed already.
+    told: bool,
     /// Changes that were carried out and whose author was not answered yet.
     own: BTreeSet<(usize, ObjectId)>,
 }
@@ -309,6 +396,7 @@ impl World {
             versions: BTreeMap::new(),
             held: VecDeque::new(),
             parked: Vec::new(),
+            told: false,
             own: BTreeSet::new(),
         };
         (0..MOUNTS).for_each(|mount| world.connect(mount));
@@ -321,15 +409,19 @@ impl World {
             return;
         }
         m.connected = true;
-        self.leases.let_in(session(mount), 10);
+        self.leases.let_in(session(mount), 10, true);
         // What has lapsed may have been given to others by a primary that is gone.
         if self.now >= m.until {
             m.cache.clear();
+            m.alone.clear();
             m.to_give.clear();
         }
         let given = m.to_give.drain(..).flat_map(|(_, objects)| objects);
-        let holds: BTreeSet<_> = m.cache.keys().copied().chain(given).collect();
-        m.up.push_back(Up::Present(holds.into_iter().collect()));
+        let mut holds: BTreeSet<_> = m.cache.keys().copied().chain(given).collect();
+        holds.extend(&m.alone);
+        let alone = m.alone.iter().copied().collect();
+        m.up.push_back(Up::Present(holds.into_iter().collect(), alone));
+        m.up.extend(m.early.iter().map(|object| Up::Early(*object)));
         let asked = self.now;
         let Some(object) = m.changes else {
             return;
@@ -363,19 +455,59 @@ impl World {
             Verdict::Free(_) => {
                 *self.versions.entry(object).or_insert(0) += 1;
                 self.own.insert((mount, object));
-                self.held
-                    .push_back((mount, None, Down::Changed { object, asked }));
+                let grant = self.leases.grant(session(mount), object, self.now);
+                let given = Given::Nothing;
+                let changed = Down::Changed {
+                    object,
+                    given,
+                    asked,
+                };
+                self.held.push_back((mount, grant, changed));
             }
             Verdict::Wait(recalls) => {
                 self.send(recalls);
-                self.parked.push((mount, object, asked));
+                self.parked.push((mount, true, object, asked));
             }
         }
     }
 
+    fn ask(&mut self, mount: usize, object: ObjectId, asked: Duration) {
+        let id = session(mount);
+        if let Verdict::Wait(recalls) = self.leases.ask(id, &[object], self.now) {
+            self.send(recalls);
+            self.parked.push((mount, false, object, asked));
+            return;
+        }
+        self.told |= self.is_told_too_little(mount, object, asked);
+        let grant = self.leases.grant(id, object, self.now);
+        let version = self.versions.get(&object).copied().unwrap_or(0);
+        let given = Given::Nothing;
+        let told = Down::Told {
+            object,
+            version,
+            given,
+            asked,
+        };
+        self.held.push_back((mount, grant, told));
+    }
+
+    /// Another mount has changed the object already, and may do so.
+    fn is_told_too_little(&self, mount: usize, object: ObjectId, asked: Duration) -> bool {
+        let mut others = self
+            .mounts
+            .iter()
+            .enumerate()
+            .filter(|(at, _)| *at != mount);
+        others
+            .any(|(_, m)| self.now < m.until && m.early.contains(&object) && asked >= m.early_since)
+    }
+
     fn try_parked(&mut self) {
-        for (mount, object, asked) in std::mem::take(&mut self.parked) {
-            self.change(mount, object, asked);
+        for (mount, changes, object, asked) in std::mem::take(&mut self.parked) {
+            match changes {
+                true => self.change(mount, object, asked),
+                false => self.ask(mount, object, asked),
+            }
         }
     }
 
@@ -388,22 +520,29 @@ impl World {
         match up {
             Up::Ask(object, asked) => {
                 self.leases.renew(id, self.now);
-                let grant = self.leases.grant(id, object, self.now);
-                let version = self.versions.get(&object).copied().unwrap_or(0);
-                let leased = grant.is_some();
-                let told = Down::Told {
-                    object,
-                    version,
-                    leased,
-                    asked,
-                };
-                self.held.push_back((mount, grant, told));
+                self.ask(mount, object, asked);
+            }
+            Up::Early(object) => {
+                self.leases.renew(id, self.now);
+                let m = &mut self.mounts[mount];
+                m.early.retain(|of| *of != object);
+                // Who lost the lease is refused where others changed it; here always.
+                if self.leases.is_alone(id, object) {
+                    let verdict = self.leases.change(id, &[object], self.now);
+                    assert!(matches!(verdict, Verdict::Free(_)), "{verdict:?}");
+                    *self.versions.entry(object).or_insert(0) += 1;
+                }
             }
             Up::Change(object, asked) => {
                 self.leases.renew(id, self.now);
                 if self.own.contains(&(mount, object)) {
                     // It was carried out before, and is answered as it was.
-                    let changed = Down::Changed { object, asked };
+                    let given = Given::Nothing;
+                    let changed = Down::Changed {
+                        object,
+                        given,
+                        asked,
+                    };
                     self.held.push_back((mount, None, changed));
                 } else {
                     self.change(mount, object, asked);
@@ -413,8 +552,9 @@ impl World {
                 self.leases.given_back(id, number, &objects);
                 self.try_parked();
             }
-            Up::Present(objects) => {
-                let refused = self.leases.present(id, &objects, true, self.now);
+            Up::Present(objects, alone) => {
+                let presented = (&objects[..], &alone[..]);
+                let refused = self.leases.present(id, presented, true, self.now);
                 self.leases.presented(id);
                 self.send(refused.into_iter().collect());
                 self.try_parked();
@@ -427,8 +567,15 @@ impl World {
         let Some((mount, grant, mut down)) = self.held.pop_front() else {
             return;
         };
-        if let Down::Told { object, leased, .. } = &mut down {
-            *leased = grant.is_some_and(|g| self.leases.give(session(mount), *object, g));
+        let (object, given, alone) = match &mut down {
+            Down::Told { object, given, .. } => (*object, given, false),
+            Down::Changed { object, given, .. } => (*object, given, true),
+            Down::Recall(..) => unreachable!("it is sent at once"),
+        };
+        if let Some(grant) = grant {
+            *given = self
+                .leases
+                .give(session(mount), object, grant, alone, self.now);
         }
         self.mounts[mount].down.push_back(down);
     }
@@ -451,23 +598,31 @@ impl World {
             Some(Down::Told {
                 object,
                 version,
-                leased,
+                given,
                 asked,
             }) => {
                 m.until = m.until.max(from(asked) + TIME * 98 / 100);
-                if leased && m.changes != Some(object) {
+                if given != Given::Nothing && m.changes != Some(object) {
                     m.cache.insert(object, version);
                 }
             }
-            Some(Down::Changed { object, asked }) => {
+            Some(Down::Changed {
+                object,
+                given,
+                asked,
+            }) => {
                 m.until = m.until.max(from(asked) + TIME * 98 / 100);
                 m.changes = None;
                 m.cache.remove(&object);
+                if given == Given::Exclusive {
+                    m.alone.insert(object);
+                }
                 self.own.remove(&(mount, object));
             }
             Some(Down::Recall(number, objects)) => {
                 for object in &objects {
                     m.cache.remove(object);
+                    m.alone.remove(object);
                 }
                 m.to_give.push_back((number, objects));
             }
@@ -512,6 +667,15 @@ impl World {
                     self.try_parked();
                 }
             }
+            // Nothing else of it is on its way.
+            24 | 25 if m.connected && !m.stopped && m.changes.is_none() => {
+                if m.alone.contains(&object) && asked < m.until {
+                    m.cache.remove(&object);
+                    m.early_since = asked;
+                    m.early.push(object);
+                    m.up.push_back(Up::Early(object));
+                }
+            }
             20 if milliseconds.is_multiple_of(3) => m.stopped = !m.stopped,
             21 if milliseconds.is_multiple_of(3) => self.disconnect(mount),
             22 if milliseconds.is_multiple_of(7) => self.take_over(),
@@ -522,6 +686,9 @@ impl World {
 
     /// Nobody believes what is not so any more.
     fn check(&self) -> Result<(), String> {
+        if self.told {
+            return Err("a mount is told of what another one has changed already".to_owned());
+        }
         for (at, mount) in self.mounts.iter().enumerate() {
             for (object, version) in &mount.cache {
                 let now = self.versions.get(object).copied().unwrap_or(0);
@@ -540,7 +707,7 @@ impl World {
 type Step = (u8, usize, u64, u64);
 
 fn schedule(steps: usize) -> impl Strategy<Value = Vec<Step>> {
-    let step = (0..24_u8, 0..MOUNTS, 0..OBJECTS, 0..600_u64);
+    let step = (0..26_u8, 0..MOUNTS, 0..OBJECTS, 0..600_u64);
     proptest::collection::vec(step, steps)
 }
 
@@ -580,6 +747,7 @@ fn deliberate_mistakes_with_leases_are_found() {
         Mistake::GrantsDuringRecall,
         Mistake::CountsFromTheAnswer,
         Mistake::ForgetsLeases,
+        Mistake::TellsUnasked,
     ];
     for mistake in mistakes {
         let found = hunt(mistake);

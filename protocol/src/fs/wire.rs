@@ -75,7 +75,7 @@ impl Hello {
             }
         }
         if self.version >= 6 {
-            w.u32(self.leases);
+            w.u32(self.leases).u8(u8::from(self.early));
         }
         frame(kind::HELLO, &mut w, Bytes::new())
     }
@@ -113,7 +113,10 @@ impl Hello {
                 kept_terms.push(r.term("kept term")?);
             }
         }
-        let leases = if version >= 6 { r.u32("leases")? } else { 0 };
+        let (leases, early) = match version >= 6 {
+            true => (r.u32("leases")?, flag(&mut r, "early")?),
+            false => (0, false),
+        };
         r.end("hello")?;
         Ok(Self {
             version,
@@ -126,6 +129,7 @@ impl Hello {
             confirmed,
             kept_terms,
             leases,
+            early,
         })
     }
 }
@@ -704,6 +708,10 @@ impl Request {
             .u32(self.caller.uid)
             .u32(self.caller.gid)
             .u32(self.caller.umask);
+        match self.early {
+            None => w.u8(0),
+            Some(known) => w.u8(1).i64(known.0),
+        };
         encode_operation(&mut w, &self.operation);
         frame(kind::REQUEST, &mut w, self.payload.clone())
     }
@@ -718,6 +726,10 @@ impl Request {
             gid: r.u32("gid")?,
             umask: r.u32("umask")?,
         };
+        let early = match flag(&mut r, "early")? {
+            false => None,
+            true => Some(Timestamp(r.i64("change time")?)),
+        };
         let operation = decode_operation(&mut r)?;
         r.end("request")?;
         Ok(Self {
@@ -725,6 +737,7 @@ impl Request {
             number,
             caller,
             operation,
+            early,
             payload: frame.payload.clone(),
         })
     }
@@ -895,6 +908,7 @@ impl Reply {
         write_authors(&mut w, &self.authors);
         write_objects(&mut w, &self.leases);
         write_objects(&mut w, &self.old);
+        w.u64(self.exclusive.unwrap_or_default().0);
         self.outcome.write(&mut w);
         let payload = match &self.outcome {
             Outcome::Data(data) => data.clone(),
@@ -915,6 +929,7 @@ impl Reply {
         let authors = read_authors(&mut r)?;
         let leases = read_objects(&mut r)?;
         let old = read_objects(&mut r)?;
+        let exclusive = ObjectId(r.u64("exclusive lease")?);
         let outcome = Outcome::read(&mut r, &frame.payload)?;
         r.end("reply")?;
         Ok(Self {
@@ -927,6 +942,7 @@ impl Reply {
             authors,
             leases,
             old,
+            exclusive: (exclusive.0 != 0).then_some(exclusive),
             outcome,
         })
     }

@@ -205,7 +205,8 @@ impl Client {
                 number: key.1,
                 caller: Caller::default(),
                 operation,
-                payload,
+                early: None,
+            payload,
             };
             let frame = request.encode();
             state.unsent.push(frame.clone());
@@ -499,6 +500,7 @@ impl Client {
             number: key.1,
             caller: Caller::default(),
             operation,
+            early: None,
             payload: Bytes::new(),
         };
         let frame = request.encode();

@@ -19,7 +19,8 @@ fn write(number: u64, bytes: usize) -> (Operation, RawFrame) {
         number,
         caller: Caller::default(),
         operation: operation.clone(),
-        payload: Bytes::from(vec![1; bytes]),
+        early: None,
+            payload: Bytes::from(vec![1; bytes]),
     };
     (operation, request.encode())
 }
@@ -273,7 +274,8 @@ fn lock(number: u64) -> (Operation, RawFrame) {
         number,
         caller: Caller::default(),
         operation: operation.clone(),
-        payload: Bytes::new(),
+        early: None,
+            payload: Bytes::new(),
     };
     (operation, request.encode())
 }
