@@ -201,6 +201,14 @@ pub fn size<S: Store>(store: &S, object: ObjectId) -> Result<Option<u64>, Execut
     Ok(transaction::read_inode(store, object)?.map(|inode| inode.size))
 }
 
+/// When an object was last changed; `None`: there is no such object.
+pub fn changed_at<S: Store>(
+    store: &S,
+    object: ObjectId,
+) -> Result<Option<Timestamp>, ExecuteError<S::Error>> {
+    Ok(transaction::read_inode(store, object)?.map(|inode| inode.ctime))
+}
+
 /// The object that `operation` opened for its session, if `outcome` says so: the caller counts
 /// it, also when the outcome is a kept one.
 #[must_use]

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use namespace::leases::touched;
+use namespace::leases::{Given, touched};
 use namespace::{Admission, ChangeSet, Context, ExecuteError, Executed};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
@@ -22,7 +22,7 @@ use super::copying::{self, Piece};
 use super::driver::{Driver, OrderError, Shared, Token};
 use super::held::{FlushWaiter, Held, PendingReply};
 use super::keys::Keys;
-use super::leases::Leased;
+use super::leases::{Leased, file_changed, files_told};
 use super::outbox::Outbox;
 use super::repair::finish_read;
 use super::replay::Presented;
@@ -47,6 +47,7 @@ const EROFS: i32 = 30;
 #[derive(Default)]
 struct Told {
     leases: Vec<ObjectId>,
+    exclusive: Option<ObjectId>,
     old: Vec<ObjectId>,
 }
 
@@ -356,6 +357,9 @@ impl<M: Medium> Driver<M> {
         } else if request.slot != SLOT_NONE {
             return Err(format!("a question came in slot {}", request.slot));
         }
+        if request.early.is_some() && self.leasing.has_early_aside(session) {
+            return Ok(self.leasing.park(session, request));
+        }
         if changes && let Some(errno) = self.refuse_change(session, &request) {
             let refusal = self.refuse_slot(session, &request, errno);
             self.reply(refusal);
@@ -432,6 +436,7 @@ impl<M: Medium> Driver<M> {
             let done = slot.done.clone();
             self.sessions.repeated(session, request.slot);
             if let Some(done) = done {
+                self.leasing.note_early(session, request, &done.outcome);
                 // It tells what was true when it was asked first.
                 let again = (request.slot, request.number);
                 self.answer(session, again, done, Told::default());
@@ -463,6 +468,7 @@ impl<M: Medium> Driver<M> {
             }
             Admission::Kept(kept) => {
                 let outcome = kept.outcome;
+                self.leasing.note_early(session, request, &outcome);
                 // It is applied here; what it rests on may still wait for the other replicas.
                 self.note_slot(session, request);
                 if let Some(object) = namespace::opened(&request.operation, &outcome) {
@@ -515,7 +521,8 @@ impl<M: Medium> Driver<M> {
             .by_id
             .get(&session)
             .is_some_and(|s| s.read_only);
-        if self.settings.read_only || read_only {
+        let is_early = request.early.is_some();
+        if (self.settings.read_only && !is_early) || read_only {
             return Some(EROFS);
         }
         let frees = matches!(
@@ -529,7 +536,8 @@ impl<M: Medium> Driver<M> {
             return None; // a full volume can be emptied: the reserve carries it
         }
         let bytes = 4096 + request.payload.len() as u64;
-        (!self.has_room(bytes)).then_some(ENOSPC)
+        let held_back = if is_early { 0 } else { self.early_room() };
+        (!self.has_room(bytes + held_back)).then_some(ENOSPC)
     }
 
     fn refuse_slot(&mut self, session: SessionId, request: &Request, errno: i32) -> PendingReply {
@@ -577,8 +585,24 @@ impl<M: Medium> Driver<M> {
         let term = self.machine.durable().term;
         let next = self.machine.last().next();
         let new_object = ObjectId::allocate(term, next).ok_or("the volume is out of object ids")?;
-        let executed = self.decide_on(session, request, now, new_object);
+        if let Some(known) = request.early
+            && !self.takes_early(session, request, known)?
+        {
+            tracing::info!(session = %session.short(), "what was answered early is lost: others changed the file since");
+            let refusal = self.refuse_slot(session, request, EIO);
+            self.reply(refusal);
+            return Ok(true);
+        }
+        let mut executed = self.decide_on(session, request, now, new_object);
+        if let Ok(Executed::Answer(outcome)) = &mut executed {
+            self.hide_in_listing(session, outcome);
+        }
         let mut old = Vec::new();
+        if let Ok(executed) = &executed
+            && !self.may_tell(session, files_told(&request.operation, executed))
+        {
+            return Ok(false);
+        }
         if let Ok(Executed::Change(set)) = &executed {
             match self.may_change(session, &touched(&set.changes)) {
                 Some(known) => old = known,
@@ -605,7 +629,11 @@ impl<M: Medium> Driver<M> {
                 let outcome = self.count_open(session, request, outcome);
                 let grants = self.grants_of(session, &request.operation, &outcome);
                 self.reply_when_confirmed(PendingReply {
-                    leased: Leased { grants, old },
+                    leased: Leased {
+                        grants,
+                        old,
+                        alone: None,
+                    },
                     ..pending(outcome)
                 });
             }
@@ -677,10 +705,15 @@ impl<M: Medium> Driver<M> {
                 self.note_author(session, request, sequence);
                 self.replays.changers.note(session);
                 let grants = self.grants_of(session, &request.operation, &outcome);
+                let alone = file_changed(&request.operation, &outcome);
+                self.leasing.note_early(session, request, &outcome);
+                if request.early.is_some() {
+                    self.look_after_early_room();
+                }
                 let reply = PendingReply {
                     sequence,
                     changed: true,
-                    leased: Leased { grants, old },
+                    leased: Leased { grants, old, alone },
                     outcome,
                     ..reply
                 };
@@ -791,13 +824,18 @@ impl<M: Medium> Driver<M> {
         if let Some(since) = since {
             self.throttle.answered(now, now.saturating_sub(since));
         }
-        let table = &mut self.leasing.table;
-        let grants = leased.grants.into_iter();
-        let given = grants.filter(|(object, grant)| table.give(session, *object, *grant));
-        let told = Told {
-            leases: given.map(|(object, _)| object).collect(),
+        let mut told = Told {
             old: leased.old,
+            ..Told::default()
         };
+        for granted in leased.grants {
+            match self.give(session, granted, leased.alone) {
+                Given::Nothing => continue,
+                Given::Exclusive => told.exclusive = Some(granted.0),
+                Given::Shared => {}
+            }
+            told.leases.push(granted.0);
+        }
         self.answer(session, (slot, number), done, told);
     }
 
@@ -832,6 +870,7 @@ impl<M: Medium> Driver<M> {
                 authors,
                 leases: told.leases,
                 old: told.old,
+                exclusive: told.exclusive,
                 outcome: done.outcome,
             }
             .encode(),

@@ -98,6 +98,11 @@ impl Copying {
                 Step::Later => {
                     let _ = tokio::time::timeout(LOOK_AGAIN, changed.notified()).await;
                 }
+                let leased = Leased {
+                    grants,
+                    old,
+                    alone: None,
+                };
                 Step::Ordered(sequence, outcome, leased, stable) => {
                     if stable.await.is_ok() {
                         self.answer(&mut shared.borrow_mut(), sequence, outcome, Some(leased));
@@ -173,7 +178,7 @@ impl Copying {
                 d.sync_all = true;
                 d.sync_waiters.push(FlushWaiter::Task(done));
                 let grants = d.grants_of(self.session, &write.operation, &set.outcome);
-                Step::Ordered(sequence, set.outcome, Leased { grants, old }, stable)
+                Step::Ordered(sequence, set.outcome, leased, stable)
             }
             Err(OrderError::Brick(error)) => {
                 d.fail(&error);

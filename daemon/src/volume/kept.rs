@@ -280,6 +280,7 @@ async fn answer<M: Medium>(shared: &Shared<M>, point: PointId, request: Request)
             authors: Vec::new(),
             leases: Vec::new(),
             old: Vec::new(),
+            exclusive: None,
             outcome,
         });
     }

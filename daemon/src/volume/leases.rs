@@ -4,17 +4,20 @@
 //! A change that has to wait is put aside, so that its mount's connection is read on: what other
 //! mounts wait for may be in it. When leases were given back or have ended it is decided on anew.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
-use namespace::leases::{Grant, Leases, Recall, Verdict};
-use protocol::fs::{Operation, Outcome, Recalled, Request};
+use namespace::Executed;
+use namespace::leases::{Given, Grant, Leases, Recall, Verdict};
+use protocol::fs::{EARLY_BYTES_MAX, EARLY_MAX, Operation, Outcome, Present, Recalled, Request};
 use protocol::ids::SessionId;
-use protocol::units::ObjectId;
+use protocol::mistakes::{Mistake, made};
+use protocol::units::{ObjectId, Timestamp};
 use storage::Medium;
 
 use super::clients::Taken;
 use super::driver::{Driver, Shared};
+use super::keys::Keys;
 
 /// How long a lease lasts after a question. Every primary of a volume counts the same, as one that
 /// takes over awaits what its predecessor granted.
@@ -24,6 +27,14 @@ const ASIDE_BYTES_MAX: usize = 64 << 20;
 /// Something changed may have been told before it was waited for: it is looked again so soon.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
+/// Room that is held back for each session that answers changes early, so that none of them fails:
+/// what may be under way, and what goes by before leases are recalled where room becomes short.
+const EARLY_ROOM: u64 = EARLY_BYTES_MAX + EARLY_MAX as u64 * (8 << 10) + (2 << 20);
+/// Files of a session of which it is known when it changed them last.
+const EARLY_FILES_MAX: usize = 4096;
+const S_IFMT: u32 = 0o170_000;
+const S_IFREG: u32 = 0o100_000;
+
 /// What a reply tells about leases.
 #[derive(Default)]
 pub(super) struct Leased {
@@ -31,6 +42,8 @@ pub(super) struct Leased {
     pub(super) grants: Vec<(ObjectId, Grant)>,
     /// What its session has kept of these is old.
     pub(super) old: Vec<ObjectId>,
+    /// A file that it changed: its session may get it for itself.
+    pub(super) alone: Option<ObjectId>,
 }
 
 /// What a primary knows of leases.
@@ -38,6 +51,8 @@ pub(super) struct Leasing {
     pub(super) table: Leases,
     aside: VecDeque<(SessionId, Box<Request>)>,
     aside_bytes: usize,
+    /// The change time of files after the last change of them that was answered early.
+    early: HashMap<SessionId, HashMap<ObjectId, Timestamp>>,
     /// Somebody looks again after what waits for something else than leases.
     looks_again: bool,
 }
@@ -48,6 +63,7 @@ impl Default for Leasing {
             table: Leases::new(LEASE_TIME),
             aside: VecDeque::new(),
             aside_bytes: 0,
+            early: HashMap::new(),
             looks_again: false,
         }
     }
@@ -62,6 +78,35 @@ impl Leasing {
     pub(super) fn stop(&mut self) {
         self.table.clear();
         self.take_aside();
+        self.early.clear();
+    }
+
+    /// A session is over. `at_once`: nobody believes in what it held.
+    pub(super) fn end(&mut self, session: SessionId, at_once: bool, now: Duration) {
+        self.forget_aside(session);
+        self.table.end(session, at_once, now);
+        self.early.remove(&session);
+    }
+
+    /// Whether something is put aside that the session's applications take for done: what comes
+    /// after it of that kind comes after it.
+    pub(super) fn has_early_aside(&self, session: SessionId) -> bool {
+        let mut aside = self.aside.iter();
+        aside.any(|(of, request)| *of == session && request.early.is_some())
+    }
+
+    /// A change that was answered early is carried out.
+    pub(super) fn note_early(&mut self, session: SessionId, request: &Request, outcome: &Outcome) {
+        let (Outcome::Attributes(a) | Outcome::Written { attributes: a, .. }) = outcome else {
+            return;
+        };
+        if request.early.is_some() {
+            let files = self.early.entry(session).or_default();
+            if files.len() >= EARLY_FILES_MAX {
+                files.clear(); // it counts only where the lease was lost, and something is under way
+            }
+            files.insert(a.object, a.ctime);
+        }
     }
 
     fn take_aside(&mut self) -> VecDeque<(SessionId, Box<Request>)> {
@@ -127,7 +172,124 @@ fn told_of(operation: &Operation, outcome: &Outcome) -> Vec<ObjectId> {
     }
 }
 
+/// The files of whose attributes or data an answer tells.
+pub(super) fn files_told(operation: &Operation, executed: &Executed) -> Option<ObjectId> {
+    let of_outcome = |outcome: &Outcome| match outcome {
+        Outcome::Entry(a) | Outcome::Attributes(a) | Outcome::Written { attributes: a, .. } => {
+            (a.mode & S_IFMT == S_IFREG).then_some(a.object)
+        }
+        _ => None,
+    };
+    match (executed, operation) {
+        (Executed::Read { object, .. } | Executed::Seek { object, .. }, _) => Some(*object),
+        (Executed::Copy { from, .. }, _) => Some(*from),
+        // An ACL changes with the mode.
+        (Executed::Answer(Outcome::Data(_)), Operation::GetXattr { object, .. }) => Some(*object),
+        (Executed::Answer(outcome), _) => of_outcome(outcome),
+        (Executed::Change(set), _) => of_outcome(&set.outcome),
+        _ => None,
+    }
+}
+
+/// The file that a change is about, which its session may get for itself.
+pub(super) fn file_changed(operation: &Operation, outcome: &Outcome) -> Option<ObjectId> {
+    let (Outcome::Entry(a) | Outcome::Attributes(a) | Outcome::Written { attributes: a, .. }) =
+        outcome
+    else {
+        return None;
+    };
+    let changes = matches!(
+        operation,
+        Operation::Create { .. }
+            | Operation::MakeUnnamed { .. }
+            | Operation::Write { .. }
+            | Operation::SetAttributes { .. }
+            | Operation::Allocate { .. }
+    );
+    (changes && a.mode & S_IFMT == S_IFREG).then_some(a.object)
+}
+
 impl<M: Medium> Driver<M> {
+    /// Whether an answer that tells of this file may be given. Else it waits, and whoever has the
+    /// file for himself is told.
+    pub(super) fn may_tell(&mut self, session: SessionId, file: Option<ObjectId>) -> bool {
+        let now = self.now();
+        self.leasing.table.expire(now);
+        match self.leasing.table.ask(session, file.as_slice(), now) {
+            Verdict::Free(_) => true,
+            Verdict::Wait(recalls) => {
+                recalls.into_iter().for_each(|recall| self.tell(recall));
+                false
+            }
+        }
+    }
+
+    /// What a listing tells of files is left out where another mount may have changed it already:
+    /// who wants to know asks for it.
+    pub(super) fn hide_in_listing(&self, session: SessionId, outcome: &mut Outcome) {
+        let Outcome::Entries(entries) = outcome else {
+            return;
+        };
+        for entry in entries {
+            let is_file = entry.attributes.is_some_and(|a| a.mode & S_IFMT == S_IFREG);
+            if is_file && self.leasing.table.is_hidden(session, entry.object) {
+                entry.attributes = None;
+            }
+        }
+    }
+
+    /// Whether a change may take effect that was answered before it came: nobody else was told of
+    /// the file, or at least nobody else changed it.
+    pub(super) fn takes_early(
+        &self,
+        session: SessionId,
+        request: &Request,
+        known: Timestamp,
+    ) -> Result<bool, String> {
+        let (Operation::Write { object, .. } | Operation::SetAttributes { object, .. }) =
+            request.operation
+        else {
+            return Err("a change was answered early that cannot be".to_owned());
+        };
+        if self.leasing.table.is_alone(session, object) || made(Mistake::TakesWhatIsLost) {
+            return Ok(true);
+        }
+        let changed_at = namespace::changed_at(&Keys(&self.brick), object);
+        let changed_at = changed_at.map_err(|e| e.to_string())?;
+        let own = self.leasing.early.get(&session).and_then(|files| files.get(&object));
+        Ok(changed_at.is_some_and(|at| at == known || Some(&at) == own))
+    }
+
+    /// Room that is held back for changes which were answered early, from any other change.
+    pub(super) fn early_room(&self) -> u64 {
+        self.leasing.table.alone() as u64 * EARLY_ROOM
+    }
+
+    /// What an answer gives of a lease.
+    pub(super) fn give(
+        &mut self,
+        session: SessionId,
+        (object, grant): (ObjectId, Grant),
+        alone: Option<ObjectId>,
+    ) -> Given {
+        let now = self.now();
+        let mut alone = alone == Some(object);
+        if alone && !self.leasing.table.is_alone(session, object) {
+            let room = self.early_room() + 2 * EARLY_ROOM;
+            alone = self.has_room(room);
+        }
+        self.leasing.table.give(session, object, grant, alone, now)
+    }
+
+    /// Where room becomes short nothing is answered early any more, before anything of it fails.
+    pub(super) fn look_after_early_room(&mut self) {
+        let room = self.early_room();
+        if room > 0 && !self.has_room(room) {
+            let recalls = self.leasing.table.recall_alone();
+            recalls.into_iter().for_each(|recall| self.tell(recall));
+        }
+    }
+
     /// What an answer may give.
     pub(super) fn grants_of(
         &mut self,
@@ -180,10 +342,11 @@ impl<M: Medium> Driver<M> {
     }
 
     /// What a session presents as it is let in.
-    pub(super) fn leases_presented(&mut self, session: SessionId, objects: &[ObjectId]) {
+    pub(super) fn leases_presented(&mut self, session: SessionId, present: &Present) {
         let now = self.now();
         let whole = !self.replays.hold_up();
-        let recall = self.leasing.table.present(session, objects, whole, now);
+        let held = (&present.leases[..], &present.exclusive[..]);
+        let recall = self.leasing.table.present(session, held, whole, now);
         if let Some(recall) = recall {
             self.tell(recall);
         }

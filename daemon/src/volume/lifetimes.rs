@@ -82,7 +82,7 @@ impl<M: Medium> Driver<M> {
         let known = self.sessions.is_known(id, hello.confirmed);
         self.forget_waits(id);
         let leases = usize::try_from(hello.leases).unwrap_or(usize::MAX);
-        self.leasing.table.let_in(id, leases);
+        self.leasing.table.let_in(id, leases, hello.early && !hello.read_only);
         let ends = self.ends_of(hello);
         let connection = self.sessions.next_id();
         let mut settled = false;
@@ -199,8 +199,7 @@ impl<M: Medium> Driver<M> {
     /// A session is over; `said_so`: its mount ended it.
     pub(super) fn end_session(&mut self, session: SessionId, said_so: bool) {
         let now = self.now();
-        self.leasing.forget_aside(session);
-        self.leasing.table.end(session, said_so, now);
+        self.leasing.end(session, said_so, now);
         self.not_awaited(session);
         self.sessions.remove(session);
         match namespace::end_session(&Keys(&self.brick), session) {

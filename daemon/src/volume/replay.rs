@@ -190,7 +190,7 @@ impl<M: Medium> Driver<M> {
         match frame.kind {
             kind::PRESENT => {
                 let present = Present::decode(&frame).map_err(|e| e.to_string())?;
-                self.leases_presented(session, &present.leases);
+                self.leases_presented(session, &present);
                 if let Some(gathering) = &mut self.replays.gathering {
                     gathering.presented(present);
                     gathering.brings(session, now);

@@ -222,6 +222,38 @@ impl Leases {
         lease.is_some_and(|lease| lease.given && lease.exclusive)
     }
 
+    /// Whether a session may be told nothing of a file for now: another one may have it alone.
+    #[must_use]
+    pub fn is_hidden(&self, session: SessionId, file: ObjectId) -> bool {
+        let leases = self.objects.get(&file).into_iter().flatten();
+        let mut leases = leases.filter(|(_, lease)| lease.given);
+        let holds = leases.clone().any(|(holder, _)| *holder == session);
+        let awaits = !holds && self.awaited.iter().any(|of| *of != session);
+        awaits || leases.any(|(holder, lease)| *holder != session && lease.exclusive)
+    }
+
+    /// Takes back everything that a session holds alone.
+    pub fn recall_alone(&mut self) -> Vec<Recall> {
+        let holders: Vec<_> = self
+            .sessions
+            .iter()
+            .filter(|(_, of)| of.alone > 0)
+            .collect();
+        let mut of_all = Vec::new();
+        for (session, of) in holders {
+            let recalled = |object: &&ObjectId| {
+                let lease = self.lease(*session, **object);
+                lease.is_some_and(|lease| lease.exclusive && lease.recalled.is_none())
+            };
+            let objects: Vec<_> = of.objects.iter().filter(recalled).copied().collect();
+            of_all.push((*session, objects));
+        }
+        let of_all = of_all.into_iter();
+        of_all
+            .filter_map(|(session, objects)| self.recall(session, objects))
+            .collect()
+    }
+
     /// A session is let in and may hold so many leases, exclusive ones if it answers changes `early`.
     /// What it is answered on its new connection
     /// to what it asked on an earlier one gives it nothing: it presents what it holds just now.

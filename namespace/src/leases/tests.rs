@@ -324,8 +324,8 @@ const OBJECTS: u64 = 2;
 enum Up {
     Ask(ObjectId, Duration),
     Change(ObjectId, Duration),
-    /// It was answered already.
-    Early(ObjectId),
+    /// It was answered already; its number.
+    Early(ObjectId, u64),
     GiveBack(u64, Vec<ObjectId>),
     Present(Vec<ObjectId>, Vec<ObjectId>),
 }
@@ -344,6 +344,8 @@ enum Down {
         given: Given,
         asked: Duration,
     },
+    /// What was answered early is carried out, or lost.
+    EarlyDone(u64),
     Recall(u64, Vec<ObjectId>),
 }
 
@@ -354,8 +356,9 @@ struct Mount {
     cache: BTreeMap<ObjectId, u64>,
     /// What it may change before it asks.
     alone: BTreeSet<ObjectId>,
-    /// Changes that its applications take for done, and the primary has not.
-    early: Vec<ObjectId>,
+    /// Changes that its applications take for done and that were not answered, and until when the
+    /// lease held at least under which they were.
+    early: BTreeMap<u64, (ObjectId, Duration)>,
     /// When the last of them was answered.
     early_since: Duration,
     until: Duration,
@@ -379,6 +382,9 @@ struct World {
     parked: Vec<(usize, bool, ObjectId, Duration)>,
     /// Somebody was told of what another one had changed already.
     told: bool,
+    /// Changes that were answered early and have come.
+    came: BTreeSet<u64>,
+    numbers: u64,
     /// Changes that were carried out and whose author was not answered yet.
     own: BTreeSet<(usize, ObjectId)>,
 }
@@ -397,6 +403,8 @@ impl World {
             held: VecDeque::new(),
             parked: Vec::new(),
             told: false,
+            came: BTreeSet::new(),
+            numbers: 0,
             own: BTreeSet::new(),
         };
         (0..MOUNTS).for_each(|mount| world.connect(mount));
@@ -421,7 +429,8 @@ impl World {
         holds.extend(&m.alone);
         let alone = m.alone.iter().copied().collect();
         m.up.push_back(Up::Present(holds.into_iter().collect(), alone));
-        m.up.extend(m.early.iter().map(|object| Up::Early(*object)));
+        let early = m.early.iter();
+        m.up.extend(early.map(|(number, (object, _))| Up::Early(*object, *number)));
         let asked = self.now;
         let Some(object) = m.changes else {
             return;
@@ -498,8 +507,12 @@ impl World {
             .iter()
             .enumerate()
             .filter(|(at, _)| *at != mount);
-        others
-            .any(|(_, m)| self.now < m.until && m.early.contains(&object) && asked >= m.early_since)
+        others.any(|(_, m)| {
+            let open = |(number, (of, until)): (&u64, &(ObjectId, Duration))| {
+                *of == object && !self.came.contains(number) && self.now < *until
+            };
+            asked >= m.early_since && m.early.iter().any(open)
+        })
     }
 
     fn try_parked(&mut self) {
@@ -522,10 +535,12 @@ impl World {
                 self.leases.renew(id, self.now);
                 self.ask(mount, object, asked);
             }
-            Up::Early(object) => {
+            Up::Early(object, number) => {
                 self.leases.renew(id, self.now);
-                let m = &mut self.mounts[mount];
-                m.early.retain(|of| *of != object);
+                self.held.push_back((mount, None, Down::EarlyDone(number)));
+                if !self.came.insert(number) {
+                    return; // it was sent again
+                }
                 // Who lost the lease is refused where others changed it; here always.
                 if self.leases.is_alone(id, object) {
                     let verdict = self.leases.change(id, &[object], self.now);
@@ -570,6 +585,7 @@ impl World {
         let (object, given, alone) = match &mut down {
             Down::Told { object, given, .. } => (*object, given, false),
             Down::Changed { object, given, .. } => (*object, given, true),
+            Down::EarlyDone(_) => return self.mounts[mount].down.push_back(down),
             Down::Recall(..) => unreachable!("it is sent at once"),
         };
         if let Some(grant) = grant {
@@ -602,7 +618,9 @@ impl World {
                 asked,
             }) => {
                 m.until = m.until.max(from(asked) + TIME * 98 / 100);
-                if given != Given::Nothing && m.changes != Some(object) {
+                let changes =
+                    m.changes == Some(object) || m.early.values().any(|of| of.0 == object);
+                if given != Given::Nothing && !changes {
                     m.cache.insert(object, version);
                 }
             }
@@ -618,6 +636,9 @@ impl World {
                     m.alone.insert(object);
                 }
                 self.own.remove(&(mount, object));
+            }
+            Some(Down::EarlyDone(number)) => {
+                m.early.remove(&number);
             }
             Some(Down::Recall(number, objects)) => {
                 for object in &objects {
@@ -672,8 +693,9 @@ impl World {
                 if m.alone.contains(&object) && asked < m.until {
                     m.cache.remove(&object);
                     m.early_since = asked;
-                    m.early.push(object);
-                    m.up.push_back(Up::Early(object));
+                    self.numbers += 1;
+                    m.early.insert(self.numbers, (object, m.until));
+                    m.up.push_back(Up::Early(object, self.numbers));
                 }
             }
             20 if milliseconds.is_multiple_of(3) => m.stopped = !m.stopped,
