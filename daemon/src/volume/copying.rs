@@ -98,11 +98,6 @@ impl Copying {
                 Step::Later => {
                     let _ = tokio::time::timeout(LOOK_AGAIN, changed.notified()).await;
                 }
-                let leased = Leased {
-                    grants,
-                    old,
-                    alone: None,
-                };
                 Step::Ordered(sequence, outcome, leased, stable) => {
                     if stable.await.is_ok() {
                         self.answer(&mut shared.borrow_mut(), sequence, outcome, Some(leased));
@@ -178,6 +173,11 @@ impl Copying {
                 d.sync_all = true;
                 d.sync_waiters.push(FlushWaiter::Task(done));
                 let grants = d.grants_of(self.session, &write.operation, &set.outcome);
+                let leased = Leased {
+                    grants,
+                    old,
+                    alone: None,
+                };
                 Step::Ordered(sequence, set.outcome, leased, stable)
             }
             Err(OrderError::Brick(error)) => {

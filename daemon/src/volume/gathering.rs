@@ -317,7 +317,7 @@ mod tests {
                     name: Bytes::from_static(b"n"),
                 },
                 early: None,
-            payload: Bytes::new(),
+                payload: Bytes::new(),
             },
         })
     }

@@ -256,7 +256,11 @@ impl<M: Medium> Driver<M> {
         }
         let changed_at = namespace::changed_at(&Keys(&self.brick), object);
         let changed_at = changed_at.map_err(|e| e.to_string())?;
-        let own = self.leasing.early.get(&session).and_then(|files| files.get(&object));
+        let own = self
+            .leasing
+            .early
+            .get(&session)
+            .and_then(|files| files.get(&object));
         Ok(changed_at.is_some_and(|at| at == known || Some(&at) == own))
     }
 

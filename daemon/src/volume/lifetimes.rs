@@ -82,7 +82,9 @@ impl<M: Medium> Driver<M> {
         let known = self.sessions.is_known(id, hello.confirmed);
         self.forget_waits(id);
         let leases = usize::try_from(hello.leases).unwrap_or(usize::MAX);
-        self.leasing.table.let_in(id, leases, hello.early && !hello.read_only);
+        self.leasing
+            .table
+            .let_in(id, leases, hello.early && !hello.read_only);
         let ends = self.ends_of(hello);
         let connection = self.sessions.next_id();
         let mut settled = false;
