@@ -277,6 +277,10 @@ impl Machine {
     pub fn serves(&self) -> bool {
         self.phase == Phase::Serving
     }
+    /// Whether this replica's order is the volume's: it serves, or is about to hand that over.
+    fn leads(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::HandingOver { .. })
+    }
     /// What is on stable storage.
     #[must_use]
     pub fn durable(&self) -> &DurableState {
@@ -349,7 +353,7 @@ impl Machine {
         Report {
             term: self.state.term,
             role: self.state.role,
-            serving: matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }),
+            serving: self.leads(),
             disk: self.state.disk,
             line: self.state.line.clone(),
             last: self.last,
@@ -503,7 +507,7 @@ impl Machine {
     }
 
     fn advance(&mut self) {
-        if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
+        if !self.leads() {
             return;
         }
         self.go_on_tightening();
@@ -555,6 +559,8 @@ impl Machine {
         }
         if self.serves() {
             self.adjust_policy();
+        }
+        if self.leads() {
             self.after_membership_decision(now);
             self.ask_for_members(now);
         }

@@ -289,7 +289,7 @@ impl Machine {
     }
 
     pub(super) fn stop_serving(&mut self, reason: RoleReason) {
-        if matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
+        if self.leads() {
             self.flushes.clear();
             self.own_flushes.clear();
             self.tightens = None;
