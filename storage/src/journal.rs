@@ -235,8 +235,10 @@ impl<M: Medium> Journal<M> {
     pub(crate) fn set_marked_before(&mut self, before: Sequence) {
         self.marked_before = self.marked_before.max(before);
     }
-    /// Sequences begin anew at a lower one: nothing that comes was marked.
-    pub(crate) fn forget_marked(&mut self) {
+    /// The state is the one of `floor.0`, as of the frame `floor.1`: records before cannot be read
+    /// any more, and those that come may have lower numbers, of which none was marked.
+    pub(crate) fn begin_at(&mut self, floor: (Sequence, Lsn)) {
+        self.floor = floor;
         self.marked_before = Sequence::ZERO;
     }
 
@@ -385,7 +387,9 @@ impl<M: Medium> Journal<M> {
         };
         let needed = second.header.first_lsn.0 > self.checkpointed.0 + 1
             || second.header.first_lsn > self.stable;
-        let wanted = second.header.first_seq > self.retain_from;
+        // Before the floor nothing is read, whatever its numbers.
+        let is_read = second.header.first_lsn > self.floor.1;
+        let wanted = is_read && second.header.first_seq > self.retain_from;
         let marked = second.header.first_seq <= self.marked_before;
         !needed && (!wanted || (marked && self.total_bytes() >= self.total_bytes_max))
     }
@@ -477,16 +481,22 @@ impl<M: Medium> Journal<M> {
 
     /// The first sequence that can be read.
     pub(crate) fn oldest_kept(&self) -> Option<Sequence> {
-        let first = self.segments.front()?.header.first_seq;
-        Some(first.max(self.floor.0.next()))
+        let first = &self.segments.front()?.header;
+        // Numbers of segments that begin before the floor may be of a history that was given up.
+        Some(if first.first_lsn <= self.floor.1 {
+            self.floor.0.next()
+        } else {
+            first.first_seq
+        })
     }
 
     /// About how many bytes of frames stand at and after `from`.
     pub(crate) fn bytes_from(&self, from: Sequence, next: Sequence) -> u64 {
         let mut bytes = 0;
-        let ends = self.segments.iter().skip(1);
+        let floor = self.floor_segment();
+        let ends = self.segments.iter().skip(floor + 1);
         let ends = ends.map(|segment| segment.header.first_seq).chain([next]);
-        for (segment, after) in self.segments.iter().zip(ends) {
+        for (segment, after) in self.segments.iter().skip(floor).zip(ends) {
             let (first, after) = (segment.header.first_seq.0, after.0);
             if after <= from.0 {
                 continue;
@@ -498,13 +508,17 @@ impl<M: Medium> Journal<M> {
         bytes
     }
 
+    /// Index of the segment that the floor is in; the first, where that one has left.
+    fn floor_segment(&self) -> usize {
+        let mut segments = self.segments.iter();
+        segments
+            .rposition(|segment| segment.header.first_lsn <= self.floor.1)
+            .unwrap_or(0)
+    }
+
     /// Index of the segment in which reading at `from` begins.
     fn segment_for(&self, from: Sequence) -> usize {
-        let floor = self
-            .segments
-            .iter()
-            .rposition(|segment| segment.header.first_lsn <= self.floor.1)
-            .unwrap_or(0);
+        let floor = self.floor_segment();
         (floor + 1..self.segments.len())
             .rev()
             .find(|&index| self.segments[index].header.first_seq <= from)
@@ -739,9 +753,9 @@ fn sort_out<F: Clone>(
             .iter()
             .filter_map(|(s, _, _, h)| Some((*s, (*h)?)))
             .filter(|(_, h)| {
+                // Not by sequences: they begin anew, lower, where a history was given up.
                 h.number + 1 == header.number
                     && h.first_lsn < header.first_lsn
-                    && h.first_seq <= header.first_seq
                     && h.epoch <= header.epoch
             })
             .max_by_key(|(_, h)| h.epoch)

@@ -37,6 +37,15 @@ pub(super) struct CheckpointState {
     pub(super) journal_from: u64,
 }
 
+impl CheckpointState {
+    /// What the one that is under way will have marked is of a history that was given up.
+    pub(super) fn forget_marked_before(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.marked_before = Sequence::ZERO;
+        }
+    }
+}
+
 struct Running {
     /// The points afterwards.
     points: super::points::After,
@@ -160,7 +169,9 @@ impl<M: Medium> Brick<M> {
     }
 
     fn prepare_checkpoint(&mut self) -> Result<(), BrickError> {
-        let before = self.journal.leaves_soon_before();
+        // A segment of a history that was given up may begin with a higher number.
+        let next = self.position.sequence.next();
+        let before = self.journal.leaves_soon_before().min(next);
         if !self.read_only && self.mark_late(before)? {
             self.marked_before = before;
         }

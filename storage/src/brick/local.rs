@@ -205,11 +205,12 @@ impl<M: Medium> Brick<M> {
             term,
             generation,
         };
-        self.journal.floor = (sequence, lsn);
+        self.journal.begin_at((sequence, lsn));
         self.marks.clear();
         self.marks.add(lsn, sequence);
         self.stable = self.stable.min(sequence);
         self.journal_stable = self.journal_stable.min(sequence);
+        self.forget_marked_late();
         Ok(())
     }
 

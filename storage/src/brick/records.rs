@@ -106,6 +106,15 @@ impl<M: Medium> Brick<M> {
         Ok(true)
     }
 
+    /// Sequences begin anew, perhaps at a lower one: the numbers of what was marked late, and of what
+    /// may leave for that reason, mean other records now.
+    pub(super) fn forget_marked_late(&mut self) {
+        self.owed = None;
+        self.marked_late = [None; REPLICAS_MAX];
+        self.marked_before = Sequence::ZERO;
+        self.checkpoint.forget_marked_before();
+    }
+
     /// Records after `after`, in order, until their bytes come to `bytes_max`, at least one. The
     /// data of large writes is read from the objects as it is now. [`BrickError::NotKept`] where
     /// the journal does not reach back so far. May wait for the device.

@@ -296,6 +296,66 @@ fn what_leaves_the_journal_is_marked_first_for_whoever_has_not_confirmed_it() {
     }
 }
 
+/// The simulation found it: numbers of the given-up history counted as marked, so what the journal
+/// gave up of the new one was marked for nobody, and a replica never got it.
+#[test]
+fn what_was_marked_in_a_history_that_was_given_up_does_not_count_in_the_next() {
+    let (_, mut brick) = fresh(1 << 30);
+    let block = pattern(3, 30_000);
+    let run = |brick: &mut Brick<SimMedium>, from: u64, object_from: u64| {
+        for number in from..from + 300 {
+            brick.owe([(1, Sequence(from))].into_iter());
+            write(brick, object_from + number, 0, &block);
+            flush(brick);
+        }
+    };
+    run(&mut brick, 0, 1);
+    assert!(brick.marked_late(1) > Some(Sequence(50)));
+    brick
+        .set_applied(Sequence(20), Term(2), GenerationId([8; 16]))
+        .expect("set");
+    brick
+        .clear_dirty(1, &brick.next_dirty(1, None, usize::MAX))
+        .expect("sent");
+    run(&mut brick, 20, 1001);
+    let items = brick.next_dirty(1, None, usize::MAX);
+    let marked = |object| {
+        let mut items = items.iter();
+        items.any(|item| matches!(item, DirtyItem::Blocks { object: of, .. } if of.0 == object))
+    };
+    let left = brick.oldest_kept();
+    assert!(left > Sequence(100), "the limit counts");
+    for lost in 21..left.0 {
+        assert!(marked(1000 + lost), "record {lost} left unmarked");
+    }
+}
+
+/// Their segment began with a higher number, so nothing was kept, it seemed, and nothing marked.
+#[test]
+fn records_after_a_lower_position_are_kept_also_by_a_segment_of_the_history_before() {
+    let (mut disk, mut brick) = fresh(1 << 30);
+    let block = pattern(3, 30_000);
+    for number in 1..=100_u64 {
+        write(&mut brick, number, 0, &block);
+    }
+    brick
+        .set_applied(Sequence(20), Term(2), GenerationId([8; 16]))
+        .expect("set");
+    for number in 1..=40_u64 {
+        write(&mut brick, 1000 + number, 0, &block);
+    }
+    for _ in 0..2 {
+        assert_eq!(brick.oldest_kept(), Sequence(21));
+        let records = brick.read_records(Sequence(20), usize::MAX).expect("kept");
+        assert_eq!(records.len(), 40);
+        let bytes = brick.journal_bytes_since(Sequence(20)).expect("kept");
+        assert!((1_100_000..2_500_000).contains(&bytes), "{bytes}");
+        flush(&mut brick);
+        checkpoint(&mut brick);
+        brick = restart(&mut disk, brick);
+    }
+}
+
 #[test]
 fn a_new_position_ends_what_the_journal_can_tell() {
     let (mut disk, mut brick) = fresh(1 << 30);
