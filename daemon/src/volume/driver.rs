@@ -119,6 +119,8 @@ pub(super) struct Driver<M: Medium> {
     pub(super) handover_waiters: Vec<oneshot::Sender<bool>>,
     pub(super) paused: bool,
     pub(super) full_wanted: Mask,
+    /// Of what these lack, the journal no longer leads to all, as their catch-up from it found.
+    pub(super) overwritten: Mask,
     pub(super) resyncs: Vec<super::source::Resyncs>,
     /// How fast they may go beside applications.
     pub(super) throttle: Throttle,
@@ -204,6 +206,7 @@ impl<M: Medium> Driver<M> {
             handover_waiters: Vec::new(),
             paused: false,
             full_wanted: Mask::default(),
+            overwritten: Mask::default(),
             resyncs: (0..REPLICAS_MAX)
                 .map(|_| super::source::Resyncs::default())
                 .collect(),

@@ -61,6 +61,7 @@ mod source;
 mod splits;
 mod strangers;
 mod stream;
+mod tail;
 mod target;
 mod thread;
 mod verify;

@@ -16,11 +16,10 @@ use tokio::time::Instant;
 
 use super::client::Client;
 use super::faults::{millis, put_right, wait_until_in_sync};
-use super::history::State;
 use super::network::Place;
 use super::random::Random;
 use super::shape::Family;
-use super::work::Thing;
+use super::work::Found;
 use super::world::{LOOKING, Part, Scene, come_to_rest, compare_bricks, contents, finish};
 
 /// How long something may take that has to come.
@@ -30,8 +29,6 @@ const BEFORE_MS: u64 = 7000;
 
 /// What files and directories are in a brick.
 pub(super) type Files = BTreeMap<Part, bytes::Bytes>;
-/// What a look found.
-pub(super) type Found = BTreeMap<Thing, Vec<State>>;
 
 /// See the module.
 pub(crate) struct Apart {
