@@ -230,6 +230,8 @@ impl FileSystem {
             | init::FLOCK_LOCKS
             | init::BIG_WRITES
             | init::AUTO_INVAL_DATA
+            | init::DO_READDIRPLUS
+            | init::READDIRPLUS_AUTO
             | init::ASYNC_DIO
             | init::PARALLEL_DIROPS
             | init::MAX_PAGES

@@ -2,7 +2,7 @@
 //! rest waits at the handle, and only there: a new handle, or going back, asks again.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use protocol::fs::{Caller, DirectoryEntry, Operation};
@@ -34,6 +34,8 @@ pub(super) struct Listings(pub(super) Mutex<HashMap<u64, Listing>>);
 pub(super) struct Listing {
     /// The cookie that the next entry follows.
     cookie: u64,
+    /// Until then what is told of the entries may be kept.
+    fresh_until: Instant,
     entries: VecDeque<DirectoryEntry>,
 }
 
@@ -42,10 +44,10 @@ impl Listings {
         self.0.lock().remove(&handle);
     }
 
-    /// Takes the entries that follow `cookie`, if they are here.
-    fn take(&self, handle: u64, cookie: u64) -> Option<VecDeque<DirectoryEntry>> {
+    /// Takes what follows `cookie`, if it is here.
+    fn take(&self, handle: u64, cookie: u64) -> Option<Listing> {
         let listing = self.0.lock().remove(&handle)?;
-        (listing.cookie == cookie && !listing.entries.is_empty()).then_some(listing.entries)
+        (listing.cookie == cookie && !listing.entries.is_empty()).then_some(listing)
     }
 }
 
@@ -76,13 +78,16 @@ impl FileSystem {
             body: body.0,
         };
         // From the start the directory is read anew (rewinddir).
-        if let Some(entries) = self
+        if let Some(listing) = self
             .listings
             .take(handle, cookie)
             .filter(|_| offset > AFTER_DOT_DOT)
         {
-            // Read some time ago.
-            self.list(header.unique, ask, entries, Duration::ZERO);
+            // Read some time ago: what is left of it.
+            let fresh = listing
+                .fresh_until
+                .saturating_duration_since(Instant::now());
+            self.list(header.unique, ask, listing.entries, fresh);
             return Ok(());
         }
         let waiting = Waiting {
@@ -135,7 +140,11 @@ impl FileSystem {
             entries.pop_front();
         }
         if let (Some(cookie), false) = (last, entries.is_empty()) {
-            let listing = Listing { cookie, entries };
+            let listing = Listing {
+                cookie,
+                fresh_until: Instant::now() + fresh,
+                entries,
+            };
             self.listings.0.lock().insert(ask.handle, listing);
         }
         self.reply(unique, 0, &[&body.0]);
