@@ -147,6 +147,8 @@ pub struct Machine {
     revision: u64,
     /// Sides of a split brain that an operator gave up.
     giving_up: Mask,
+    /// The latest term that anybody told when it was met.
+    heard_of: Term,
     /// Whose role this replica is handed just now: the two are even.
     heir_of: Option<usize>,
     /// The longer tail that somebody had was asked for already.
@@ -201,6 +203,7 @@ impl Machine {
             joined: false,
             revision: 0,
             giving_up: Mask::default(),
+            heard_of: Term::default(),
             heir_of: None,
             tail_fetched: false,
             losses: vec![None; REPLICAS_MAX],

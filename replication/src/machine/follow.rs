@@ -270,10 +270,12 @@ impl Machine {
         Ok(())
     }
 
-    /// The latest term that this replica or one that is connected knows.
+    /// The latest term that this replica knows of, also from whoever was connected before: what an
+    /// operator decides about a side must not depend on whether its link is up at that moment.
     fn highest_term(&self) -> Term {
         let terms = self.links.iter().flatten().map(|link| link.report.term);
-        terms.max().unwrap_or_default().max(self.state.term)
+        let now = terms.max().unwrap_or_default();
+        now.max(self.state.term).max(self.heard_of)
     }
 
     /// This side stays: it serves in a later term than anybody knows, and the others learn of that.
