@@ -10,7 +10,6 @@ use protocol::units::{ObjectId, Sequence};
 use storage::{LastWrite, Medium};
 
 use super::driver::Driver;
-use super::gathering::Gathering;
 use super::keys::Keys;
 use super::replay::was_answered;
 
@@ -139,8 +138,8 @@ impl<M: Medium> Driver<M> {
         } else {
             replay.order.unwrap_or_default()
         };
-        let stable = self.replays.gathering.as_ref().map(Gathering::stable);
-        let is_stable = stable.is_some_and(|stable| place <= stable);
+        let gathering = self.replays.gathering.as_ref();
+        let is_stable = gathering.is_some_and(|gathering| gathering.is_stable(place));
         if is_stable || !self.wants_data() {
             return Ok(Data::Here);
         }
