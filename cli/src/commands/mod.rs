@@ -3,6 +3,7 @@
 mod bench;
 mod brick;
 mod brick_export;
+mod client;
 mod completions;
 mod create;
 mod daemon;
@@ -31,6 +32,7 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
     match cli.command {
         Command::Daemon(args) => daemon::run(global, args),
         Command::Peer(command) => peer::run(global, output, command),
+        Command::Client(command) => client::run(global, output, command),
         Command::Volume(command) => volume::run(global, output, command),
         Command::Brick(command) => brick::run(global, output, command),
         Command::Status { watch } => status::pool(global, output, watch),

@@ -83,8 +83,7 @@ impl Node {
     async fn answer(self: &Arc<Self>, request: NodeRequest, caller: Caller) -> NodeReply {
         match caller {
             Caller::Key(node) if !self.pool.is_member(node) => {
-                tracing::debug!(%node, "a request of a key that is no member was refused");
-                return NodeReply::Error(not_member());
+                return self.answer_client(request, node).await;
             }
             Caller::Local if !matches!(request, NodeRequest::Locate { .. }) => {
                 return NodeReply::Error(not_member());
@@ -136,11 +135,33 @@ impl Node {
             NodeRequest::VolumeCommand { volume, command } => {
                 self.volume_command(volume, command).await
             }
+            NodeRequest::JoinClient { .. } => Err(refuse(
+                "client_is_node",
+                "this machine is a node of the pool, which mounts under its own identity",
+                "Mount there without `client join`, with the daemon's --data-dir.",
+            )),
             NodeRequest::Propose { .. }
             | NodeRequest::Admit { .. }
             | NodeRequest::SetVoter { .. }
             | NodeRequest::SetAddress { .. }
             | NodeRequest::Expel { .. } => Ok(self.pool.lead(request).await),
+        };
+        done.unwrap_or_else(NodeReply::Error)
+    }
+
+    /// What others than members may ask.
+    async fn answer_client(self: &Arc<Self>, request: NodeRequest, key: NodeId) -> NodeReply {
+        let known = self.pool.state().client_of(key).is_some();
+        let done = match request {
+            NodeRequest::JoinClient { secret } => self.join_client(key, &secret).await,
+            NodeRequest::Locate { volume } if known => match self.may_mount(key, &volume) {
+                Ok(()) => self.locate(&volume, Caller::Key(key)).await,
+                Err(refusal) => Err(refusal),
+            },
+            _ => {
+                tracing::debug!(%key, "a request of a key that has no right to it was refused");
+                Err(not_member())
+            }
         };
         done.unwrap_or_else(NodeReply::Error)
     }
@@ -412,8 +433,9 @@ fn prepare_refusal(error: &PrepareError) -> Refusal {
 fn not_member() -> Refusal {
     refuse(
         code::FORBIDDEN,
-        "this key belongs to no member of the pool",
-        "Admit the node with `cairn peer probe`.",
+        "this key belongs to no node and no client of the pool",
+        "A machine that mounts is invited by `cairn client add NAME` on a node; a node is admitted \
+         by `cairn peer probe`.",
     )
 }
 

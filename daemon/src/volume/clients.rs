@@ -10,7 +10,7 @@ use protocol::fs::{
     Author, Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Replay, Reply, Request,
     SLOT_NONE, SLOTS_MAX, kind, refusal,
 };
-use protocol::ids::SessionId;
+use protocol::ids::{NodeId, SessionId};
 use protocol::mistakes::{Mistake, made};
 use protocol::units::{ObjectId, Sequence, Timestamp};
 use storage::{Medium, ReadError, ReadOutcome, SeekFor};
@@ -48,6 +48,13 @@ struct Again {
     replay: Option<Box<Replay>>,
 }
 
+/// Who is at the other end of a connection.
+pub(super) struct Asks {
+    /// Proven by TLS; `None`: a process of this machine, which the data socket's mode lets in.
+    pub(super) peer: Option<NodeId>,
+    pub(super) address: Option<String>,
+}
+
 /// What has to happen before more of a client's requests are taken.
 enum Wait {
     /// More bytes come.
@@ -68,13 +75,10 @@ enum Taken {
 
 /// Serves one connection of a mount to its end.
 pub(super) async fn serve_client<M: Medium>(driver: Shared<M>, stream: Stream) {
-    let allowed = {
-        let d = driver.borrow();
-        stream
-            .peer()
-            .is_none_or(|node| d.host.may_use(node, &d.spec.name))
+    let asks = Asks {
+        peer: stream.peer(),
+        address: stream.address(),
     };
-    let address = stream.address();
     let (mut reader, writer) = stream.split();
     let outbox = Outbox::new();
     let writing = tokio::task::spawn_local(outbox.clone().run(writer));
@@ -83,8 +87,8 @@ pub(super) async fn serve_client<M: Medium>(driver: Shared<M>, stream: Stream) {
         tokio::time::timeout(GREETING_TIMEOUT, next_frame(&mut reader, &mut buffer)).await;
     let opened = match greeted {
         Ok(Some(frame)) => {
-            wait_until_let_in(&driver, &frame, allowed).await;
-            open(&driver, &frame, allowed, address, &outbox)
+            wait_until_let_in(&driver, &frame, &asks).await;
+            open(&driver, &frame, asks, &outbox)
         }
         _ => None,
     };
@@ -109,7 +113,7 @@ pub(super) async fn serve_client<M: Medium>(driver: Shared<M>, stream: Stream) {
 }
 
 /// The only mount of the volume may rely for a moment on being alone: another one waits.
-async fn wait_until_let_in<M: Medium>(driver: &Shared<M>, frame: &RawFrame, allowed: bool) {
+async fn wait_until_let_in<M: Medium>(driver: &Shared<M>, frame: &RawFrame, asks: &Asks) {
     let Ok(hello) = Hello::decode(frame) else {
         return; // refused in a moment
     };
@@ -117,7 +121,7 @@ async fn wait_until_let_in<M: Medium>(driver: &Shared<M>, frame: &RawFrame, allo
         let mut d = driver.borrow_mut();
         let now = d.now();
         let wait = d.sessions.wait_for(hello.session, now);
-        if !allowed || wait.is_zero() {
+        if d.right_of(asks.peer).is_none() || wait.is_zero() {
             return;
         }
         d.sessions.newcomers += 1;
@@ -147,8 +151,7 @@ pub(super) async fn next_frame(reader: &mut ReadHalf, buffer: &mut BytesMut) -> 
 fn open<M: Medium>(
     driver: &Shared<M>,
     frame: &RawFrame,
-    allowed: bool,
-    address: Option<String>,
+    asks: Asks,
     outbox: &Rc<Outbox>,
 ) -> Option<(SessionId, u64)> {
     let hello = (frame.kind == kind::HELLO).then(|| Hello::decode(frame));
@@ -167,12 +170,12 @@ fn open<M: Medium>(
         );
         None
     };
-    if !allowed {
+    let Some(right) = d.right_of(asks.peer) else {
         return refuse(
             refusal::FORBIDDEN,
             "this identity has no right to the volume",
         );
-    }
+    };
     if hello.volume != d.spec.id {
         return refuse(
             refusal::NO_VOLUME,
@@ -194,7 +197,7 @@ fn open<M: Medium>(
         outbox.send(HelloReply::Elsewhere(elsewhere).encode());
         return None;
     }
-    let connection = d.open_session(&hello, address, outbox)?;
+    let connection = d.open_session(&hello, asks, right, outbox)?;
     Some((hello.session, connection))
 }
 

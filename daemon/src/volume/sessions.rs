@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use protocol::frame::RawFrame;
 use protocol::fs::{Outcome, Place};
-use protocol::ids::SessionId;
+use protocol::ids::{NodeId, SessionId};
 use protocol::units::{ObjectId, Sequence};
 use tokio::sync::oneshot;
 
@@ -51,6 +51,8 @@ pub(super) struct Session {
     /// Told when that record is stable; nobody is let in before.
     pub(super) settling: Option<oneshot::Receiver<()>>,
     pub(super) address: Option<String>,
+    /// Whose key proved who it is, at its last connection; `None`: it is of this machine.
+    pub(super) peer: Option<NodeId>,
     /// Its connection now, with a number that tells it from older ones.
     pub(super) connection: Option<(u64, Rc<Outbox>)>,
     pub(super) slots: BTreeMap<u16, Slot>,
@@ -345,6 +347,17 @@ impl Sessions {
                 outbox.close();
             }
         }
+    }
+
+    /// Closes a session's connection, if it has one. Its client's name.
+    pub(super) fn cut_off(&mut self, session: SessionId) -> String {
+        let Some(state) = self.by_id.get_mut(&session) else {
+            return String::new();
+        };
+        if let Some((_, outbox)) = state.connection.take() {
+            outbox.close();
+        }
+        state.client_name.clone()
     }
 
     /// The connection of a session ended. False: it has another one by now.

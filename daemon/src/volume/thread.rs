@@ -243,6 +243,7 @@ async fn watch_agreement<M: Medium>(shared: Shared<M>) {
             return;
         }
         d.learn_agreement();
+        d.end_revoked();
         d.finish_turn();
     }
 }

@@ -40,6 +40,7 @@ use crate::connection::{Connector, FrameReader};
 use connect::RETRY_MAX;
 pub use dial::DialError;
 use dial::Welcomed;
+pub(crate) use dial::ask;
 use keep::{Keep, Welcome};
 use link::Link;
 use locks::Locks;
