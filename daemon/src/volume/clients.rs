@@ -176,6 +176,10 @@ fn open<M: Medium>(
             "this identity has no right to the volume",
         );
     };
+    // A node's mounts come by the socket or by its key; between machines a session does not move.
+    if right.client.is_some() && d.sessions.belongs_to_another(hello.session, asks.peer) {
+        return refuse(refusal::FORBIDDEN, "the session belongs to another machine");
+    }
     if hello.volume != d.spec.id {
         return refuse(
             refusal::NO_VOLUME,

@@ -96,6 +96,7 @@ impl<M: Medium> Driver<M> {
             state.read_only = hello.read_only || right.read_only;
             state.address = asks.address;
             state.peer = asks.peer;
+            state.was_here = true;
             state.heard = now;
             state.presents = true;
             state.was_unknown = !known && !hello.kept_terms.is_empty();

@@ -17,7 +17,7 @@ use crate::{
     SeekFor,
 };
 
-fn options() -> Options {
+pub(super) fn options() -> Options {
     Options {
         large_write_bytes: 64 << 10,
         unsynced_bytes_max: 2 << 20,
