@@ -347,12 +347,12 @@ impl<M: Medium> Driver<M> {
     /// Applies a record that came from the primary, or from a member while pulling. Only after
     /// that it counts as here.
     pub(super) fn follow(&mut self, record: &Record) -> Result<(), BrickError> {
+        if matches!(self.machine.phase(), Phase::Pulling { .. }) {
+            self.doubt_pulled(&record.changes)?;
+        }
         let mask = self.machine.dirty_mask();
         let pace = self.brick.append(record, mask.0)?;
         self.machine.followed(record.sequence);
-        if matches!(self.machine.phase(), Phase::Pulling { .. }) {
-            self.note_pulled(&record.changes);
-        }
         self.note_data(record.sequence, &record.changes);
         self.appended = true;
         self.throttled |= pace == Pace::Throttle;

@@ -133,6 +133,12 @@ impl Machine {
         self.last = sequence;
     }
 
+    /// More extents are in doubt here: a record that was fetched from a member brings the data of
+    /// large writes as a crash may have left it there. Said before that record is applied.
+    pub fn doubts_more(&mut self, extents: u64) {
+        self.suspects = self.suspects.saturating_add(extents);
+    }
+
     /// What was received and not applied is dropped: nobody relies on it.
     pub fn forget_received(&mut self) {
         self.received = self.last;

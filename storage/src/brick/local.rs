@@ -1,9 +1,11 @@
 //! What only this brick knows, through the journal: dirty marks, the activity log, its position.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use protocol::ids::GenerationId;
 use protocol::record::Change;
-use protocol::units::{ObjectId, Sequence, Term, blocks_touched};
+use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Term, blocks_touched};
 
 use super::records::changes_of;
 use super::{Brick, Position};
@@ -105,6 +107,20 @@ impl<M: Medium> Brick<M> {
             *marked = None;
         }
         Ok(())
+    }
+
+    /// These bytes were taken as somebody else's crash may have left them: suspect like what a
+    /// recovery finds, until [`Brick::clear_suspects`]. Durable with the next flush, and not after
+    /// any record that is appended later.
+    pub fn mark_suspect(&mut self, object: ObjectId, range: &Range<u64>) -> Result<(), BrickError> {
+        self.mark_dirty(
+            SUSPECT,
+            &[DirtyItem::Blocks {
+                object,
+                start: range.start / BLOCK_BYTES,
+                end: range.end.div_ceil(BLOCK_BYTES),
+            }],
+        )
     }
 
     /// The suspect blocks of [`super::RecoveryReport`] are settled: they were taken from another

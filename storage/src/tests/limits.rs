@@ -296,6 +296,26 @@ fn what_leaves_the_journal_is_marked_first_for_whoever_has_not_confirmed_it() {
     }
 }
 
+#[test]
+fn what_is_marked_suspect_is_suspect_after_a_crash_until_it_is_settled() {
+    let (mut disk, mut brick) = fresh(1 << 30);
+    brick
+        .mark_suspect(ObjectId(1), &(5000..9000))
+        .expect("marked");
+    write(&mut brick, 1, 0, &pattern(3, 30_000));
+    flush(&mut brick);
+    for settled in [false, true] {
+        disk = disk.fork();
+        drop(brick);
+        let (again, report) = Brick::open(disk.clone(), None, options()).expect("open");
+        brick = again;
+        let expected = (!settled).then_some((ObjectId(1), BLOCK_BYTES..3 * BLOCK_BYTES));
+        assert_eq!(report.suspect, Vec::from_iter(expected));
+        brick.clear_suspects().expect("settled");
+        flush(&mut brick);
+    }
+}
+
 /// The simulation found it: numbers of the given-up history counted as marked, so what the journal
 /// gave up of the new one was marked for nobody, and a replica never got it.
 #[test]
