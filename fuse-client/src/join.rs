@@ -137,11 +137,7 @@ fn ask_to_join(
     let source = MachineIdentity::new(identity, ids);
     let connector = SystemConnector::new(Some(Box::new(source)));
     let request = NodeRequest::JoinClient {
-        secret: token
-            .secret
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect(),
+        secret: token.secret_text(),
     };
     let mut met = Vec::new();
     for (id, address) in &token.nodes {

@@ -86,6 +86,13 @@ impl FromStr for ClientToken {
 }
 
 impl ClientToken {
+    /// The secret as it is shown to a node: 32 hexadecimal digits.
+    #[must_use]
+    pub fn secret_text(&self) -> String {
+        let digits = self.secret.iter().map(|byte| format!("{byte:02x}"));
+        digits.collect()
+    }
+
     fn decode(mut r: Reader) -> Result<Self, DecodeError> {
         let version = r.u8("a token's version")?;
         if version != VERSION {

@@ -4,7 +4,7 @@ use protocol::client::{ClientInfo, ClientState};
 use protocol::control::{ControlRequest, exit};
 use serde_json::json;
 
-use super::{act, ask, typed};
+use super::{act, ask, ask_for_word, typed};
 use crate::args::{ClientCommand, Global};
 use crate::connection;
 use crate::failure::Failure;
@@ -22,7 +22,7 @@ pub(super) fn run(global: &Global, output: &Output, command: ClientCommand) -> R
                 volumes,
                 read_only,
             };
-            add(global, output, &request)
+            ask_for_word(global, output, &request, "token")
         }
         ClientCommand::Join { token } => join(global, output, &token),
         ClientCommand::List => list(global, output),
@@ -30,20 +30,6 @@ pub(super) fn run(global: &Global, output: &Output, command: ClientCommand) -> R
             act(global, output, &ControlRequest::ClientRevoke { name })
         }
     }
-}
-
-/// The token is the last word on standard output, with `-q` the only one.
-fn add(global: &Global, output: &Output, request: &ControlRequest) -> Result<u8, Failure> {
-    let answer = ask(global, output, request)?;
-    if output.json {
-        output.value(&answer.data);
-        return Ok(exit::DONE);
-    }
-    output.done(answer.message.as_deref().unwrap_or_default());
-    if output.quiet() {
-        output.line(answer.data["token"].as_str().unwrap_or_default());
-    }
-    Ok(exit::DONE)
 }
 
 fn join(global: &Global, output: &Output, token: &str) -> Result<u8, Failure> {

@@ -76,6 +76,26 @@ pub(crate) fn act(
     Ok(exit::DONE)
 }
 
+/// Asks for something to be typed elsewhere: the last word on standard output, with `-q` the only
+/// one. `key` is its name among the facts.
+pub(crate) fn ask_for_word(
+    global: &Global,
+    output: &Output,
+    request: &ControlRequest,
+    key: &str,
+) -> Result<u8, Failure> {
+    let answer = ask(global, output, request)?;
+    if output.json {
+        output.value(&answer.data);
+        return Ok(exit::DONE);
+    }
+    output.done(answer.message.as_deref().unwrap_or_default());
+    if output.quiet() {
+        output.line(answer.data[key].as_str().unwrap_or_default());
+    }
+    Ok(exit::DONE)
+}
+
 /// The facts as the type that they are.
 pub(crate) fn typed<T: DeserializeOwned>(data: &Value) -> Result<T, Failure> {
     T::deserialize(data).map_err(|error| {

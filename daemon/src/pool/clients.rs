@@ -8,6 +8,7 @@ use protocol::ids::NodeId;
 use protocol::node_rpc::{Member, NodeReply, Refusal, code};
 
 use super::Node;
+use super::create::is_plain;
 use super::refusal::{refuse, refuse_usage};
 use super::volumes::volume_of;
 use crate::events::Severity;
@@ -15,8 +16,6 @@ use crate::raft::{ClientRecord, PoolCommand, PoolOutcome, PoolRefusal, PoolState
 
 /// How long a token may be used, in seconds.
 const TOKEN_SECONDS: u64 = 24 * 3600;
-/// Longest name of a client.
-const NAME_BYTES_MAX: usize = 64;
 
 impl Node {
     /// Invites a client. The token is for its machine, which uses it within a day.
@@ -32,11 +31,15 @@ impl Node {
         for volume in volumes {
             some.insert(volume_of(&state, volume)?.id);
         }
-        let secret: [u8; 16] = rand::random();
+        let token = ClientToken {
+            pool: state.pool,
+            secret: rand::random(),
+            nodes: self.nodes_to_name(&state),
+        };
         let client = ClientRecord {
             volumes: (!volumes.is_empty()).then_some(some),
             read_only,
-            token: fingerprint(&hex(&secret)),
+            token: fingerprint(&token.secret_text()),
             expires_at: seconds_now() + TOKEN_SECONDS,
             key: None,
         };
@@ -45,11 +48,6 @@ impl Node {
             client,
         };
         self.order_client(command).await?;
-        let token = ClientToken {
-            pool: state.pool,
-            secret,
-            nodes: self.nodes_to_name(&state),
-        };
         Ok(token.to_string())
     }
 
@@ -165,9 +163,7 @@ fn volume_names(state: &PoolState, client: &ClientRecord) -> Option<Vec<String>>
 }
 
 fn check_name(name: &str) -> Result<(), Refusal> {
-    let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
-    let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if begins && name.len() <= NAME_BYTES_MAX && name.chars().all(allowed) {
+    if is_plain(name) {
         return Ok(());
     }
     Err(refuse_usage(
@@ -178,7 +174,7 @@ fn check_name(name: &str) -> Result<(), Refusal> {
     ))
 }
 
-fn client_refusal(refusal: &PoolRefusal) -> Refusal {
+pub(super) fn client_refusal(refusal: &PoolRefusal) -> Refusal {
     let (code, hint) = match refusal {
         PoolRefusal::ClientExists { .. } => (
             "client_exists",
@@ -205,12 +201,7 @@ fn client_refusal(refusal: &PoolRefusal) -> Refusal {
 
 fn fingerprint(secret: &str) -> String {
     let key = blake3::derive_key("cairn 2026 token of a client", secret.as_bytes());
-    hex(&key)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    let digits = bytes.iter().map(|byte| format!("{byte:02x}"));
-    digits.collect()
+    blake3::Hash::from_bytes(key).to_string()
 }
 
 fn seconds_now() -> u64 {

@@ -14,9 +14,10 @@ use protocol::volume::{VolumeSpec, VolumeState};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Node;
+use super::clients::client_refusal;
 use super::manager::replica_on;
 use super::refusal::{refuse, refuse_loss};
-use crate::raft::GroupError;
+use crate::raft::{GroupError, PoolRefusal};
 use crate::rpc::{FrameStream, ReadError};
 use crate::volume::{self, CommandError, PrepareError};
 
@@ -135,11 +136,7 @@ impl Node {
             NodeRequest::VolumeCommand { volume, command } => {
                 self.volume_command(volume, command).await
             }
-            NodeRequest::JoinClient { .. } => Err(refuse(
-                "client_is_node",
-                "this machine is a node of the pool, which mounts under its own identity",
-                "Mount there without `client join`, with the daemon's --data-dir.",
-            )),
+            NodeRequest::JoinClient { .. } => Err(client_refusal(&PoolRefusal::ClientIsNode)),
             NodeRequest::Propose { .. }
             | NodeRequest::Admit { .. }
             | NodeRequest::SetVoter { .. }
