@@ -132,6 +132,8 @@ impl Shared {
     fn refuse(&self) {
         let mut state = self.state.lock();
         state.refused = true;
+        // What it knew it may not tell either.
+        self.cache.lock().clear();
         let waiters = state.table.older_than(Instant::now());
         state.refill();
         drop(state);

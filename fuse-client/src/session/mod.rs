@@ -44,6 +44,7 @@ pub(crate) use caching::clock;
 use connect::RETRY_MAX;
 pub use dial::DialError;
 use dial::Welcomed;
+pub(crate) use dial::ask;
 use keep::{Keep, Welcome};
 use leases::{Cache, Forget, Fresh};
 use link::Link;

@@ -98,10 +98,6 @@ impl Host for Alone {
         Box::pin(async move { Ok(stream) })
     }
 
-    fn may_use(&self, _: NodeId, _: &str) -> bool {
-        true
-    }
-
     fn agreed(&self, _: VolumeId) -> Option<Agreed> {
         self.agreed
     }
