@@ -74,6 +74,9 @@ pub(crate) enum Command {
     /// Nodes of the pool
     #[command(subcommand)]
     Peer(PeerCommand),
+    /// Machines that mount volumes and are no nodes
+    #[command(subcommand)]
+    Client(ClientCommand),
     /// Volumes
     #[command(subcommand)]
     Volume(VolumeCommand),
@@ -225,6 +228,34 @@ pub(crate) enum PeerCommand {
     },
     /// Every node and whether it answers
     Status,
+}
+
+/// `cairn client`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ClientCommand {
+    /// Invite a machine: prints a one-time token, to be used there within a day
+    Add {
+        /// A name for it
+        name: String,
+        /// A volume that it may mount; may be repeated [default: all, also later ones]
+        #[arg(long = "volume", value_name = "VOLUME")]
+        volumes: Vec<String>,
+        /// It may only read them
+        #[arg(long)]
+        read_only: bool,
+    },
+    /// Become a client: on the machine that mounts
+    Join {
+        /// What `cairn client add` printed
+        token: String,
+    },
+    /// Every client
+    List,
+    /// End a client's right, and its mounts at once
+    Revoke {
+        /// Its name
+        name: String,
+    },
 }
 
 /// On or off.

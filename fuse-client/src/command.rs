@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use crate::connection::SystemConnector;
-use crate::identity::NodeIdentity;
+use crate::identity::MachineIdentity;
 use crate::kernel::{self, MountError};
 use crate::options::{MountRequest, OptionError};
 use crate::point;
@@ -49,10 +49,10 @@ pub struct MountFailure {
     pub hint: String,
 }
 
-fn failure(sentence: impl std::fmt::Display, hint: &str) -> MountFailure {
+pub(crate) fn failure(sentence: impl std::fmt::Display, hint: impl Into<String>) -> MountFailure {
     MountFailure {
         sentence: sentence.to_string(),
-        hint: hint.to_owned(),
+        hint: hint.into(),
     }
 }
 
@@ -228,7 +228,7 @@ fn serve(
 }
 
 fn connect(args: &MountArgs, request: &MountRequest) -> Result<Arc<Session>, MountFailure> {
-    let identity = NodeIdentity::read(&args.data_dir);
+    let identity = MachineIdentity::read(&args.data_dir);
     let socket = args.data_dir.join("data.sock");
     let local_socket = socket.exists().then_some(socket);
     match (&identity, &local_socket) {
@@ -236,7 +236,8 @@ fn connect(args: &MountArgs, request: &MountRequest) -> Result<Arc<Session>, Mou
             let dir = args.data_dir.display();
             return Err(failure(
                 format!("this machine has no identity for a pool: {dir}: {error}"),
-                "Mount on a node of the pool, as root, with its --data-dir.",
+                "Invite this machine on a node (`cairn client add NAME`) and run the `cairn client join \
+                 TOKEN` that it prints here; on a node mount as root, with its --data-dir.",
             ));
         }
         (Err(_), Some(socket)) => check_right(socket)?,
@@ -251,6 +252,7 @@ fn connect(args: &MountArgs, request: &MountRequest) -> Result<Arc<Session>, Mou
         read_only: request.flags.read_only,
         no_primary_eio: request.no_primary_eio,
         mount_timeout: request.mount_timeout,
+        early: !request.flags.sync && !request.flags.read_only,
     };
     Ok(Session::start(config, Arc::new(SystemConnector::new(tls)))?)
 }

@@ -1,40 +1,61 @@
-//! Who this machine is towards the pool, as the local daemon's directory tells.
+//! Who this machine is towards the pool: a node of it, as its daemon's directory tells, or a client.
 
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use protocol::client::{KEY_FILE, MEMBERSHIP_FILE, Membership};
 use protocol::identity::Identity;
 use protocol::ids::NodeId;
 
 use crate::connection::TlsSource;
 
-/// A node's identity, and the members of its pool as it knew them last.
-pub(crate) struct NodeIdentity {
+/// A machine's key, and the nodes of its pool as it knew them last.
+pub(crate) struct MachineIdentity {
     identity: Identity,
-    members: Vec<NodeId>,
+    nodes: Vec<NodeId>,
 }
 
-impl NodeIdentity {
-    /// Reads a daemon's directory once; it is not needed afterwards.
+impl MachineIdentity {
+    pub(crate) fn new(identity: Identity, nodes: Vec<NodeId>) -> Self {
+        Self { identity, nodes }
+    }
+
+    /// Reads a data directory once; it is not needed afterwards. A node mounts under the node's
+    /// identity.
     pub(crate) fn read(data_dir: &Path) -> io::Result<Self> {
-        let pem = std::fs::read_to_string(data_dir.join("identity.pem"))?;
-        let identity = Identity::from_pem(&pem).map_err(io::Error::other)?;
-        let members = std::fs::read(data_dir.join("members.json"))?;
-        let members: BTreeMap<NodeId, String> = serde_json::from_slice(&members)?;
-        Ok(Self {
-            identity,
-            members: members.into_keys().collect(),
-        })
+        if is_node(data_dir) {
+            let members = std::fs::read(data_dir.join("members.json"))?;
+            let members: BTreeMap<NodeId, String> = serde_json::from_slice(&members)?;
+            let identity = read_key(&data_dir.join(NODE_KEY_FILE))?;
+            return Ok(Self::new(identity, members.into_keys().collect()));
+        }
+        let membership = std::fs::read(data_dir.join(MEMBERSHIP_FILE))?;
+        let membership: Membership = serde_json::from_slice(&membership)?;
+        let identity = read_key(&data_dir.join(KEY_FILE))?;
+        Ok(Self::new(identity, membership.nodes.into_keys().collect()))
     }
 }
 
-impl TlsSource for NodeIdentity {
+/// File of a node's key.
+const NODE_KEY_FILE: &str = "identity.pem";
+
+/// Whether the directory is a daemon's.
+pub(crate) fn is_node(data_dir: &Path) -> bool {
+    data_dir.join(NODE_KEY_FILE).exists()
+}
+
+pub(crate) fn read_key(path: &Path) -> io::Result<Identity> {
+    let pem = std::fs::read_to_string(path)?;
+    Identity::from_pem(&pem).map_err(io::Error::other)
+}
+
+impl TlsSource for MachineIdentity {
     fn config(&self, node: Option<NodeId>) -> io::Result<Arc<rustls::ClientConfig>> {
         let config = match node {
             Some(node) => self.identity.client_config_for(node),
-            None => self.identity.client_config_among(self.members.clone()),
+            None => self.identity.client_config_among(self.nodes.clone()),
         };
         config.map_err(io::Error::other)
     }

@@ -3,7 +3,7 @@
 //!
 //! [`session::Session`] finds the primary, stays with it through failures and repeats what was
 //! not answered. [`serve::FileSystem`] translates between the kernel and the session.
-//! [`command`] is `cairn mount`. What an application may rely on stands in `docs/mount.md`.
+//! [`command`] is `cairn mount`, [`join`] is `cairn client join`. What an application may rely on stands in `docs/mount.md`.
 
 #![forbid(unsafe_code)]
 
@@ -11,6 +11,7 @@ mod abi;
 pub mod command;
 pub mod connection;
 mod identity;
+pub mod join;
 mod kernel;
 mod options;
 mod point;

@@ -113,6 +113,22 @@ pub enum ControlRequest {
     },
     /// Every member and whether it answers.
     PeerStatus {},
+    /// Invite a machine to mount volumes: gives a token.
+    ClientAdd {
+        /// Its name.
+        name: String,
+        /// Names of the volumes that it may mount; empty: all.
+        volumes: Vec<String>,
+        /// It may only read them.
+        read_only: bool,
+    },
+    /// Every client.
+    ClientList {},
+    /// End a client's right, and its mounts.
+    ClientRevoke {
+        /// Its name.
+        name: String,
+    },
     /// Make a volume.
     VolumeCreate(CreateVolume),
     /// Other bricks, while the volume is used.

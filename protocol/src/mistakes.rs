@@ -42,6 +42,8 @@ pub enum Mistake {
     PromisesRoomTwice,
     /// A resync begins without the picture before it being kept.
     LosesThePoint,
+    /// A record is sent from the journal with data that was written after it.
+    SendsNewerData,
     /// What a side of a split brain held alone is not kept.
     LosesTheGivenUp,
     /// A client does not put back what was confirmed and was not stable.
@@ -62,7 +64,7 @@ pub enum Mistake {
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 26] = [
         Self::AnswersEarly,
         Self::WelcomesEarly,
         Self::ForgetsReplies,
@@ -80,6 +82,7 @@ impl Mistake {
         Self::AsksNobody,
         Self::PromisesRoomTwice,
         Self::LosesThePoint,
+        Self::SendsNewerData,
         Self::LosesTheGivenUp,
         Self::ForgetsTheUnstable,
         Self::GrantsDuringRecall,

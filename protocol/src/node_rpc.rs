@@ -1,8 +1,9 @@
 //! Requests to a node and its replies: frame kind 1 and 2, meta is JSON, one reply per request,
 //! in order, on a connection with purpose [`crate::preamble::Purpose::Rpc`].
 //!
-//! Every request but [`NodeRequest::Locate`] is answered to members of the pool only. JSON,
-//! because these are a few messages a minute that must stay readable between versions.
+//! Every request is answered to members of the pool only, but [`NodeRequest::Locate`] to clients as
+//! well, and [`NodeRequest::JoinClient`] to whoever has a token. JSON, because these are a few
+//! messages a minute that must stay readable between versions.
 
 use std::collections::BTreeMap;
 
@@ -142,6 +143,12 @@ pub enum NodeRequest {
     Locate {
         /// Its name.
         volume: String,
+    },
+    /// I was invited: take me for a client. On an outcome the asker's key is known to the pool.
+    JoinClient {
+        /// The token's secret, in hexadecimal. Asked of a node that the token names, so only the
+        /// pool reads it.
+        secret: String,
     },
     /// Are you there?
     Ping {
@@ -288,6 +295,17 @@ pub enum NodeReply {
         kind: VolumeKind,
         /// Its replicas' nodes.
         nodes: Vec<LocatedNode>,
+    },
+    /// To [`NodeRequest::JoinClient`].
+    ClientJoined {
+        /// The name under which an operator invited it.
+        name: String,
+        /// Names of the volumes that it may mount; absent: all.
+        volumes: Option<Vec<String>>,
+        /// Whether it may only read them.
+        read_only: bool,
+        /// The pool's nodes.
+        nodes: BTreeMap<NodeId, Member>,
     },
     /// To [`NodeRequest::Ping`].
     Pong {

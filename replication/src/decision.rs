@@ -40,7 +40,8 @@ pub enum Rule {
     SamePast,
     /// The replica lacks the journal's tail, and the tail is the cheaper way.
     JournalTail,
-    /// The replica lacks more than the journal's tail costs, or the journal does not reach back.
+    /// The replica lacks more than the journal's tail costs, or the journal does not reach back, or
+    /// does not lead to all that it lacks.
     DirtyMap,
     /// The replica's last resync was cut off; it goes on.
     ResyncContinues,
@@ -117,6 +118,9 @@ pub struct Means {
     /// Bytes that the journal's records after the replica's last would cost; `None` where the
     /// journal does not reach back so far.
     pub journal_bytes: Option<u64>,
+    /// Of what these records wrote, the journal no longer leads to all: it was overwritten since in
+    /// the objects' files. Sent record by record the replica would be no picture of any time.
+    pub overwritten: bool,
     /// Bytes that the dirty map's keys and blocks would cost.
     pub dirty_bytes: u64,
     /// A resync of this replica by this primary was cut off, and no other primary took it on since.
@@ -205,6 +209,8 @@ fn behind(
         return (Decision::Join, Rule::SamePast);
     }
     match (means.journal_bytes, covered) {
+        // Where the map does not cover it, the journal still names what is to be marked.
+        (Some(_), _) if means.overwritten => (Decision::Dirty, Rule::DirtyMap),
         (Some(journal), true) if journal <= means.dirty_bytes => {
             (Decision::Journal { after: at }, Rule::JournalTail)
         }
@@ -261,6 +267,7 @@ mod tests {
         Means {
             map_since: Some(Sequence(40)),
             journal_bytes: Some(1000),
+            overwritten: false,
             dirty_bytes: 4000,
             resync_was_mine: false,
             marked_apart: false,
@@ -335,6 +342,35 @@ mod tests {
         assert_eq!(
             decide(&primary(), &secondary(30), &gone),
             (Decision::Full, Rule::OlderThanMap)
+        );
+    }
+
+    /// RS-4: record by record it would hold data of later ones, and count as a whole picture.
+    #[test]
+    fn what_the_journal_does_not_lead_to_any_more_comes_from_the_map() {
+        let overwritten = Means {
+            overwritten: true,
+            ..means()
+        };
+        for last in [30, 45] {
+            assert_eq!(
+                decide(&primary(), &secondary(last), &overwritten),
+                (Decision::Dirty, Rule::DirtyMap)
+            );
+        }
+        let gone = Means {
+            journal_bytes: None,
+            ..overwritten
+        };
+        assert_eq!(
+            decide(&primary(), &secondary(30), &gone),
+            (Decision::Full, Rule::OlderThanMap)
+        );
+        let mut equal = primary();
+        equal.role = Role::Secondary;
+        assert_eq!(
+            decide(&primary(), &equal, &overwritten),
+            (Decision::Join, Rule::SamePast)
         );
     }
 

@@ -147,6 +147,8 @@ pub struct Machine {
     revision: u64,
     /// Sides of a split brain that an operator gave up.
     giving_up: Mask,
+    /// The latest term that anybody told when it was met.
+    heard_of: Term,
     /// Whose role this replica is handed just now: the two are even.
     heir_of: Option<usize>,
     /// The longer tail that somebody had was asked for already.
@@ -201,6 +203,7 @@ impl Machine {
             joined: false,
             revision: 0,
             giving_up: Mask::default(),
+            heard_of: Term::default(),
             heir_of: None,
             tail_fetched: false,
             losses: vec![None; REPLICAS_MAX],
@@ -277,6 +280,10 @@ impl Machine {
     pub fn serves(&self) -> bool {
         self.phase == Phase::Serving
     }
+    /// Whether this replica's order is the volume's: it serves, or is about to hand that over.
+    fn leads(&self) -> bool {
+        matches!(self.phase, Phase::Serving | Phase::HandingOver { .. })
+    }
     /// What is on stable storage.
     #[must_use]
     pub fn durable(&self) -> &DurableState {
@@ -349,7 +356,7 @@ impl Machine {
         Report {
             term: self.state.term,
             role: self.state.role,
-            serving: matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }),
+            serving: self.leads(),
             disk: self.state.disk,
             line: self.state.line.clone(),
             last: self.last,
@@ -503,7 +510,7 @@ impl Machine {
     }
 
     fn advance(&mut self) {
-        if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
+        if !self.leads() {
             return;
         }
         self.go_on_tightening();
@@ -555,6 +562,8 @@ impl Machine {
         }
         if self.serves() {
             self.adjust_policy();
+        }
+        if self.leads() {
             self.after_membership_decision(now);
             self.ask_for_members(now);
         }

@@ -183,6 +183,8 @@ pub struct Brick<M: Medium> {
     owed: Option<[Option<Sequence>; REPLICAS_MAX]>,
     marked_late: [Option<Sequence>; REPLICAS_MAX],
     marked_before: Sequence,
+    /// The last try to mark went well: a checkpoint may free what is owed.
+    can_mark: bool,
     /// By rising id.
     points: Vec<PointRow>,
     next_point: PointId,
@@ -484,29 +486,54 @@ impl<M: Medium> Brick<M> {
     }
 
     /// Room of the brick: what is free is what [`Brick::admit`] would admit.
+    ///
+    /// So much of records, small ones and large ones, can be appended and checkpointed without
+    /// running out of space, each taken as its bytes and a block more, and whatever tail of the
+    /// journal is owed to others: it grows within what is kept back for it here, and where that is
+    /// used up the tail gives way. Others that use the file system may take the room first.
     pub fn space(&self) -> Result<Space, IoFault> {
         let room = self
             .medium
             .room()
             .map_err(|error| IoFault::new("ask for the file system's room", &error))?;
-        // What waits in memory will need room too, and the store copies what it changes.
-        let waiting = self.core.layers.active.bytes
-            + self
-                .core
-                .layers
-                .frozen
-                .as_ref()
-                .map_or(0, |frozen| frozen.bytes);
-        let owed = 2 * waiting as u64 + self.journal.owed_bytes();
-        let held = match made(Mistake::PromisesRoomTwice) {
-            true => 0,
-            false => self.options.reserve_bytes + owed,
+        let free_bytes = match made(Mistake::PromisesRoomTwice) {
+            true => room.free_bytes,
+            false => {
+                let shared = self.shared_room(room);
+                shared.saturating_sub(self.journal.claim_within(shared))
+            }
         };
         Ok(Space {
             total_bytes: room.total_bytes,
-            free_bytes: room.free_bytes.saturating_sub(held),
+            free_bytes,
             reserve_bytes: self.options.reserve_bytes,
         })
+    }
+
+    /// What the journal, which has its part of it already, shares with what is still to come: it
+    /// stays the same as the journal grows.
+    fn shared_room(&self, room: Room) -> u64 {
+        // What waits in memory will need room too, and the store copies what it changes.
+        let layers = &self.core.layers;
+        let frozen = layers.frozen.as_ref().map_or(0, |frozen| frozen.bytes);
+        let waiting = 2 * (layers.active.bytes + frozen) as u64;
+        let all = room.free_bytes + self.journal.held_bytes();
+        all.saturating_sub(self.options.reserve_bytes + waiting)
+    }
+
+    /// Tells the journal how much room there is now.
+    fn measure_room(&mut self) {
+        match self.medium.room() {
+            Ok(room) => self.journal.set_room(self.shared_room(room)),
+            Err(error) => tracing::warn!(%error, "the file system does not say its room"),
+        }
+    }
+
+    /// Nothing may follow the journal's last segment, filled to so many quarters, before a
+    /// checkpoint.
+    fn journal_is_short(&self, quarters: u64) -> bool {
+        let can_mark = self.owed.is_some() && self.can_mark;
+        self.journal.is_short(quarters, can_mark)
     }
 
     /// Takes the ends of what was begun, does what is due, and reports. Never waits.
@@ -553,10 +580,13 @@ impl<M: Medium> Brick<M> {
             }
             _ if self.failed.is_some() => return,
             Task::Segment(slot) => {
-                // Room for journal segments is a wish; without one the oldest or a sparse one serves.
+                // Room for journal segments is a wish: without one the oldest serves.
                 match result.and_then(|()| self.journal.add_free(slot)) {
                     Ok(()) => {}
-                    Err(error) => tracing::warn!(%error, "no further journal segment was made"),
+                    Err(error) => {
+                        tracing::warn!(%error, "no further journal segment was made");
+                        self.journal.made_none();
+                    }
                 }
                 Ok(())
             }
@@ -590,6 +620,9 @@ impl<M: Medium> Brick<M> {
             self.want_journal_sync();
         }
         self.flush_wanted();
+        if self.journal.needs_another() {
+            self.measure_room();
+        }
         if self.checkpoint_is_due() {
             self.begin_checkpoint();
         }
@@ -616,6 +649,7 @@ impl<M: Medium> Brick<M> {
         self.unsynced_bytes() >= self.options.unsynced_bytes_max
             || self.core.layers.active.bytes >= self.options.overlay_bytes_max
             || self.journal_since_checkpoint() >= self.journal.capacity() / 2
+            || self.journal_is_short(3)
     }
 
     fn pace(&mut self) -> Pace {

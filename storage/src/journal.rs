@@ -76,6 +76,8 @@ pub(crate) struct Journal<M: Medium> {
     next_slot: u32,
     segment_bytes: u64,
     total_bytes_max: u64,
+    /// See [`Journal::limit_within`].
+    limit_bytes: u64,
     /// Encoded and not pushed, beginning at `buffer_at` of the last segment.
     buffer: Vec<u8>,
     buffer_at: u64,
@@ -92,7 +94,9 @@ pub(crate) struct Journal<M: Medium> {
     /// Syncs under way: what each covers, and the bytes up to there.
     syncs: VecDeque<(Lsn, u64)>,
     /// A segment is being made beside.
-    pub(crate) preparing: bool,
+    preparing: bool,
+    /// None could be made since the last one was begun.
+    none_made: bool,
     retain_from: Sequence,
     /// What is before this may leave although it is wanted: whoever lacks it has it marked.
     marked_before: Sequence,
@@ -108,7 +112,7 @@ pub(crate) struct Journal<M: Medium> {
 pub struct JournalSizes {
     /// One segment.
     pub segment_bytes: u64,
-    /// All that is kept, unless a checkpoint needs more.
+    /// All that is kept where there is ample room. Less where there is not, at least four segments.
     pub total_bytes_max: u64,
 }
 
@@ -139,15 +143,22 @@ pub(crate) fn first_segment_bytes(sizes: JournalSizes) -> u64 {
 pub(crate) fn make_segment<M: Medium>(medium: &M, slot: u32, len: u64) -> io::Result<M::File> {
     const PART: usize = 1 << 20;
     let file = medium.open(&segment_path(slot), OpenMode::Create)?;
-    let zeros = vec![0; PART];
-    let mut at = medium.len(&file)?;
-    while at < len {
-        let part = (len - at).min(PART as u64);
-        medium.write_at(&file, at, &zeros[..usize::try_from(part).unwrap_or(PART)])?;
-        at += part;
+    let fill = || -> io::Result<()> {
+        let zeros = vec![0; PART];
+        let mut at = medium.len(&file)?;
+        while at < len {
+            let part = (len - at).min(PART as u64);
+            medium.write_at(&file, at, &zeros[..usize::try_from(part).unwrap_or(PART)])?;
+            at += part;
+        }
+        medium.sync(&file)?;
+        medium.sync_dir(crate::layout::JOURNAL)
+    };
+    if let Err(error) = fill() {
+        // Nobody counts what it takes. If it stays, the next opening finds it.
+        let _ = medium.unlink(&segment_path(slot));
+        return Err(error);
     }
-    medium.sync(&file)?;
-    medium.sync_dir(crate::layout::JOURNAL)?;
     Ok(file)
 }
 
@@ -175,13 +186,16 @@ impl<M: Medium> Journal<M> {
             .chain(start.free.iter().map(|free| free.slot))
             .max()
             .map_or(0, |slot| slot + 1);
+        let segment_bytes = start.sizes.segment_bytes;
+        let total_bytes_max = start.sizes.total_bytes_max;
         Self {
             medium: start.medium,
             brick: start.brick,
             epoch: start.epoch,
             next_slot,
-            segment_bytes: start.sizes.segment_bytes,
-            total_bytes_max: start.sizes.total_bytes_max,
+            segment_bytes,
+            total_bytes_max,
+            limit_bytes: total_bytes_max.max(segment_bytes * SEGMENTS_MIN),
             buffer: Vec::new(),
             buffer_at: start.end.offset,
             next_lsn: start.end.lsn.next(),
@@ -194,6 +208,7 @@ impl<M: Medium> Journal<M> {
             bytes_stable: 0,
             syncs: VecDeque::new(),
             preparing: false,
+            none_made: false,
             retain_from: Sequence::ZERO,
             marked_before: Sequence::ZERO,
             checkpointed: start.end.lsn,
@@ -227,7 +242,7 @@ impl<M: Medium> Journal<M> {
     }
     /// Bytes that may be written between two checkpoints before room runs short.
     pub(crate) fn capacity(&self) -> u64 {
-        self.total_bytes_max
+        self.limit_bytes
     }
     pub(crate) fn set_retain_from(&mut self, from: Sequence) {
         self.retain_from = from;
@@ -235,8 +250,10 @@ impl<M: Medium> Journal<M> {
     pub(crate) fn set_marked_before(&mut self, before: Sequence) {
         self.marked_before = self.marked_before.max(before);
     }
-    /// Sequences begin anew at a lower one: nothing that comes was marked.
-    pub(crate) fn forget_marked(&mut self) {
+    /// The state is the one of `floor.0`, as of the frame `floor.1`: records before cannot be read
+    /// any more, and those that come may have lower numbers, of which none was marked.
+    pub(crate) fn begin_at(&mut self, floor: (Sequence, Lsn)) {
+        self.floor = floor;
         self.marked_before = Sequence::ZERO;
     }
 
@@ -246,7 +263,7 @@ impl<M: Medium> Journal<M> {
         let mut bytes = 0;
         let newest = self.segments.iter().rev().take_while(|segment| {
             bytes += segment.len;
-            bytes <= self.total_bytes_max / 2
+            bytes <= self.limit_bytes / 2
         });
         newest.last().map_or(Sequence::ZERO, |s| s.header.first_seq)
     }
@@ -367,14 +384,74 @@ impl<M: Medium> Journal<M> {
         }
     }
 
-    /// What the fewest segments, at full size, will take besides what is there.
-    pub(crate) fn owed_bytes(&self) -> u64 {
-        (self.segment_bytes * SEGMENTS_MIN).saturating_sub(self.total_bytes())
+    fn lens(&self) -> impl Iterator<Item = u64> {
+        let free = self.free.iter().map(|free| free.len);
+        self.segments.iter().map(|segment| segment.len).chain(free)
     }
 
-    fn total_bytes(&self) -> u64 {
-        let used: u64 = self.segments.iter().map(|segment| segment.len).sum();
-        used + self.free.iter().map(|free| free.len).sum::<u64>()
+    /// Bytes that its files take.
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.lens().sum()
+    }
+
+    /// Bytes that its files will take once each has its full size, with the one being made.
+    fn full_bytes(&self) -> u64 {
+        let full: u64 = self.lens().map(|len| len.max(self.segment_bytes)).sum();
+        full + self.segment_bytes * u64::from(self.preparing)
+    }
+
+    /// What the journal may come to hold of `room` bytes, its own files among them: a quarter, or
+    /// what it has already, within its sizes. While the room only shrinks, this does not rise.
+    fn limit_within(&self, room: u64) -> u64 {
+        let least = self.segment_bytes * SEGMENTS_MIN;
+        let most = self.total_bytes_max.max(least);
+        let share = (room / 4).max(self.full_bytes()).clamp(least, most);
+        share.next_multiple_of(self.segment_bytes)
+    }
+
+    /// What of `room` bytes, its own files among them, nobody else may have.
+    pub(crate) fn claim_within(&self, room: u64) -> u64 {
+        self.limit_within(room).max(self.full_bytes())
+    }
+
+    /// There is room for so much, its own files among them.
+    pub(crate) fn set_room(&mut self, room: u64) {
+        self.limit_bytes = self.limit_within(room);
+    }
+
+    fn may_grow(&self) -> bool {
+        !self.none_made && self.full_bytes() + self.segment_bytes <= self.limit_bytes
+    }
+
+    /// Nothing can follow the last segment, which is half full: whether there is room for another
+    /// should be found out.
+    pub(crate) fn needs_another(&self) -> bool {
+        let last = self.segments.back().map_or(0, |segment| segment.len);
+        self.buffer_at > last / 2
+            && !self.preparing
+            && self.free.is_empty()
+            && !self.oldest_is_free()
+    }
+
+    /// The last segment is filled to so many quarters, no other may be made to follow it, and a
+    /// checkpoint would free the oldest, if it can have marked what somebody lacks.
+    pub(crate) fn is_short(&self, quarters: u64, can_mark: bool) -> bool {
+        let (Some(last), Some(second)) = (self.segments.back(), self.segments.get(1)) else {
+            return false;
+        };
+        let at = self.buffer_at + self.buffer.len() as u64;
+        let none_follows = at > last.len / 4 * quarters
+            && self.free.is_empty()
+            && !self.may_grow()
+            && !self.oldest_is_free();
+        let leaves = can_mark && second.header.first_seq <= self.leaves_soon_before();
+        none_follows && (leaves || !self.is_wanted(second))
+    }
+
+    /// What the next segment begins after is wanted by somebody.
+    fn is_wanted(&self, second: &Segment<M::File>) -> bool {
+        // Before the floor nothing is read, whatever its numbers.
+        second.header.first_lsn > self.floor.1 && second.header.first_seq > self.retain_from
     }
 
     /// Whether the oldest segment may be used again. Its successor must be stable: if both were
@@ -385,13 +462,11 @@ impl<M: Medium> Journal<M> {
         };
         let needed = second.header.first_lsn.0 > self.checkpointed.0 + 1
             || second.header.first_lsn > self.stable;
-        let wanted = second.header.first_seq > self.retain_from;
         let marked = second.header.first_seq <= self.marked_before;
-        !needed && (!wanted || (marked && self.total_bytes() >= self.total_bytes_max))
+        !needed && (!self.is_wanted(second) || (marked && !self.may_grow()))
     }
 
     fn roll(&mut self, next_seq: Sequence) -> Result<(), BrickError> {
-        self.preparing = false;
         let mut next = if let Some(free) = self.free.pop() {
             free
         } else if self.oldest_is_free()
@@ -403,11 +478,11 @@ impl<M: Medium> Journal<M> {
                 len: oldest.len,
             }
         } else {
-            // Nothing was prepared: a sparse file will do, at slower syncs.
+            // Nothing was prepared: a file without zeros will do, at slower syncs.
             let slot = self.take_slot();
             let make = || -> io::Result<M::File> {
                 let file = self.medium.open(&segment_path(slot), OpenMode::Create)?;
-                self.medium.set_len(&file, self.segment_bytes)?;
+                self.medium.allocate(&file, self.segment_bytes)?;
                 self.medium.sync_dir(crate::layout::JOURNAL)?;
                 Ok(file)
             };
@@ -419,10 +494,11 @@ impl<M: Medium> Journal<M> {
         };
         if next.len < self.segment_bytes {
             self.medium
-                .set_len(&next.file, self.segment_bytes)
+                .allocate(&next.file, self.segment_bytes)
                 .map_err(fault("make a journal segment larger"))?;
             next.len = self.segment_bytes;
         }
+        self.none_made = false;
         let header = SegmentHeader {
             number: self.segments.back().map_or(0, |last| last.header.number) + 1,
             first_lsn: self.next_lsn,
@@ -449,7 +525,7 @@ impl<M: Medium> Journal<M> {
     }
 
     /// The slot and length of a segment that should be made ahead: when the last one is half full
-    /// and no other can follow it, or there are fewer than the fewest.
+    /// and no other can follow it, within the limit; or there are fewer than the fewest.
     pub(crate) fn wants_segment(&mut self) -> Option<(u32, u64)> {
         let count = self.segments.len() + self.free.len();
         let last = self.segments.back().map_or(0, |segment| segment.len);
@@ -458,13 +534,19 @@ impl<M: Medium> Journal<M> {
         let wanted = if (count as u64) < SEGMENTS_MIN {
             half || count > 1
         } else {
-            half && self.free.is_empty() && !self.oldest_is_free()
+            self.needs_another() && self.may_grow()
         };
-        if self.preparing || !wanted {
+        if self.preparing || self.none_made || !wanted {
             return None;
         }
         self.preparing = true;
         Some((self.take_slot(), self.segment_bytes))
+    }
+
+    /// The segment that was wanted could not be made.
+    pub(crate) fn made_none(&mut self) {
+        self.preparing = false;
+        self.none_made = true;
     }
 
     pub(crate) fn add_free(&mut self, slot: u32) -> io::Result<()> {
@@ -477,16 +559,22 @@ impl<M: Medium> Journal<M> {
 
     /// The first sequence that can be read.
     pub(crate) fn oldest_kept(&self) -> Option<Sequence> {
-        let first = self.segments.front()?.header.first_seq;
-        Some(first.max(self.floor.0.next()))
+        let first = &self.segments.front()?.header;
+        // Numbers of segments that begin before the floor may be of a history that was given up.
+        Some(if first.first_lsn <= self.floor.1 {
+            self.floor.0.next()
+        } else {
+            first.first_seq
+        })
     }
 
     /// About how many bytes of frames stand at and after `from`.
     pub(crate) fn bytes_from(&self, from: Sequence, next: Sequence) -> u64 {
         let mut bytes = 0;
-        let ends = self.segments.iter().skip(1);
+        let floor = self.floor_segment();
+        let ends = self.segments.iter().skip(floor + 1);
         let ends = ends.map(|segment| segment.header.first_seq).chain([next]);
-        for (segment, after) in self.segments.iter().zip(ends) {
+        for (segment, after) in self.segments.iter().skip(floor).zip(ends) {
             let (first, after) = (segment.header.first_seq.0, after.0);
             if after <= from.0 {
                 continue;
@@ -498,13 +586,17 @@ impl<M: Medium> Journal<M> {
         bytes
     }
 
+    /// Index of the segment that the floor is in; the first, where that one has left.
+    fn floor_segment(&self) -> usize {
+        let mut segments = self.segments.iter();
+        segments
+            .rposition(|segment| segment.header.first_lsn <= self.floor.1)
+            .unwrap_or(0)
+    }
+
     /// Index of the segment in which reading at `from` begins.
     fn segment_for(&self, from: Sequence) -> usize {
-        let floor = self
-            .segments
-            .iter()
-            .rposition(|segment| segment.header.first_lsn <= self.floor.1)
-            .unwrap_or(0);
+        let floor = self.floor_segment();
         (floor + 1..self.segments.len())
             .rev()
             .find(|&index| self.segments[index].header.first_seq <= from)
@@ -739,9 +831,9 @@ fn sort_out<F: Clone>(
             .iter()
             .filter_map(|(s, _, _, h)| Some((*s, (*h)?)))
             .filter(|(_, h)| {
+                // Not by sequences: they begin anew, lower, where a history was given up.
                 h.number + 1 == header.number
                     && h.first_lsn < header.first_lsn
-                    && h.first_seq <= header.first_seq
                     && h.epoch <= header.epoch
             })
             .max_by_key(|(_, h)| h.epoch)

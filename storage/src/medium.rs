@@ -97,6 +97,8 @@ pub trait Medium: Clone + Send + Sync + 'static {
     fn write_at(&self, file: &Self::File, offset: u64, data: &[u8]) -> io::Result<()>;
     /// Cuts or lengthens with zeros. Not durable.
     fn set_len(&self, file: &Self::File, len: u64) -> io::Result<()>;
+    /// Lengthens with zeros and takes their room at once, where the file system can. Not durable.
+    fn allocate(&self, file: &Self::File, len: u64) -> io::Result<()>;
     /// Makes a range zero and frees it, without changing the length. Not durable.
     fn punch(&self, file: &Self::File, offset: u64, len: u64) -> io::Result<()>;
     /// Makes a file's data durable; waits.

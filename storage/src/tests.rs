@@ -5,4 +5,5 @@ mod limits;
 mod oracle;
 mod points;
 mod real;
+mod room;
 mod util;

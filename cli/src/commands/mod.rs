@@ -3,6 +3,7 @@
 mod bench;
 mod brick;
 mod brick_export;
+mod client;
 mod completions;
 mod create;
 mod daemon;
@@ -31,6 +32,7 @@ pub(crate) fn run(cli: Cli, output: &Output) -> Result<u8, Failure> {
     match cli.command {
         Command::Daemon(args) => daemon::run(global, args),
         Command::Peer(command) => peer::run(global, output, command),
+        Command::Client(command) => client::run(global, output, command),
         Command::Volume(command) => volume::run(global, output, command),
         Command::Brick(command) => brick::run(global, output, command),
         Command::Status { watch } => status::pool(global, output, watch),
@@ -70,6 +72,26 @@ pub(crate) fn act(
         output.value(&answer.data);
     } else if let Some(message) = &answer.message {
         output.done(message);
+    }
+    Ok(exit::DONE)
+}
+
+/// Asks for something to be typed elsewhere: the last word on standard output, with `-q` the only
+/// one. `key` is its name among the facts.
+pub(crate) fn ask_for_word(
+    global: &Global,
+    output: &Output,
+    request: &ControlRequest,
+    key: &str,
+) -> Result<u8, Failure> {
+    let answer = ask(global, output, request)?;
+    if output.json {
+        output.value(&answer.data);
+        return Ok(exit::DONE);
+    }
+    output.done(answer.message.as_deref().unwrap_or_default());
+    if output.quiet() {
+        output.line(answer.data[key].as_str().unwrap_or_default());
     }
     Ok(exit::DONE)
 }

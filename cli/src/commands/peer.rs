@@ -3,14 +3,16 @@
 use protocol::control::{ControlRequest, exit};
 use protocol::report::{NodeState, PeerStatus};
 
-use super::{act, ask, typed};
+use super::{act, ask, ask_for_word, typed};
 use crate::args::{Global, PeerCommand, Switch};
 use crate::failure::Failure;
 use crate::output::{Output, table};
 
 pub(super) fn run(global: &Global, output: &Output, command: PeerCommand) -> Result<u8, Failure> {
     let request = match command {
-        PeerCommand::Code => return code(global, output),
+        PeerCommand::Code => {
+            return ask_for_word(global, output, &ControlRequest::PeerCode {}, "code");
+        }
         PeerCommand::Status => return status(global, output),
         PeerCommand::Probe {
             address,
@@ -29,20 +31,6 @@ pub(super) fn run(global: &Global, output: &Output, command: PeerCommand) -> Res
         },
     };
     act(global, output, &request)
-}
-
-/// The code is the last word on standard output, with `-q` the only one.
-fn code(global: &Global, output: &Output) -> Result<u8, Failure> {
-    let answer = ask(global, output, &ControlRequest::PeerCode {})?;
-    if output.json {
-        output.value(&answer.data);
-        return Ok(exit::DONE);
-    }
-    output.done(answer.message.as_deref().unwrap_or_default());
-    if output.quiet() {
-        output.line(answer.data["code"].as_str().unwrap_or_default());
-    }
-    Ok(exit::DONE)
 }
 
 fn status(global: &Global, output: &Output) -> Result<u8, Failure> {

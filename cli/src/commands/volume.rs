@@ -272,6 +272,12 @@ fn verify(global: &Global, output: &Output, name: String, repair: bool) -> Resul
                 node.as_str().unwrap_or("a node")
             ));
         }
+        for what in array(&answer.data["unsettled"]) {
+            output.line(&format!(
+                "{} was changed all the while and could not be compared: try again",
+                what.as_str().unwrap_or("something")
+            ));
+        }
         for difference in array(&answer.data["differences"]) {
             output.line(&format!(
                 "{} differs: {} at {}, {} bytes",

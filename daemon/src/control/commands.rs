@@ -74,6 +74,13 @@ async fn dispatch(
         ControlRequest::PeerVoter { node: name, voter } => {
             node.set_voter(&name, voter).await.map(said)
         }
+        ControlRequest::ClientAdd {
+            name,
+            volumes,
+            read_only,
+        } => client_add(node, &name, &volumes, read_only).await,
+        ControlRequest::ClientList {} => facts(&json!({ "clients": node.list_clients() })),
+        ControlRequest::ClientRevoke { name } => node.revoke_client(&name).await.map(said),
         ControlRequest::PeerStatus {} => facts(&node.peer_status().await),
         ControlRequest::Status {} => facts(&node.pool_status().await),
         ControlRequest::Why { volume } => why(node, volume.as_deref()).await,
@@ -220,6 +227,21 @@ async fn dispatch_volume(
             "Use the `cairn` of the same version as the daemon.",
         )),
     }
+}
+
+async fn client_add(
+    node: &Arc<Node>,
+    name: &str,
+    volumes: &[String],
+    read_only: bool,
+) -> Result<Done, Refusal> {
+    let token = node.add_client(name, volumes, read_only).await?;
+    Ok(Done {
+        message: Some(format!(
+            "on {name}, within a day, and once: cairn client join {token}"
+        )),
+        data: json!({ "name": name, "token": token }),
+    })
 }
 
 async fn peer_code(node: &Arc<Node>) -> Result<Done, Refusal> {

@@ -22,10 +22,16 @@ use crate::rpc::CALL_WITHIN;
 /// Longest path of a brick.
 const PATH_BYTES_MAX: usize = 1024;
 
-fn check_name(name: &str) -> Result<(), Refusal> {
+/// What a volume or a client may be called: 1 to 64 of A-Z a-z 0-9 . _ -, beginning with a letter
+/// or digit.
+pub(super) fn is_plain(name: &str) -> bool {
     let begins = name.starts_with(|c: char| c.is_ascii_alphanumeric());
     let allowed = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
-    if begins && name.len() <= 64 && name.chars().all(allowed) && name != "all" {
+    begins && name.len() <= 64 && name.chars().all(allowed)
+}
+
+fn check_name(name: &str) -> Result<(), Refusal> {
+    if is_plain(name) && name != "all" {
         return Ok(());
     }
     Err(refuse(

@@ -2,6 +2,7 @@
 
 mod bricks;
 mod client;
+mod clients;
 mod code;
 mod create;
 mod differences;

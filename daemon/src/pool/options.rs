@@ -33,7 +33,8 @@ impl Node {
             return Err(refuse(
                 "not_yet",
                 format!("this version does not act on option `{key}`, so it is not set"),
-                "Keep others out by other means: who mounts is a node of the pool.",
+                "Keep others out by other means: who mounts is a node of the pool, or was invited to \
+                 this volume (`cairn client add … --volume`).",
             ));
         }
         match key {

@@ -14,9 +14,10 @@ use protocol::volume::{VolumeSpec, VolumeState};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::Node;
+use super::clients::client_refusal;
 use super::manager::replica_on;
 use super::refusal::{refuse, refuse_loss};
-use crate::raft::GroupError;
+use crate::raft::{GroupError, PoolRefusal};
 use crate::rpc::{FrameStream, ReadError};
 use crate::volume::{self, CommandError, PrepareError};
 
@@ -83,8 +84,7 @@ impl Node {
     async fn answer(self: &Arc<Self>, request: NodeRequest, caller: Caller) -> NodeReply {
         match caller {
             Caller::Key(node) if !self.pool.is_member(node) => {
-                tracing::debug!(%node, "a request of a key that is no member was refused");
-                return NodeReply::Error(not_member());
+                return self.answer_client(request, node).await;
             }
             Caller::Local if !matches!(request, NodeRequest::Locate { .. }) => {
                 return NodeReply::Error(not_member());
@@ -136,11 +136,29 @@ impl Node {
             NodeRequest::VolumeCommand { volume, command } => {
                 self.volume_command(volume, command).await
             }
+            NodeRequest::JoinClient { .. } => Err(client_refusal(&PoolRefusal::ClientIsNode)),
             NodeRequest::Propose { .. }
             | NodeRequest::Admit { .. }
             | NodeRequest::SetVoter { .. }
             | NodeRequest::SetAddress { .. }
             | NodeRequest::Expel { .. } => Ok(self.pool.lead(request).await),
+        };
+        done.unwrap_or_else(NodeReply::Error)
+    }
+
+    /// What others than members may ask.
+    async fn answer_client(self: &Arc<Self>, request: NodeRequest, key: NodeId) -> NodeReply {
+        let known = self.pool.state().client_of(key).is_some();
+        let done = match request {
+            NodeRequest::JoinClient { secret } => self.join_client(key, &secret).await,
+            NodeRequest::Locate { volume } if known => match self.may_mount(key, &volume) {
+                Ok(()) => self.locate(&volume, Caller::Key(key)).await,
+                Err(refusal) => Err(refusal),
+            },
+            _ => {
+                tracing::debug!(%key, "a request of a key that has no right to it was refused");
+                Err(not_member())
+            }
         };
         done.unwrap_or_else(NodeReply::Error)
     }
@@ -412,8 +430,9 @@ fn prepare_refusal(error: &PrepareError) -> Refusal {
 fn not_member() -> Refusal {
     refuse(
         code::FORBIDDEN,
-        "this key belongs to no member of the pool",
-        "Admit the node with `cairn peer probe`.",
+        "this key belongs to no node and no client of the pool",
+        "A machine that mounts is invited by `cairn client add NAME` on a node; a node is admitted \
+         by `cairn peer probe`.",
     )
 }
 

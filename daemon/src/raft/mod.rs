@@ -4,6 +4,7 @@
 //! changes of these and nothing else. Members and their addresses are the group's own
 //! membership, so that there is one source for who belongs to the pool.
 
+mod clients;
 mod network;
 mod pace;
 mod store;
@@ -21,6 +22,7 @@ use protocol::link::{LinkProfile, LinkTimes};
 use protocol::node_rpc::Member;
 use tokio::sync::{Mutex, RwLock, watch};
 
+pub use clients::{Access, ClientRecord};
 pub use store::StoreError;
 pub use types::{
     MAJORITY_VOTERS_MIN, MEMBERS_MAX, MemberState, PoolCommand, PoolOutcome, PoolRefusal,

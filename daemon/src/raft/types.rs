@@ -9,6 +9,8 @@ use protocol::node_rpc::Member;
 use protocol::volume::{Quorum, REPLICAS_MAX, ReplicaSpec, VolumeSpec};
 use serde::{Deserialize, Serialize};
 
+use super::clients::{ClientRecord, Clients};
+
 openraft::declare_raft_types!(
     /// Types of the pool's Raft group.
     pub PoolRaft:
@@ -66,6 +68,25 @@ pub enum PoolCommand {
         primary: u8,
         /// One bit per replica, the primary's among them.
         in_sync: u8,
+    },
+    /// A machine may become a client under this name, by a token.
+    InviteClient {
+        /// Unique among the clients.
+        name: String,
+        /// What it may do.
+        client: ClientRecord,
+    },
+    /// The bearer of a token is the client that it was made for.
+    JoinClient {
+        /// BLAKE3 of the token's secret, in hexadecimal.
+        token: String,
+        /// The bearer's key, proven by TLS.
+        key: NodeId,
+    },
+    /// A client, or its invitation, ends.
+    RevokeClient {
+        /// Its name.
+        name: String,
     },
 }
 
@@ -141,6 +162,36 @@ pub enum PoolRefusal {
         /// Mask.
         in_sync: u8,
     },
+    /// A client of this name has joined.
+    #[error("client `{name}` has joined already")]
+    ClientExists {
+        /// The name.
+        name: String,
+    },
+    /// No such client.
+    #[error("there is no client `{name}`")]
+    NoClient {
+        /// The name.
+        name: String,
+    },
+    /// Too many clients.
+    #[error("the pool has {limit} clients already, which is the most")]
+    TooManyClients {
+        /// The limit.
+        limit: usize,
+    },
+    /// The token was revoked, replaced, or used by another machine.
+    #[error("the token is not valid: it was used by another machine, replaced or revoked")]
+    TokenUnknown,
+    /// A node needs no invitation.
+    #[error("that machine is a node of the pool, which mounts under its own identity")]
+    ClientIsNode,
+    /// The key belongs to another client.
+    #[error("that machine is client `{name}` already")]
+    KeyKnown {
+        /// The client's name.
+        name: String,
+    },
 }
 
 /// Who is primary and who is in sync: for `quorum=majority`.
@@ -185,6 +236,9 @@ pub struct PoolState {
     pub volumes: BTreeMap<VolumeId, VolumeSpec>,
     /// Replica sets of volumes with `quorum=majority`.
     pub replica_sets: BTreeMap<VolumeId, ReplicaSetState>,
+    /// Clients by name.
+    #[serde(default)]
+    pub clients: Clients,
 }
 
 impl PoolState {
@@ -236,6 +290,9 @@ impl PoolState {
                 };
                 self.set_replica_set(volume, next)
             }
+            PoolCommand::InviteClient { name, client } => self.invite(name, client),
+            PoolCommand::JoinClient { token, key } => self.join_client(&token, key),
+            PoolCommand::RevokeClient { name } => self.revoke_client(&name),
         };
         match done {
             Ok(version) => PoolOutcome::Applied { version },
@@ -341,6 +398,11 @@ impl PoolState {
         self.checked(volume, expected)?;
         self.volumes.remove(&volume);
         self.replica_sets.remove(&volume);
+        for client in self.clients.values_mut() {
+            if let Some(volumes) = &mut client.volumes {
+                volumes.remove(&volume);
+            }
+        }
         Ok(expected)
     }
 

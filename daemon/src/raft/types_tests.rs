@@ -1,6 +1,7 @@
 use protocol::ids::BrickId;
 use protocol::volume::{Protocol, ReplicaSpec, VolumeKind, VolumeState};
 
+use super::super::clients::{Access, ClientRecord};
 use super::*;
 
 fn node(byte: u8) -> NodeId {
@@ -186,4 +187,78 @@ fn a_brick_goes_only_when_it_is_in_no_set_and_then_its_place_counts_no_more() {
             other
         },
     }));
+}
+
+/// With volumes v1 and v2.
+fn pool_with_volumes() -> PoolState {
+    let mut state = pool();
+    for id in [1, 2] {
+        let spec = spec(id, &format!("v{id}"), Quorum::Off);
+        assert!(applied(&state.apply(PoolCommand::CreateVolume { spec })));
+    }
+    state
+}
+
+fn invite(state: &mut PoolState, name: &str, volumes: &[u8], read_only: bool) -> PoolOutcome {
+    let some = volumes.iter().map(|id| VolumeId([*id; 16])).collect();
+    state.apply(PoolCommand::InviteClient {
+        name: name.to_owned(),
+        client: ClientRecord {
+            volumes: (!volumes.is_empty()).then_some(some),
+            read_only,
+            token: format!("token of {name}"),
+            expires_at: 0,
+            key: None,
+        },
+    })
+}
+
+fn join(state: &mut PoolState, name: &str, key: u8) -> PoolOutcome {
+    state.apply(PoolCommand::JoinClient {
+        token: format!("token of {name}"),
+        key: node(key),
+    })
+}
+
+#[test]
+fn bad_2_a_client_may_use_what_it_was_invited_to_until_it_is_revoked() {
+    let mut state = pool_with_volumes();
+    let access = |state: &PoolState, volume| state.access(node(7), VolumeId([volume; 16]));
+    assert!(applied(&invite(&mut state, "app1", &[1], true)));
+    assert_eq!(access(&state, 1), None, "invited only");
+    assert!(applied(&join(&mut state, "app1", 7)));
+    assert_eq!(access(&state, 1), Some(Access::ReadOnly));
+    assert_eq!(access(&state, 2), None);
+    let name = "app1".to_owned();
+    assert!(applied(&state.apply(PoolCommand::RevokeClient { name })));
+    assert_eq!(access(&state, 1), None);
+    assert!(!applied(&join(&mut state, "app1", 7)), "the token is void");
+    assert_eq!(state.access(node(1), VolumeId([2; 16])), Some(Access::Full));
+}
+
+#[test]
+fn bad_2_a_client_of_one_volume_does_not_get_all_when_that_one_is_deleted() {
+    let mut state = pool_with_volumes();
+    invite(&mut state, "app1", &[1], false);
+    join(&mut state, "app1", 7);
+    let gone = PoolCommand::DeleteVolume {
+        volume: VolumeId([1; 16]),
+        expected_version: 1,
+    };
+    assert!(applied(&state.apply(gone)));
+    assert_eq!(state.access(node(7), VolumeId([2; 16])), None);
+}
+
+#[test]
+fn bad_2_a_token_is_for_one_machine_which_may_ask_again() {
+    let mut state = pool_with_volumes();
+    invite(&mut state, "app1", &[], false);
+    assert!(applied(&join(&mut state, "app1", 7)));
+    assert!(applied(&join(&mut state, "app1", 7)), "its answer was lost");
+    let other = join(&mut state, "app1", 8);
+    assert_eq!(other, PoolOutcome::Refused(PoolRefusal::TokenUnknown));
+    assert!(!applied(&invite(&mut state, "app1", &[], false)), "joined");
+    invite(&mut state, "app2", &[], false);
+    assert!(!applied(&join(&mut state, "app2", 7)), "it is app1");
+    assert!(!applied(&join(&mut state, "app2", 1)), "it is a node");
 }

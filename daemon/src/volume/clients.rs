@@ -11,7 +11,7 @@ use protocol::fs::{
     Author, Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Recalled, Replay, Reply,
     Request, SLOT_NONE, SLOTS_MAX, kind, offered, refusal,
 };
-use protocol::ids::SessionId;
+use protocol::ids::{NodeId, SessionId};
 use protocol::mistakes::{Mistake, made};
 use protocol::units::{ObjectId, Sequence, Timestamp};
 use storage::{Medium, ReadError, ReadOutcome, SeekFor};
@@ -58,6 +58,13 @@ struct Again {
     replay: Option<Box<Replay>>,
 }
 
+/// Who is at the other end of a connection.
+pub(super) struct Asks {
+    /// Proven by TLS; `None`: a process of this machine, which the data socket's mode lets in.
+    pub(super) peer: Option<NodeId>,
+    pub(super) address: Option<String>,
+}
+
 /// What has to happen before more of a client's requests are taken.
 enum Wait {
     /// More bytes come.
@@ -78,13 +85,10 @@ pub(super) enum Taken {
 
 /// Serves one connection of a mount to its end.
 pub(super) async fn serve_client<M: Medium>(driver: Shared<M>, stream: Stream) {
-    let allowed = {
-        let d = driver.borrow();
-        stream
-            .peer()
-            .is_none_or(|node| d.host.may_use(node, &d.spec.name))
+    let asks = Asks {
+        peer: stream.peer(),
+        address: stream.address(),
     };
-    let address = stream.address();
     let (mut reader, writer) = stream.split();
     let outbox = Outbox::new();
     let writing = tokio::task::spawn_local(outbox.clone().run(writer));
@@ -92,7 +96,7 @@ pub(super) async fn serve_client<M: Medium>(driver: Shared<M>, stream: Stream) {
     let greeted =
         tokio::time::timeout(GREETING_TIMEOUT, next_frame(&mut reader, &mut buffer)).await;
     let opened = match greeted {
-        Ok(Some(frame)) => open(&driver, &frame, allowed, address, &outbox),
+        Ok(Some(frame)) => open(&driver, &frame, asks, &outbox),
         _ => None,
     };
     if let Some((session, connection)) = opened {
@@ -135,8 +139,7 @@ pub(super) async fn next_frame(reader: &mut ReadHalf, buffer: &mut BytesMut) -> 
 fn open<M: Medium>(
     driver: &Shared<M>,
     frame: &RawFrame,
-    allowed: bool,
-    address: Option<String>,
+    asks: Asks,
     outbox: &Rc<Outbox>,
 ) -> Option<(SessionId, u64)> {
     let hello = (frame.kind == kind::HELLO).then(|| Hello::decode(frame));
@@ -155,11 +158,15 @@ fn open<M: Medium>(
         );
         None
     };
-    if !allowed {
+    let Some(right) = d.right_of(asks.peer) else {
         return refuse(
             refusal::FORBIDDEN,
             "this identity has no right to the volume",
         );
+    };
+    // A node's mounts come by the socket or by its key; between machines a session does not move.
+    if right.client.is_some() && d.sessions.belongs_to_another(hello.session, asks.peer) {
+        return refuse(refusal::FORBIDDEN, "the session belongs to another machine");
     }
     if hello.volume != d.spec.id {
         return refuse(
@@ -182,7 +189,7 @@ fn open<M: Medium>(
         outbox.send(HelloReply::Elsewhere(elsewhere).encode());
         return None;
     }
-    let connection = d.open_session(&hello, address, outbox)?;
+    let connection = d.open_session(&hello, asks, right, outbox)?;
     Some((hello.session, connection))
 }
 

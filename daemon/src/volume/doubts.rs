@@ -10,12 +10,13 @@ use protocol::units::{ObjectId, Sequence};
 use storage::{LastWrite, Medium};
 
 use super::driver::Driver;
-use super::gathering::Gathering;
 use super::keys::Keys;
 use super::replay::was_answered;
 
 /// Writes that are remembered since over what a crash left in doubt.
 const REWRITES_MAX: usize = 16 << 10;
+/// Ranges in doubt that are remembered one by one.
+const SUSPECTS_MAX: usize = 16 << 10;
 
 /// Whether the data of a write is where its record is.
 pub(super) enum Data {
@@ -32,8 +33,6 @@ pub(super) enum Data {
 pub(super) struct Doubts {
     /// Data is put back that this record had written.
     rewrites: Option<Sequence>,
-    /// What was written by records that were fetched before this replica served.
-    pulled: Vec<(ObjectId, Range<u64>)>,
     /// Too much was written since over what a crash left in doubt to say what is still missing.
     lost_count: bool,
 }
@@ -54,39 +53,54 @@ impl<M: Medium> Driver<M> {
     /// Takes one of the writes that were never answered and are held, of which a part may be here
     /// without its record.
     pub(super) fn take_part_here(&mut self) -> Option<(SessionId, Box<Replay>)> {
-        let (own, pulled) = (&self.recovery.suspect, &self.replays.doubts.pulled);
+        let suspect = &self.recovery.suspect;
         let part_is_here = |replay: &Replay| {
             let Operation::Write { object, offset, .. } = replay.request.operation else {
                 return false;
             };
             let range = offset..offset.saturating_add(replay.request.payload.len() as u64);
-            meet(own, object, &range) || meet(pulled, object, &range)
+            meet(suspect, object, &range)
         };
         self.replays.gathering.as_mut()?.take_unplaced(part_is_here)
     }
 
     /// Where data may be missing although its records are here.
     pub(super) fn doubts(&self) -> impl Iterator<Item = (ObjectId, &Range<u64>)> {
-        let own = self.recovery.suspect.iter();
-        let own = own.map(|(object, range)| (*object, range));
-        let pulled = self.replays.doubts.pulled.iter();
-        own.chain(pulled.map(|(object, range)| (*object, range)))
+        let suspect = self.recovery.suspect.iter();
+        suspect.map(|(object, range)| (*object, range))
     }
 
-    /// A record was fetched from a member that had started again: it gives the data of large writes
-    /// as it finds it, which may be what was there before.
-    pub(super) fn note_pulled(&mut self, changes: &[Change]) {
+    /// A record is fetched from a member that had started again: it gives the data of large writes
+    /// as it finds it, which may be what was there before. That is in doubt here like what this
+    /// replica's own crash left so, also for whoever becomes primary instead.
+    pub(super) fn doubt_pulled(&mut self, changes: &[Change]) -> Result<(), storage::BrickError> {
         for change in changes {
             if let Change::Write {
                 object,
                 offset,
                 len,
             } = *change
-                && self.replays.doubts.pulled.len() < REWRITES_MAX
             {
                 let range = offset..offset + u64::from(len);
-                self.replays.doubts.pulled.push((object, range));
+                self.brick.mark_suspect(object, &range)?;
+                self.machine.doubts_more(1);
+                self.doubt(object, range);
             }
+        }
+        Ok(())
+    }
+
+    /// Beyond a bound one range spans all that is in doubt of an object.
+    fn doubt(&mut self, object: ObjectId, range: Range<u64>) {
+        let suspect = &mut self.recovery.suspect;
+        let known = if suspect.len() < SUSPECTS_MAX {
+            None
+        } else {
+            suspect.iter_mut().find(|(of, _)| *of == object)
+        };
+        match known {
+            Some((_, known)) => *known = known.start.min(range.start)..known.end.max(range.end),
+            None => suspect.push((object, range)),
         }
     }
 
@@ -98,8 +112,7 @@ impl<M: Medium> Driver<M> {
         }
         let sequence = self.replays.doubts.rewrites.unwrap_or(sequence);
         for (object, range) in changes.iter().filter_map(Change::data) {
-            let (own, pulled) = (&self.recovery.suspect, &self.replays.doubts.pulled);
-            if meet(own, object, &range) || meet(pulled, object, &range) {
+            if meet(&self.recovery.suspect, object, &range) {
                 self.recovery.last_writes.push(LastWrite {
                     object,
                     range,
@@ -139,8 +152,8 @@ impl<M: Medium> Driver<M> {
         } else {
             replay.order.unwrap_or_default()
         };
-        let stable = self.replays.gathering.as_ref().map(Gathering::stable);
-        let is_stable = stable.is_some_and(|stable| place <= stable);
+        let gathering = self.replays.gathering.as_ref();
+        let is_stable = gathering.is_some_and(|gathering| gathering.is_stable(place));
         if is_stable || !self.wants_data() {
             return Ok(Data::Here);
         }

@@ -122,6 +122,8 @@ pub(super) struct Driver<M: Medium> {
     pub(super) handover_waiters: Vec<oneshot::Sender<bool>>,
     pub(super) paused: bool,
     pub(super) full_wanted: Mask,
+    /// Of what these lack, the journal no longer leads to all, as their catch-up from it found.
+    pub(super) overwritten: Mask,
     pub(super) resyncs: Vec<super::source::Resyncs>,
     /// How fast they may go beside applications.
     pub(super) throttle: Throttle,
@@ -208,6 +210,7 @@ impl<M: Medium> Driver<M> {
             handover_waiters: Vec::new(),
             paused: false,
             full_wanted: Mask::default(),
+            overwritten: Mask::default(),
             resyncs: (0..REPLICAS_MAX)
                 .map(|_| super::source::Resyncs::default())
                 .collect(),
@@ -348,12 +351,12 @@ impl<M: Medium> Driver<M> {
     /// Applies a record that came from the primary, or from a member while pulling. Only after
     /// that it counts as here.
     pub(super) fn follow(&mut self, record: &Record) -> Result<(), BrickError> {
+        if matches!(self.machine.phase(), Phase::Pulling { .. }) {
+            self.doubt_pulled(&record.changes)?;
+        }
         let mask = self.machine.dirty_mask();
         let pace = self.brick.append(record, mask.0)?;
         self.machine.followed(record.sequence);
-        if matches!(self.machine.phase(), Phase::Pulling { .. }) {
-            self.note_pulled(&record.changes);
-        }
         self.note_data(record.sequence, &record.changes);
         self.appended = true;
         self.throttled |= pace == Pace::Throttle;

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use protocol::fs::{AUTHORS_MAX, Author, Place, Present, Replay};
 use protocol::ids::SessionId;
-use protocol::units::Sequence;
+use protocol::units::{Sequence, Term};
 
 /// Who brings something may let so much time pass between two pieces.
 const QUIET_FOR: Duration = Duration::from_secs(2);
@@ -22,6 +22,8 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// Bytes of unanswered operations that are held for their places; what is beyond comes again as
 /// a request, after everything else.
 const HELD_BYTES_MAX: usize = 64 << 20;
+/// Terms of which it is remembered what is stable.
+const TERMS_MAX: usize = 64;
 
 fn held_bytes_of(replay: &Replay) -> usize {
     256 + replay.request.payload.len()
@@ -45,8 +47,8 @@ enum Stand {
 pub(super) struct Gathering {
     sessions: BTreeMap<SessionId, Stand>,
     authors: HashMap<(SessionId, u16, u64), Place>,
-    /// Up to where anybody knows everything to be stable.
-    stable: Place,
+    /// Up to where anybody knows everything to be stable, by the term in which that was told.
+    stable: BTreeMap<Term, Sequence>,
     held: Vec<(SessionId, Box<Replay>)>,
     held_bytes: usize,
     /// Sessions that were waited for in vain.
@@ -78,7 +80,7 @@ impl Gathering {
         Self {
             sessions: sessions.collect(),
             authors: HashMap::new(),
-            stable: Place::default(),
+            stable: BTreeMap::new(),
             held: Vec::new(),
             held_bytes: 0,
             left_behind: 0,
@@ -108,9 +110,11 @@ impl Gathering {
         self.left_behind + stands.filter(|stand| **stand != Stand::Done).count()
     }
 
-    /// Up to where anybody knows everything to be stable.
-    pub(super) fn stable(&self) -> Place {
-        self.stable
+    /// Whether anybody knows a record of this past to be stable. A later term says nothing about
+    /// records beyond what was told in it: who was just let in was told nothing yet.
+    pub(super) fn is_stable(&self, (term, sequence): Place) -> bool {
+        let mut told = self.stable.range(term..);
+        told.any(|(_, upto)| sequence <= *upto)
     }
 
     fn stand(&mut self, session: SessionId, stand: Stand) {
@@ -127,7 +131,11 @@ impl Gathering {
 
     /// What a session knows of the others' operations.
     pub(super) fn presented(&mut self, present: Present) {
-        self.stable = self.stable.max(present.stable);
+        let (term, upto) = present.stable;
+        if upto > Sequence::ZERO && self.stable.len() < TERMS_MAX {
+            let known = self.stable.entry(term).or_default();
+            *known = upto.max(*known);
+        }
         for author in present.authors {
             if self.authors.len() < 64 * AUTHORS_MAX {
                 let key = (author.session, author.slot, author.number);
@@ -368,6 +376,25 @@ mod tests {
         assert_eq!((session, replay.order), (A, Some(place(4))));
         assert_eq!(gathering.turn(B, place(5), now), Turn::Mine);
         assert_eq!(gathering.first_held(), None, "nobody saw the other one");
+    }
+
+    /// A client was let in by the new primary, lost the connection, and came again: all that it
+    /// knew of the new term was nothing, and that counted for more than all of the old one.
+    #[test]
+    fn dur_5_what_is_known_to_be_stable_is_known_of_one_term() {
+        let mut gathering = Gathering::begin([A, B], Duration::ZERO, AWAITED);
+        let place = |term, sequence| (Term(term), Sequence(sequence));
+        for stable in [place(13, 100), place(14, 0), place(15, 40)] {
+            gathering.presented(Present {
+                authors: Vec::new(),
+                stable,
+                leases: Vec::new(),
+            });
+        }
+        assert!(gathering.is_stable(place(13, 100)) && gathering.is_stable(place(12, 90)));
+        assert!(!gathering.is_stable(place(13, 101)));
+        assert!(!gathering.is_stable(place(14, 50)) && gathering.is_stable(place(14, 40)));
+        assert!(!gathering.is_stable(place(16, 1)));
     }
 
     #[test]

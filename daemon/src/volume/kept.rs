@@ -135,8 +135,10 @@ pub(super) async fn end_reading<M: Medium>(shared: &Shared<M>) {
 pub(super) async fn serve<M: Medium>(shared: Shared<M>, stream: Stream, id: VolumeId) {
     let allowed = {
         let d = shared.borrow();
-        let name = &d.spec.name;
-        stream.peer().is_none_or(|node| d.host.may_use(node, name))
+        let right = |node| d.host.right(node, d.spec.id);
+        // What was given up is for operators, on nodes.
+        let is_node = |node| right(node).is_some_and(|right| right.client.is_none());
+        stream.peer().is_none_or(is_node)
     };
     let (mut reader, writer) = stream.split();
     let outbox = Outbox::new();

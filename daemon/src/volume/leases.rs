@@ -55,6 +55,8 @@ pub(super) struct Leasing {
     early: HashMap<SessionId, HashMap<ObjectId, Timestamp>>,
     /// Somebody looks again after what waits for something else than leases.
     looks_again: bool,
+    /// Something ended by its time since what is put aside was decided on.
+    ended: bool,
 }
 
 impl Default for Leasing {
@@ -65,6 +67,7 @@ impl Default for Leasing {
             aside_bytes: 0,
             early: HashMap::new(),
             looks_again: false,
+            ended: false,
         }
     }
 }
@@ -107,6 +110,13 @@ impl Leasing {
             }
             files.insert(a.object, a.ctime);
         }
+    }
+
+    /// Time goes by. Whether anything ended now.
+    fn expire(&mut self, now: Duration) -> bool {
+        let ends = self.table.expire(now);
+        self.ended |= ends;
+        ends
     }
 
     fn take_aside(&mut self) -> VecDeque<(SessionId, Box<Request>)> {
@@ -317,17 +327,22 @@ impl<M: Medium> Driver<M> {
         objects: &[ObjectId],
     ) -> Option<Vec<ObjectId>> {
         let now = self.now();
-        self.leasing.table.expire(now);
-        let verdict = if self.replays.hold_up() {
-            self.leasing.table.put_back(author, objects, now)
-        } else {
-            self.leasing.table.change(author, objects, now)
-        };
-        match verdict {
-            Verdict::Free(old) => Some(old),
-            Verdict::Wait(recalls) => {
-                recalls.into_iter().for_each(|recall| self.tell(recall));
-                None
+        self.leasing.expire(now);
+        loop {
+            let verdict = if self.replays.hold_up() {
+                self.leasing.table.put_back(author, objects, now)
+            } else {
+                self.leasing.table.change(author, objects, now)
+            };
+            match verdict {
+                Verdict::Free(old) => return Some(old),
+                Verdict::Wait(recalls) => {
+                    recalls.into_iter().for_each(|recall| self.tell(recall));
+                }
+            }
+            // What had run out before it was recalled has ended with that.
+            if !self.leasing.expire(now) {
+                return None;
             }
         }
     }
@@ -375,7 +390,8 @@ impl<M: Medium> Driver<M> {
     pub(super) fn expire_leases(&mut self) {
         let now = self.now();
         self.leasing.table.tidy(now);
-        if self.leasing.table.expire(now) {
+        self.leasing.expire(now);
+        if std::mem::take(&mut self.leasing.ended) {
             self.try_aside();
         }
     }

@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use protocol::fs::{FS_VERSION, Hello, HelloReply, refusal};
-use protocol::ids::SessionId;
+use protocol::ids::{NodeId, SessionId};
 use protocol::mistakes::{Mistake, made};
 use protocol::record::Change;
 use protocol::units::Sequence;
@@ -12,6 +12,8 @@ use protocol::volume::VolumeKind;
 use storage::Medium;
 use tokio::sync::oneshot;
 
+use super::Right;
+use super::clients::Asks;
 use super::driver::Driver;
 use super::held::{FlushWaiter, Held};
 use super::keys::Keys;
@@ -71,13 +73,14 @@ impl<M: Medium> Driver<M> {
     pub(super) fn open_session(
         &mut self,
         hello: &Hello,
-        address: Option<String>,
+        asks: Asks,
+        right: Right,
         outbox: &Rc<Outbox>,
     ) -> Option<u64> {
         let now = self.now();
         let id = hello.session;
         if !self.sessions.by_id.contains_key(&id) {
-            self.begin_session(hello, outbox)?;
+            self.begin_session(hello, &right, outbox)?;
         }
         let known = self.sessions.is_known(id, hello.confirmed);
         self.forget_waits(id);
@@ -92,10 +95,12 @@ impl<M: Medium> Driver<M> {
             if let Some((_, old)) = state.connection.replace((connection, outbox.clone())) {
                 old.close();
             }
-            state.client_name.clone_from(&hello.client_name);
+            state.client_name = right.name_or(&hello.client_name);
             state.mounted_at_ms = hello.mounted_at_ms;
-            state.read_only = hello.read_only;
-            state.address = address;
+            state.read_only = hello.read_only || right.read_only;
+            state.address = asks.address;
+            state.peer = asks.peer;
+            state.was_here = true;
             state.heard = now;
             state.presents = true;
             state.was_unknown = !known && !hello.kept_terms.is_empty();
@@ -131,7 +136,7 @@ impl<M: Medium> Driver<M> {
     }
 
     /// Makes a session known. What one of before under the same id had is given back first.
-    fn begin_session(&mut self, hello: &Hello, outbox: &Rc<Outbox>) -> Option<()> {
+    fn begin_session(&mut self, hello: &Hello, right: &Right, outbox: &Rc<Outbox>) -> Option<()> {
         if self.sessions.by_id.len() >= SESSIONS_MAX {
             outbox.send(
                 HelloReply::Refused {
@@ -150,9 +155,9 @@ impl<M: Medium> Driver<M> {
         let change = namespace::open_session(
             id,
             &namespace::Session {
-                client_name: hello.client_name.clone(),
+                client_name: right.name_or(&hello.client_name),
                 mounted_at_ms: hello.mounted_at_ms,
-                read_only: hello.read_only,
+                read_only: hello.read_only || right.read_only,
                 began,
             },
         );
@@ -198,10 +203,44 @@ impl<M: Medium> Driver<M> {
         self.release_orphans();
     }
 
-    /// A session is over; `said_so`: its mount ended it.
-    pub(super) fn end_session(&mut self, session: SessionId, said_so: bool) {
+    /// What the other end of a connection may do with the volume.
+    pub(super) fn right_of(&self, peer: Option<NodeId>) -> Option<Right> {
+        match peer {
+            Some(node) => self.host.right(node, self.spec.id),
+            None => Some(Right::default()),
+        }
+    }
+
+    /// Whether the session's identity has the right to read only.
+    pub(super) fn may_only_read(&self, session: SessionId) -> bool {
+        let peer = self.sessions.by_id.get(&session).map(|known| known.peer);
+        peer.is_some_and(|peer| self.right_of(peer).is_none_or(|right| right.read_only))
+    }
+
+    /// The pool's clients may have changed: who lost the right to the volume is cut off, and its
+    /// session ends, with its locks and what it held open.
+    pub(super) fn end_revoked(&mut self) {
+        let sessions = self.sessions.by_id.iter();
+        let revoked = |session: &Session| self.right_of(session.peer).is_none();
+        let gone = sessions.filter(|(_, session)| revoked(session));
+        let gone: Vec<SessionId> = gone.map(|(id, _)| *id).collect();
+        for session in gone {
+            let name = self.sessions.cut_off(session);
+            tracing::info!(
+                volume = %self.spec.name, client = %name, session = %session.short(),
+                "a mount is cut off: its right to the volume has ended"
+            );
+            if self.machine.serves() {
+                self.end_session(session, true);
+            }
+        }
+    }
+
+    /// A session is over. `at_once`: so are its leases, as its mount ended it, or nobody waits for
+    /// who has no right to the volume.
+    pub(super) fn end_session(&mut self, session: SessionId, at_once: bool) {
         let now = self.now();
-        self.leasing.end(session, said_so, now);
+        self.leasing.end(session, at_once, now);
         self.not_awaited(session);
         self.sessions.remove(session);
         match namespace::end_session(&Keys(&self.brick), session) {

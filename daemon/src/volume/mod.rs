@@ -62,6 +62,7 @@ mod source;
 mod splits;
 mod strangers;
 mod stream;
+mod tail;
 mod target;
 mod thread;
 mod verify;
@@ -89,6 +90,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use crate::events::{EventLog, Severity};
 use crate::pool::{ChangeError, PoolClient};
+use crate::raft::Access;
 
 pub use fencing::FenceOrder;
 pub use kept::kept_id;
@@ -122,6 +124,22 @@ pub struct VolumeContext {
     pub events: EventLog,
 }
 
+/// What an identity may do with a volume. By default what a node of the pool may: all.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Right {
+    /// The client's name, where it is one and no node.
+    pub client: Option<String>,
+    /// It may change nothing.
+    pub read_only: bool,
+}
+
+impl Right {
+    /// The name under which a mount is shown; `own` is what a node's mount calls itself.
+    fn name_or(&self, own: &str) -> String {
+        self.client.clone().unwrap_or_else(|| own.to_owned())
+    }
+}
+
 /// A connection in the making.
 pub type Connecting = Pin<Box<dyn Future<Output = io::Result<Stream>>>>;
 
@@ -138,8 +156,11 @@ pub trait Host: Send + Sync {
     fn dial(&self, node: NodeId, purpose: Purpose) -> Connecting;
     /// Takes over a connection whose preamble was read, and finds out who is there.
     fn accept(&self, stream: AcceptedStream) -> Connecting;
-    /// Whether the identity may mount the volume.
-    fn may_use(&self, identity: NodeId, volume: &str) -> bool;
+    /// What the identity may do with the volume; `None`: nothing.
+    fn right(&self, identity: NodeId, volume: VolumeId) -> Option<Right> {
+        let _ = (identity, volume);
+        Some(Right::default())
+    }
     /// What the pool agreed about the volume's roles; `None`: its bricks decide.
     fn agreed(&self, volume: VolumeId) -> Option<Agreed>;
     /// Version of the volume's replicas ([`protocol::volume::Layout`]) that this node knows of.
@@ -215,8 +236,17 @@ impl Host for RealHost {
         })
     }
 
-    fn may_use(&self, identity: NodeId, _volume: &str) -> bool {
-        self.context.pool.is_member(identity)
+    fn right(&self, identity: NodeId, volume: VolumeId) -> Option<Right> {
+        if self.context.pool.is_member(identity) {
+            return Some(Right::default());
+        }
+        let state = self.context.pool.state();
+        let access = state.access(identity, volume)?;
+        let client = state.client_of(identity)?.0.to_owned();
+        Some(Right {
+            client: Some(client),
+            read_only: access == Access::ReadOnly,
+        })
     }
 
     fn agreed(&self, volume: VolumeId) -> Option<Agreed> {

@@ -202,6 +202,9 @@ impl<M: Medium> Driver<M> {
                 if !request.operation.changes() || request.slot >= SLOTS_MAX {
                     return Err("what it replays is no change".to_owned());
                 }
+                if self.may_only_read(session) {
+                    return Err("it may change nothing, so there is nothing to replay".to_owned());
+                }
                 *next = Some(Box::new(replay));
             }
             kind::PRESENTED => {

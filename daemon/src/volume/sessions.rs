@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use protocol::frame::RawFrame;
 use protocol::fs::{Outcome, Place};
-use protocol::ids::SessionId;
+use protocol::ids::{NodeId, SessionId};
 use protocol::units::{ObjectId, Sequence};
 use tokio::sync::oneshot;
 
@@ -51,6 +51,10 @@ pub(super) struct Session {
     /// Told when that record is stable; nobody is let in before.
     pub(super) settling: Option<oneshot::Receiver<()>>,
     pub(super) address: Option<String>,
+    /// Whose key proved who it is, at its last connection; `None`: it is of this machine.
+    pub(super) peer: Option<NodeId>,
+    /// It was connected to this primary; what is known of it is not of before a take-over alone.
+    pub(super) was_here: bool,
     /// Its connection now, with a number that tells it from older ones.
     pub(super) connection: Option<(u64, Rc<Outbox>)>,
     pub(super) slots: BTreeMap<u16, Slot>,
@@ -305,6 +309,24 @@ impl Sessions {
         }
     }
 
+    /// Whether somebody else than `peer` was let in with this session. Its id is no secret: answers
+    /// name it to others, whose changes it made.
+    pub(super) fn belongs_to_another(&self, session: SessionId, peer: Option<NodeId>) -> bool {
+        let known = self.by_id.get(&session);
+        known.is_some_and(|known| known.was_here && known.peer != peer)
+    }
+
+    /// Closes a session's connection, if it has one. Its client's name.
+    pub(super) fn cut_off(&mut self, session: SessionId) -> String {
+        let Some(state) = self.by_id.get_mut(&session) else {
+            return String::new();
+        };
+        if let Some((_, outbox)) = state.connection.take() {
+            outbox.close();
+        }
+        state.client_name.clone()
+    }
+
     /// The connection of a session ended. False: it has another one by now.
     pub(super) fn disconnected(
         &mut self,
@@ -426,6 +448,27 @@ mod tests {
             assert_eq!(look(&mut sessions, now, true), []);
         }
         assert_eq!(look(&mut sessions, 127, true), [a]);
+    }
+
+    #[test]
+    fn bad_2_a_session_belongs_to_whoever_was_let_in_with_it() {
+        let a = SessionId([1; 16]);
+        let (one, other) = (Some(NodeId([7; 16])), Some(NodeId([8; 16])));
+        let mut sessions = Sessions::default();
+        assert!(!sessions.belongs_to_another(a, one), "nobody has it");
+        sessions.by_id.insert(a, Session::default());
+        assert!(
+            !sessions.belongs_to_another(a, one),
+            "of before a take-over"
+        );
+        let session = Session {
+            peer: one,
+            was_here: true,
+            ..Session::default()
+        };
+        sessions.by_id.insert(a, session);
+        assert!(!sessions.belongs_to_another(a, one));
+        assert!(sessions.belongs_to_another(a, other) && sessions.belongs_to_another(a, None));
     }
 
     #[test]

@@ -1,6 +1,6 @@
-//! The source side of catching up: the journal's tail, or dirty keys and blocks, or everything
-//! compared by hash. Runs as a task of the volume's thread, beside the live records, and yields
-//! to them after every batch.
+//! The source side of catching up: the journal's tail (`tail.rs`), or dirty keys and blocks, or
+//! everything compared by hash. Runs as a task of the volume's thread, beside the live records, and
+//! yields to them after every batch.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use protocol::ids::GenerationId;
 use protocol::mistakes::{Mistake, made};
 use protocol::record::{Change, PAYLOAD_BYTES_MAX, Record};
-use protocol::replica::{Doubt, HASH_BYTES, Message, live_record_frame};
+use protocol::replica::{Doubt, HASH_BYTES, Message};
 use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, ObjectId, Sequence, Term};
 use replication::decision::{Decision, Means, Rule};
 use replication::progress::Progress;
@@ -23,13 +23,13 @@ use tokio::sync::{Notify, oneshot};
 use super::batch::{Batch, Content};
 use super::driver::{Driver, Shared, index};
 use super::links::{borrow_link, to_json};
-use super::repair::{read_surely, repair};
+use super::repair::read_surely;
 use super::words;
 
 /// Items of one batch.
 const BATCH_ITEMS_MAX: usize = 1024;
 /// Bytes of data in one batch.
-const BATCH_BYTES_MAX: usize = 512 << 10;
+pub(super) const BATCH_BYTES_MAX: usize = 512 << 10;
 /// What a key costs on the wire, about, for the choice of the cheaper way.
 const KEY_BYTES_ESTIMATE: u64 = 160;
 /// Keys of one exact range.
@@ -41,8 +41,8 @@ const EXACT_BYTES_MAX: usize = 256 << 10;
 const AGAIN_AFTER: Duration = Duration::from_secs(10);
 /// No object has a block from here on: its bytes could not be counted.
 const BLOCKS_MAX: u64 = i64::MAX as u64 / BLOCK_BYTES + 1;
-/// How long to wait for a word that what clients kept is put back, before looking again.
-const PUT_BACK_PAUSE: Duration = Duration::from_millis(50);
+/// How long to wait for a word that something changed, before looking again.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Objects of one exact range.
 const EXACT_OBJECTS_MAX: usize = 4096;
 
@@ -214,6 +214,7 @@ impl<M: Medium> Driver<M> {
         let means = Means {
             map_since: None, // the machine knows
             journal_bytes: common.and_then(|at| self.brick.journal_bytes_since(at)),
+            overwritten: self.overwritten.has(replica),
             dirty_bytes: summary.bytes + summary.keys * KEY_BYTES_ESTIMATE,
             resync_was_mine: false, // the machine knows
             marked_apart: false,    // the machine knows
@@ -229,6 +230,7 @@ impl<M: Medium> Driver<M> {
     /// Begins to bring a replica up to date; see `Output::Source`.
     pub(super) fn begin_source(&mut self, replica: usize, decision: Decision, welcome: &Welcome) {
         self.full_wanted = self.full_wanted.without(replica);
+        self.overwritten = self.overwritten.without(replica);
         let mut welcome = welcome.clone();
         if matches!(decision, Decision::Dirty | Decision::GiveUpTail { .. }) {
             let summary = self.brick.dirty_summary(index(replica));
@@ -279,22 +281,12 @@ impl<M: Medium> Driver<M> {
             epoch,
             source,
         };
-        match decision {
-            Decision::Join => self.machine.source_done(replica),
-            Decision::Journal { after } => {
-                tokio::task::spawn_local(async move { run.journal(after).await });
-            }
-            Decision::Dirty | Decision::GiveUpTail { .. } => {
-                tokio::task::spawn_local(async move { run.dirty().await });
-            }
-            Decision::Full => {
-                let empty = self
-                    .machine
-                    .report_of(replica)
-                    .is_some_and(|r| r.disk == Disk::Empty);
-                tokio::task::spawn_local(async move { run.full(empty).await });
-            }
-            Decision::Refuse => {}
+        if decision == Decision::Join {
+            self.machine.source_done(replica);
+        } else {
+            let report = self.machine.report_of(replica);
+            let empty = report.is_some_and(|report| report.disk == Disk::Empty);
+            tokio::task::spawn_local(async move { run.bring_up_to_date(decision, empty).await });
         }
     }
 
@@ -313,7 +305,7 @@ impl<M: Medium> Driver<M> {
         source.wake.notify_one();
     }
 
-    fn note_progress(&mut self, replica: usize, done: u64) {
+    pub(super) fn note_progress(&mut self, replica: usize, done: u64) {
         let now = self.now();
         let wire = self.links[replica].as_ref().map_or(0, wire_bytes);
         if let Some(running) = &mut self.resyncs[replica].running
@@ -437,7 +429,7 @@ fn wire_bytes(link: &super::links::LinkIo) -> u64 {
 
 /// What a resync's task knows.
 pub(super) struct Run<M: Medium> {
-    shared: Shared<M>,
+    pub(super) shared: Shared<M>,
     pub(super) replica: usize,
     epoch: u64,
     pub(super) source: Rc<Source>,
@@ -459,73 +451,41 @@ impl<M: Medium> Run<M> {
         .ok_or(Stopped)
     }
 
-    /// Waits until what clients kept is put back. What a crash left in doubt here may be whole at
-    /// the others, and whoever takes over from here would not know that it was lost (DUR-5).
-    async fn once_put_back(&self) -> Result<(), Stopped> {
+    /// Waits until something is so.
+    pub(super) async fn once(&self, so: impl Fn(&Driver<M>) -> bool) -> Result<(), Stopped> {
         let changed = self.with(|d| d.changed.clone())?;
-        while self.with(|d| d.replays.hold_up())? {
-            let _ = tokio::time::timeout(PUT_BACK_PAUSE, changed.notified()).await;
+        while !self.with(|d| so(d))? {
+            let _ = tokio::time::timeout(LOOK_AGAIN, changed.notified()).await;
         }
         Ok(())
     }
 
-    // ---- the journal's tail ------------------------------------------------------------------
-
-    async fn journal(self, after: Sequence) {
-        if self.once_put_back().await.is_ok() {
-            let _ = self.send_tail(after, true).await;
+    /// All that a resync sends, by the way that was chosen; to an `empty` brick without asking.
+    async fn bring_up_to_date(self, decision: Decision, empty: bool) {
+        // First what clients kept is put back. What a crash left in doubt here may be whole at the
+        // others, and whoever takes over from here would not know that it was lost (DUR-5).
+        if self.once(|d| !d.replays.hold_up()).await.is_err() {
+            return;
+        }
+        let sent = match decision {
+            Decision::Journal { after } => self.send_tail(after, true).await,
+            Decision::Dirty | Decision::GiveUpTail { .. } => self.send_dirty().await,
+            Decision::Full => self.send_full(empty).await,
+            Decision::Join | Decision::Refuse => Ok(()),
+        };
+        if sent.is_err() {
+            self.try_again().await;
         }
     }
 
-    async fn pulled(self, after: Sequence) {
-        if self.send_tail(after, false).await.is_ok() {
-            let _ = self.with(|d| d.send(self.replica, &Message::Pulled));
-        }
-    }
-
-    async fn send_tail(&self, after: Sequence, then_live: bool) -> Result<(), Stopped> {
-        let mut next = after.next();
-        loop {
-            self.room().await?;
-            let sent = self.with(|d| {
-                if next > d.machine.last() {
-                    if then_live {
-                        // No await between here and the switch: not a record is missed.
-                        if let Some(link) = &mut d.links[self.replica] {
-                            link.feed_live = true;
-                        }
-                        d.machine.source_done(self.replica);
-                    }
-                    return Ok(None);
-                }
-                d.brick.push()?;
-                let after = Sequence(next.0 - 1);
-                let records = d.brick.read_records(after, BATCH_BYTES_MAX)?;
-                let mut bytes = 0;
-                for record in records.into_iter().map(|caught| caught.record) {
-                    next = record.sequence.next();
-                    bytes += record.payload.len();
-                    let frame = live_record_frame(record.encode_meta(), record.payload);
-                    bytes += frame.meta.len();
-                    d.send_frame(self.replica, frame);
-                }
-                d.note_progress(self.replica, bytes as u64);
-                Ok::<_, storage::BrickError>(Some(bytes))
-            })?;
-            match sent {
-                Ok(None) => return Ok(()),
-                Ok(Some(bytes)) => self.pace_tail(bytes).await?,
-                Err(storage::BrickError::Read(error)) if repair(&self.shared, &error).await => {}
-                Err(error) => {
-                    tracing::error!(%error, "the journal cannot be read for a catch-up");
-                    self.give_up()?;
-                }
-            }
-        }
+    /// Where the link is still there, something could not be read here: the two meet anew.
+    async fn try_again(&self) {
+        tokio::time::sleep(AGAIN_AFTER).await;
+        let _ = self.give_up();
     }
 
     /// The resync cannot go on over this link: a new meeting decides anew.
-    fn give_up(&self) -> Result<(), Stopped> {
+    pub(super) fn give_up(&self) -> Result<(), Stopped> {
         let _ = self.with(|d| {
             if let Some(link) = &d.links[self.replica] {
                 link.outbox.close();
@@ -536,18 +496,6 @@ impl<M: Medium> Run<M> {
     }
 
     // ---- dirty keys and blocks -----------------------------------------------------------------
-
-    async fn dirty(self) {
-        if self.once_put_back().await.is_ok() && self.send_dirty().await.is_err() {
-            self.try_again().await;
-        }
-    }
-
-    /// Where the link is still there, something could not be read here: the two meet anew.
-    async fn try_again(&self) {
-        tokio::time::sleep(AGAIN_AFTER).await;
-        let _ = self.give_up();
-    }
 
     async fn send_dirty(&self) -> Result<(), Stopped> {
         let mut after = None;
@@ -695,12 +643,6 @@ impl<M: Medium> Run<M> {
     }
 
     // ---- everything, by hash -------------------------------------------------------------------
-
-    async fn full(self, empty: bool) {
-        if self.once_put_back().await.is_ok() && self.send_full(empty).await.is_err() {
-            self.try_again().await;
-        }
-    }
 
     async fn send_full(&self, empty: bool) -> Result<(), Stopped> {
         self.send_all_keys().await?;

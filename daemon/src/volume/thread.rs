@@ -243,6 +243,7 @@ async fn watch_agreement<M: Medium>(shared: Shared<M>) {
             return;
         }
         d.learn_agreement();
+        d.end_revoked();
         d.finish_turn();
     }
 }
@@ -509,6 +510,7 @@ impl<M: Medium> Driver<M> {
         for place in (0..self.links.len()).filter(|place| !same_brick(&before, &spec, *place)) {
             self.ahead_of = self.ahead_of.without(place);
             self.full_wanted = self.full_wanted.without(place);
+            self.overwritten = self.overwritten.without(place);
         }
         // What the replicas mean is durable before the configuration that says so.
         self.machine.replace_places(now, Places::of(&spec));

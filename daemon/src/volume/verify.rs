@@ -1,14 +1,15 @@
 //! Comparing replicas.
 //!
 //! The primary asks each member of the in-sync set what it holds, range by range, and compares it
-//! with its own. Question and answer travel in the ordered stream, but reading takes time: what
-//! differs is asked again, a few times, and counts as a difference only if it stays one.
+//! with its own. The question travels in the ordered stream, so whoever answers has everything that
+//! was ordered before it, and perhaps more: reading takes time. What differs, and was changed by a
+//! record since the question, is asked again; what differs otherwise is a difference.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::{Bytes, BytesMut};
 use protocol::replica::{HASH_BYTES, ITEMS_MAX, Message, Scope};
-use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId};
+use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, EXTENT_BYTES, ObjectId, Sequence};
 use replication::machine::Standing;
 use serde::Serialize;
 use storage::{DirtyItem, Medium, OBJECT_BYTES_MAX};
@@ -20,8 +21,8 @@ use super::links::Asker;
 use super::repair::{read_again, read_surely};
 use super::source::{Pairs, after_key, hash_blocks, range_of_keys};
 
-/// How often a difference is asked again before it is believed.
-const ASKED_AGAIN_MAX: usize = 4;
+/// How often something is compared that is changed each time meanwhile.
+const ROUNDS_MAX: usize = 16;
 /// Differences that are listed; more are counted.
 const DIFFERENCES_MAX: usize = 1000;
 /// Objects of one question.
@@ -71,6 +72,8 @@ pub(super) struct Verdict {
     pub(super) replicas_compared: usize,
     /// Replicas that could not be compared.
     pub(super) not_compared: Vec<String>,
+    /// What was changed in every round, so that it could not be compared.
+    pub(super) unsettled: Vec<String>,
     /// What differs.
     pub(super) differences: Vec<Difference>,
     /// Differences beyond those listed.
@@ -274,7 +277,8 @@ pub(super) async fn verify<M: Medium>(shared: &Shared<M>, repair: bool) -> Verdi
         }
     }
     let differs = !verdict.differences.is_empty() || verdict.differences_not_listed > 0;
-    verdict.equal = !differs && verdict.not_compared.is_empty();
+    let all = verdict.not_compared.is_empty() && verdict.unsettled.is_empty();
+    verdict.equal = !differs && all;
     verdict
 }
 
@@ -314,9 +318,29 @@ impl<M: Medium> Comparison<'_, M> {
         }
     }
 
-    async fn ask(&self, scope: Scope) -> Option<Answer> {
-        let wait = self.shared.borrow_mut().ask(self.replica, scope)?;
-        wait.await.ok()
+    /// Asks; also at which place in the order.
+    fn ask(&self, scope: Scope) -> Option<(oneshot::Receiver<Answer>, Sequence)> {
+        let mut d = self.shared.borrow_mut();
+        let asked_at = d.machine.last();
+        Some((d.ask(self.replica, scope)?, asked_at))
+    }
+
+    /// What the records after `from` touched: what differs there may have been read at two moments.
+    /// `None`: that is not known any more.
+    fn touched_since(&self, from: Sequence, differing: usize) -> Option<Vec<DirtyItem>> {
+        if differing == 0 {
+            return Some(Vec::new());
+        }
+        let mut d = self.shared.borrow_mut();
+        d.brick.touched_since(from).ok().flatten()
+    }
+
+    /// It was changed in every round.
+    fn never_settled(&mut self, what: &str) {
+        let line = format!("{what} at {}", self.name);
+        if !self.verdict.unsettled.contains(&line) {
+            self.verdict.unsettled.push(line);
+        }
     }
 
     async fn keys(&mut self) -> Option<()> {
@@ -343,11 +367,11 @@ impl<M: Medium> Comparison<'_, M> {
             from: from.clone(),
             to: to.clone(),
         };
-        let mut differing = Vec::new();
-        for _ in 0..ASKED_AGAIN_MAX {
-            // Asked and read in one go, so that both are of the same place in the order.
-            let (wait, own) = {
+        let mut rounds = Rounds::new();
+        for _ in 0..ROUNDS_MAX {
+            let (wait, own, asked_at) = {
                 let mut d = self.shared.borrow_mut();
+                let asked_at = d.machine.last();
                 let wait = d.ask(self.replica, scope.clone())?;
                 let end = if to.is_empty() {
                     Bytes::from_static(&[0xff; 32])
@@ -360,15 +384,24 @@ impl<M: Medium> Comparison<'_, M> {
                     true
                 });
                 scanned.ok()?;
-                (wait, of_pairs(&pairs))
+                (wait, of_pairs(&pairs), asked_at)
             };
             let theirs = wait.await.ok()?;
-            differing = differing_keys(&own, &theirs);
-            if differing.is_empty() {
-                return Some(());
+            let bad = differing_keys(&own, &theirs);
+            let touched = self.touched_since(asked_at, bad.len());
+            let is_over = rounds.take(
+                bad,
+                touched.as_deref(),
+                |item, bad| matches!(item, DirtyItem::Key { key } if key == bad),
+            );
+            if is_over {
+                break;
             }
         }
-        for key in differing {
+        if rounds.is_open() {
+            self.never_settled("metadata");
+        }
+        for key in rounds.differing {
             let path = format!("metadata key {}", printable(&key));
             self.report(path, 0, key.len() as u64);
             self.put_right(&[DirtyItem::Key { key }]).await;
@@ -378,27 +411,37 @@ impl<M: Medium> Comparison<'_, M> {
 
     async fn objects(&mut self, from: ObjectId, to: ObjectId) -> Option<()> {
         let scope = Scope::Objects { from, to };
-        let mut extra = Vec::new();
-        for _ in 0..ASKED_AGAIN_MAX {
-            let theirs = self.ask(scope.clone()).await?;
+        let mut rounds = Rounds::new();
+        for _ in 0..ROUNDS_MAX {
+            let (wait, asked_at) = self.ask(scope.clone())?;
+            let theirs = wait.await.ok()?;
             let own = self
                 .shared
                 .borrow()
                 .brick
                 .objects_after(before(from), OBJECTS_MAX)
                 .ok()?;
-            extra = theirs
+            let bad: Vec<ObjectId> = theirs
                 .names
                 .iter()
                 .filter_map(|name| Some(u64::from_le_bytes(name[..].try_into().ok()?)))
                 .map(ObjectId)
                 .filter(|object| !own.contains(object))
                 .collect();
-            if extra.is_empty() {
-                return Some(());
+            let touched = self.touched_since(asked_at, bad.len());
+            let is_over = rounds.take(
+                bad,
+                touched.as_deref(),
+                |item, bad| matches!(item, DirtyItem::Dropped { object } if object == bad),
+            );
+            if is_over {
+                break;
             }
         }
-        for object in extra {
+        if rounds.is_open() {
+            self.never_settled("the list of objects");
+        }
+        for object in rounds.differing {
             self.report(format!("object {object} that should be gone"), 0, 0);
             self.put_right(&[DirtyItem::Dropped { object }]).await;
         }
@@ -417,26 +460,29 @@ impl<M: Medium> Comparison<'_, M> {
 
     /// Returns the blocks compared, and the next extent that holds something here or there.
     async fn extent(&mut self, object: ObjectId, extent: u64) -> Option<(u64, Option<u64>)> {
-        let mut bad = Vec::new();
-        let mut blocks = 0;
-        let mut next = None;
-        for _ in 0..ASKED_AGAIN_MAX {
-            let wait = {
-                let mut d = self.shared.borrow_mut();
-                d.ask(self.replica, Scope::Extent { object, extent })?
-            };
+        let mut rounds = Rounds::new();
+        let (mut blocks, mut next) = (0, None);
+        for _ in 0..ROUNDS_MAX {
+            let (wait, asked_at) = self.ask(Scope::Extent { object, extent })?;
             let own = of_extent(self.shared, object, extent).await;
             let theirs = wait.await.ok()?;
-            bad = differing_blocks(&own, &theirs);
+            let bad = differing_blocks(&own, &theirs);
             blocks = (own.hashes.len() / HASH_BYTES) as u64;
             next = own
                 .next_extent()
                 .into_iter()
                 .chain(theirs.next_extent())
                 .min();
-            if bad.is_empty() {
-                return Some((blocks, next));
+            let touched = self.touched_since(asked_at, bad.len());
+            let is_over = rounds.take(bad, touched.as_deref(), |item, bad| {
+                touches(item, object, extent * BLOCKS_PER_EXTENT + bad)
+            });
+            if is_over {
+                break;
             }
+        }
+        if rounds.differing.is_empty() && !rounds.is_open() {
+            return Some((blocks, next));
         }
         let path = {
             let d = self.shared.borrow();
@@ -445,7 +491,11 @@ impl<M: Medium> Comparison<'_, M> {
                 _ => format!("object {object}"),
             }
         };
-        for (first, count) in runs(&bad) {
+        if rounds.is_open() {
+            self.never_settled(&path);
+        }
+        let differing: Vec<u64> = rounds.differing.into_iter().collect();
+        for (first, count) in runs(&differing) {
             let first = extent * BLOCKS_PER_EXTENT + first;
             self.report(path.clone(), first * BLOCK_BYTES, count * BLOCK_BYTES);
             self.put_right(&[DirtyItem::Blocks {
@@ -577,6 +627,57 @@ fn differing_blocks(own: &Answer, theirs: &Answer) -> Vec<u64> {
         .collect()
 }
 
+/// What the rounds of one comparison come to.
+struct Rounds<T> {
+    /// What differed in every round so far, and may have been changed between the two readings each
+    /// time; `None`: there was no round yet.
+    open: Option<BTreeSet<T>>,
+    /// What differed, and was not changed meanwhile.
+    differing: BTreeSet<T>,
+}
+
+impl<T: Ord> Rounds<T> {
+    fn new() -> Self {
+        Self {
+            open: None,
+            differing: BTreeSet::new(),
+        }
+    }
+
+    /// A round found these. `touched` is what records changed since its question; `None`: nobody
+    /// knows. True: nothing is open any more.
+    fn take(
+        &mut self,
+        bad: Vec<T>,
+        touched: Option<&[DirtyItem]>,
+        touches: impl Fn(&DirtyItem, &T) -> bool,
+    ) -> bool {
+        let changed =
+            |bad: &T| touched.is_none_or(|touched| touched.iter().any(|item| touches(item, bad)));
+        let (open, sure): (Vec<T>, Vec<T>) = bad.into_iter().partition(changed);
+        self.differing.extend(sure);
+        let before = self.open.take();
+        let still = |item: &T| before.as_ref().is_none_or(|before| before.contains(item));
+        let open = open.into_iter().filter(still).collect();
+        self.open = Some(open);
+        !self.is_open()
+    }
+
+    fn is_open(&self) -> bool {
+        self.open.as_ref().is_none_or(|open| !open.is_empty())
+    }
+}
+
+fn touches(item: &DirtyItem, of: ObjectId, block: u64) -> bool {
+    match item {
+        DirtyItem::Blocks { object, start, end } => {
+            *object == of && (*start..*end).contains(&block)
+        }
+        DirtyItem::Dropped { object } => *object == of,
+        DirtyItem::Key { .. } => false,
+    }
+}
+
 /// Runs of neighbours as (first, count).
 fn runs(blocks: &[u64]) -> Vec<(u64, u64)> {
     let mut runs: Vec<(u64, u64)> = Vec::new();
@@ -599,4 +700,56 @@ fn printable(key: &[u8]) -> String {
         .flat_map(|byte| std::ascii::escape_default(*byte))
         .map(char::from)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: ObjectId = ObjectId(7);
+
+    fn written(block: u64) -> DirtyItem {
+        DirtyItem::Blocks {
+            object: FILE,
+            start: block,
+            end: block + 1,
+        }
+    }
+
+    fn round(rounds: &mut Rounds<u64>, bad: &[u64], touched: &[DirtyItem]) -> bool {
+        rounds.take(bad.to_vec(), Some(touched), |item, bad| {
+            touches(item, FILE, *bad)
+        })
+    }
+
+    /// A writer went over an extent, and each round met another block of it in two states.
+    #[test]
+    fn what_differed_in_one_round_because_it_was_just_written_is_no_difference() {
+        let mut rounds = Rounds::new();
+        assert!(!round(&mut rounds, &[1], &[written(1)]));
+        assert!(round(&mut rounds, &[2], &[written(2)]));
+        assert!(rounds.differing.is_empty() && !rounds.is_open());
+    }
+
+    #[test]
+    fn what_differs_and_was_not_written_since_the_question_is_a_difference_at_once() {
+        let mut rounds = Rounds::new();
+        assert!(round(&mut rounds, &[1, 2], &[]));
+        assert_eq!(rounds.differing, BTreeSet::from([1, 2]));
+        let mut rounds = Rounds::new();
+        assert!(!round(&mut rounds, &[1, 2], &[written(1), written(2)]));
+        assert!(round(&mut rounds, &[1], &[written(3)]));
+        assert_eq!(rounds.differing, BTreeSet::from([1]));
+    }
+
+    #[test]
+    fn what_is_written_all_the_while_is_neither_equal_nor_different() {
+        let mut rounds = Rounds::new();
+        for _ in 0..ROUNDS_MAX {
+            assert!(!round(&mut rounds, &[1], &[written(1)]));
+        }
+        assert!(rounds.is_open() && rounds.differing.is_empty());
+        let unknown = rounds.take(vec![1], None, |_, _| false);
+        assert!(!unknown && rounds.differing.is_empty());
+    }
 }

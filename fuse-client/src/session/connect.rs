@@ -132,6 +132,8 @@ impl Shared {
     fn refuse(&self) {
         let mut state = self.state.lock();
         state.refused = true;
+        // What it knew it may not tell either.
+        self.cache.lock().clear();
         let waiters = state.table.older_than(Instant::now());
         state.refill();
         drop(state);
@@ -199,6 +201,7 @@ impl Shared {
                 confirmed: state.seen,
                 kept_terms: state.keep.terms(),
                 leases: u32::try_from(LEASES_OF_SESSION_MAX).expect("65,536"),
+                early: self.config.early && !self.config.read_only,
             };
             (
                 state.places.to_try(),

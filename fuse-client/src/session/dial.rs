@@ -80,6 +80,19 @@ fn wrong_kind(kind: u8) -> io::Error {
     })
 }
 
+/// Asks a node one thing on a connection of its own.
+pub(crate) fn ask(
+    connector: &dyn Connector,
+    target: &Target,
+    request: &NodeRequest,
+) -> io::Result<NodeReply> {
+    let connection = connector.connect(target, Purpose::Rpc)?;
+    let frame = node_rpc::encode(node_rpc::kind::REQUEST, request).map_err(invalid)?;
+    let answer = exchange(&*connection, &mut FrameReader::default(), &frame)?;
+    connection.shutdown();
+    node_rpc::decode(node_rpc::kind::REPLY, &answer).map_err(invalid)
+}
+
 /// Where a volume is served, as a node says.
 pub(super) struct Located {
     pub(super) volume: VolumeId,
@@ -95,17 +108,10 @@ pub(super) fn locate(
     target: &Target,
     volume: &str,
 ) -> Result<Located, DialError> {
-    let ask = || -> io::Result<NodeReply> {
-        let connection = connector.connect(target, Purpose::Rpc)?;
-        let request = NodeRequest::Locate {
-            volume: volume.to_owned(),
-        };
-        let frame = node_rpc::encode(node_rpc::kind::REQUEST, &request).map_err(invalid)?;
-        let answer = exchange(&*connection, &mut FrameReader::default(), &frame)?;
-        connection.shutdown();
-        node_rpc::decode(node_rpc::kind::REPLY, &answer).map_err(invalid)
+    let request = NodeRequest::Locate {
+        volume: volume.to_owned(),
     };
-    match ask().map_err(io_error(target))? {
+    match ask(connector, target, &request).map_err(io_error(target))? {
         NodeReply::Located {
             volume_id, nodes, ..
         } => Ok(Located {

@@ -100,6 +100,8 @@ pub struct Welcome<'a> {
     pub in_doubt: bool,
     /// Leases that the client holds.
     pub leases: &'a [ObjectId],
+    /// Those that it holds alone.
+    pub exclusive: &'a [ObjectId],
 }
 
 impl Welcome<'_> {
@@ -306,6 +308,7 @@ impl Keep {
             authors,
             stable,
             leases: welcome.leases.to_vec(),
+            exclusive: welcome.exclusive.to_vec(),
         };
         let mut frames = vec![present.encode()];
         if welcome.gathers {

@@ -5,15 +5,22 @@
 //! question was asked. What an operation of this mount may change is not answered from here while
 //! it is under way: others may see it before its answer is back.
 //!
+//! A file that this mount holds alone (an exclusive lease) may be written and its attributes set
+//! before the primary has heard of it (CL-1): the application is answered, and the request is on its
+//! way as ever.
+//!
 //! Pure: whoever asks says what the time is, by a clock that goes on while the machine sleeps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::fs::{Attributes, LEASES_OF_SESSION_MAX, Operation, Outcome, Recalled, Reply};
+use protocol::fs::{Attributes, LEASES_OF_SESSION_MAX, Operation, Outcome, Recalled, Reply, SetTime};
 use protocol::mistakes::{Mistake, made};
-use protocol::units::ObjectId;
+use protocol::units::{ObjectId, Timestamp};
+
+#[cfg(test)]
+mod tests;
 
 /// Names that are kept, some 150 bytes each.
 const NAMES_MAX: usize = 256 << 10;
@@ -44,6 +51,15 @@ struct Held {
     names: HashMap<Bytes, Option<ObjectId>>,
     used: u64,
     offered: bool,
+    /// Nobody else is told anything of it.
+    alone: bool,
+    /// Its attributes with all changes that are on their way, as far as they are known: but for
+    /// times that the primary sets.
+    ahead: Option<Attributes>,
+    /// When it was changed, by the last answer.
+    changed_at: Timestamp,
+    /// Changes on their way that were answered already.
+    early: u32,
     /// The kernel may answer by itself, until then at the latest: attributes, and names.
     attributes_handed: Duration,
     names_handed: Duration,
@@ -177,9 +193,61 @@ impl Cache {
 
     // ---- what goes by --------------------------------------------------------------------------
 
+    /// What a change comes to, if it may be answered before it is asked, and when its file was changed
+    /// by the last answer: the request says so. [`Cache::asks`] follows.
+    pub fn early(
+        &mut self,
+        operation: &Operation,
+        bytes: usize,
+        now: Duration,
+    ) -> Option<(Timestamp, Outcome)> {
+        if self.left(now).is_zero() {
+            return None;
+        }
+        let object = object_of(operation)?;
+        let held = self.held.get_mut(&object).filter(|held| held.alone)?;
+        // Whatever else is on its way may change it as well.
+        let on_the_way = self.changing.get(&object).copied().unwrap_or(0);
+        let ahead = held.ahead.as_mut().filter(|_| on_the_way == held.early)?;
+        let outcome = match operation {
+            Operation::Write {
+                offset,
+                append: false,
+                kill_privileges: false,
+                ..
+            } => {
+                let end = offset.checked_add(bytes as u64)?;
+                // What is past the largest file the primary knows.
+                if i64::try_from(end).is_err() || bytes == 0 {
+                    return None;
+                }
+                ahead.size = ahead.size.max(end);
+                Outcome::Written {
+                    len: u32::try_from(bytes).ok()?,
+                    offset: *offset,
+                    attributes: *ahead,
+                }
+            }
+            Operation::SetAttributes { set, .. } if set.size.is_none() && !set.kill_privileges => {
+                ahead.mode = (ahead.mode & !0o7777) | (set.mode.unwrap_or(ahead.mode) & 0o7777);
+                ahead.uid = set.uid.unwrap_or(ahead.uid);
+                ahead.gid = set.gid.unwrap_or(ahead.gid);
+                for (time, to) in [(&mut ahead.atime, set.atime), (&mut ahead.mtime, set.mtime)] {
+                    if let Some(SetTime::At(at)) = to {
+                        *time = at;
+                    }
+                }
+                Outcome::Attributes(*ahead)
+            }
+            _ => return None,
+        };
+        held.early += 1;
+        Some((held.changed_at, outcome))
+    }
+
     /// Something is asked. What it may change is not answered from here until it is over; returns
-    /// what [`Cache::over`] is to be told then.
-    pub fn asks(&mut self, operation: &Operation, now: Duration) -> Vec<ObjectId> {
+    /// what [`Cache::over`] is to be told then. `early`: it was answered.
+    pub fn asks(&mut self, operation: &Operation, early: bool, now: Duration) -> Vec<ObjectId> {
         self.asked = now;
         if !operation.changes() {
             return Vec::new();
@@ -195,14 +263,21 @@ impl Cache {
         for object in &objects {
             count(&mut self.changing, *object, true);
             self.forget_attributes(*object);
+            if let Some(held) = self.held.get_mut(object).filter(|_| !early) {
+                held.ahead = None;
+            }
         }
         objects.into_iter().collect()
     }
 
-    /// An operation is over, answered or not.
-    pub fn over(&mut self, operation: &Operation, objects: &[ObjectId]) {
+    /// An operation is over, answered or not; `early`: as [`Cache::asks`] was told.
+    pub fn over(&mut self, operation: &Operation, objects: &[ObjectId], early: bool) {
         for object in objects {
             count(&mut self.changing, *object, false);
+            // A lease that was lost and granted anew counts from none.
+            if let Some(held) = self.held.get_mut(object).filter(|_| early) {
+                held.early = held.early.saturating_sub(1);
+            }
         }
         if operation.changes() {
             for (parent, name) in names_of(operation).into_iter().flatten() {
@@ -237,6 +312,9 @@ impl Cache {
         for object in &reply.leases {
             self.held.entry(*object).or_default();
             self.touch(*object);
+        }
+        if let Some(held) = reply.exclusive.and_then(|alone| self.held.get_mut(&alone)) {
+            held.alone = true;
         }
         let leased = |object: ObjectId| reply.leases.contains(&object);
         match (&reply.outcome, operation) {
@@ -286,6 +364,14 @@ impl Cache {
             .for_each(|object| self.forget_attributes(*object));
     }
 
+    /// What was answered early did not take effect: what the object is now, the next answer tells.
+    pub fn failed(&mut self, object: ObjectId) {
+        self.forget_attributes(object);
+        if let Some(held) = self.held.get_mut(&object) {
+            held.ahead = None;
+        }
+    }
+
     fn touch(&mut self, object: ObjectId) {
         let Some(held) = self.held.get_mut(&object) else {
             return;
@@ -298,10 +384,14 @@ impl Cache {
 
     fn keep_attributes(&mut self, attributes: &Attributes) {
         let object = attributes.object;
-        if !self.changing.contains_key(&object)
-            && let Some(held) = self.held.get_mut(&object)
-        {
+        let changes = self.changing.contains_key(&object);
+        let Some(held) = self.held.get_mut(&object) else {
+            return;
+        };
+        held.changed_at = held.changed_at.max(attributes.ctime);
+        if !changes {
             held.attributes = Some(*attributes);
+            held.ahead = Some(*attributes);
         }
     }
 
@@ -517,6 +607,13 @@ impl Cache {
         holds.extend(self.held.keys());
         self.held.values_mut().for_each(|held| held.offered = false);
         holds.into_iter().take(LEASES_OF_SESSION_MAX).collect()
+    }
+
+    /// What of that is held alone.
+    #[must_use]
+    pub fn alone(&self) -> Vec<ObjectId> {
+        let held = self.held.iter().filter(|(_, held)| held.alone);
+        held.map(|(object, _)| *object).collect()
     }
 
     /// Nothing is held.

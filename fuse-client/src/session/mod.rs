@@ -44,6 +44,7 @@ pub(crate) use caching::clock;
 use connect::RETRY_MAX;
 pub use dial::DialError;
 use dial::Welcomed;
+pub(crate) use dial::ask;
 use keep::{Keep, Welcome};
 use leases::{Cache, Forget, Fresh};
 use link::Link;
@@ -52,6 +53,7 @@ pub(crate) use locks::{Key, Range};
 pub(crate) use losses::Losses;
 use opens::Opens;
 use places::Places;
+use requests::Done;
 use table::{Interrupted, Submission, Submitted, Table};
 
 const EINTR: i32 = 4;
@@ -70,6 +72,8 @@ const DOUBT_AFTER_MS: u64 = 300;
 const DEAD_AFTER_MS: u64 = 5_000;
 /// Longest wait for answers at the end of a session.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same where changes are on their way that applications take for done.
+const END_EARLY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a session is for.
 #[derive(Debug, Clone)]
@@ -88,6 +92,8 @@ pub struct SessionConfig {
     pub no_primary_eio: Option<Duration>,
     /// Longest wait for a node at the start.
     pub mount_timeout: Duration,
+    /// Changes of files that nobody else uses are answered before the primary has them.
+    pub early: bool,
 }
 
 /// Takes the answers to what the kernel asked.
@@ -272,6 +278,7 @@ impl Session {
             operation,
             payload,
             asked: Asked::default(),
+            early: None,
         });
     }
 
@@ -287,6 +294,7 @@ impl Session {
             operation,
             payload: Bytes::new(),
             asked: Asked::default(),
+            early: None,
         });
         receiver.recv().unwrap_or(Outcome::Error(EIO))
     }
@@ -356,7 +364,9 @@ impl Session {
 
     /// Ends the session: waits a little for what is under way, says goodbye.
     pub fn end(&self) {
-        let deadline = Instant::now() + END_TIMEOUT;
+        let early = self.shared.state.lock().table.has_early();
+        let patience = if early { END_EARLY_TIMEOUT } else { END_TIMEOUT };
+        let deadline = Instant::now() + patience;
         let keeps = !self.shared.state.lock().keep.is_empty();
         if keeps {
             // Nobody keeps it afterwards.
@@ -372,7 +382,8 @@ impl Session {
             self.shared.answer(Some(waiter), Outcome::Error(EIO));
         }
         let mut state = self.shared.state.lock();
-        while state.table.len() > 0 && state.link.is_some() {
+        // What applications take for done is not left behind where a primary may be back soon.
+        while state.table.len() > 0 && (state.link.is_some() || state.table.has_early()) {
             if self
                 .shared
                 .changed
@@ -383,6 +394,9 @@ impl Session {
             }
         }
         state.ended = true;
+        if state.table.has_early() {
+            tracing::error!("the mount ended before a primary took the last changes: they are lost");
+        }
         let left = state.table.older_than(Instant::now());
         let link = state.link.take();
         *self.shared.forgets.lock() = None;
@@ -428,6 +442,7 @@ fn plain(waiter: Option<Waiter>, operation: Operation) -> Submission<Waiter> {
         operation,
         payload: Bytes::new(),
         asked: Asked::default(),
+        early: None,
     }
 }
 
@@ -547,6 +562,14 @@ impl Shared {
             return;
         };
         let fresh = self.keep_answer(&state, &mut answered, &reply);
+        let failed = match (&reply.outcome, answered.early) {
+            (Outcome::Error(_), true) => table::changed_object(&answered.operation),
+            _ => None,
+        };
+        let done = match answered.early {
+            true => self.note_early(&mut state, failed),
+            false => Done::new(),
+        };
         state
             .keep
             .confirmed(&answered.operation, &answered.frame, &reply);
@@ -564,6 +587,21 @@ impl Shared {
         if let Operation::Lock { .. } = &answered.operation {
             self.look_after_lock(&mut state, &answered, &mut outcome);
         }
+        let syncs = matches!(
+            answered.operation,
+            Operation::Sync { .. } | Operation::SyncAll
+        );
+        if syncs && let Some(waiter) = answered.waiter.take() {
+            let unique = match &waiter {
+                Waiter::Kernel(waiting) => Some(waiting.unique),
+                Waiter::Caller(_) | Waiter::Flush => None,
+            };
+            let synced = state.table.sync(answered.order, waiter, unique, outcome);
+            (answered.waiter, outcome) = match synced {
+                Some((waiter, outcome)) => (Some(waiter), outcome),
+                None => (None, Outcome::Done),
+            };
+        }
         // Only the end waits for that; waking the thread of deadlines each time would cost more
         // than the answer.
         if state.ending && state.table.len() == 0 {
@@ -572,6 +610,7 @@ impl Shared {
         let link = state.sending().cloned();
         drop(state);
         self.answer_fresh(answered.waiter, outcome, fresh);
+        self.answer_all(done);
         go(link);
     }
 
@@ -635,13 +674,17 @@ impl Shared {
             state.confirmed = false;
             failed = self.session_ended(&mut state);
         }
-        let leases = self.cache.lock().present(clock());
+        let (leases, exclusive) = {
+            let mut cache = self.cache.lock();
+            (cache.present(clock()), cache.alone())
+        };
         let welcome = Welcome {
             term: welcomed.term,
             ends: &welcomed.ends,
             gathers: welcomed.gathers,
             in_doubt: welcomed.in_doubt,
             leases: &leases,
+            exclusive: &exclusive,
         };
         let State { keep, table, .. } = &mut *state;
         let frames = keep.welcomed(welcome, table.unanswered());

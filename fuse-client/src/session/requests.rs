@@ -8,7 +8,7 @@ use protocol::fs::{Lock, Operation, Outcome};
 use protocol::units::ObjectId;
 
 use super::caching::Asked;
-use super::table::{Answered, Submission, Submitted};
+use super::table::{self, Answered, Submission, Submitted};
 use super::{EAGAIN, EINTR, EIO, Key, Range, Session, Shared, State, Waiter, go, keep, plain};
 
 /// Those who are to be answered once the state is free, and what.
@@ -31,8 +31,8 @@ impl Shared {
         }
     }
 
-    /// Puts a request behind those that were asked before; [`go`] follows. Returns who is refused,
-    /// and how.
+    /// Puts a request behind those that were asked before; [`go`] follows. Returns who is answered
+    /// already, and how: who is refused, and whose change is sure.
     fn put(
         &self,
         state: &mut State,
@@ -45,14 +45,44 @@ impl Shared {
         if fails || through.is_some_and(|handle| self.locks.are_lost(handle)) {
             return Some((submission.waiter, Outcome::Error(EIO)));
         }
-        submission.asked = Asked::new(&self.cache, &submission.operation);
         let connected = state.sending().is_some();
+        let bytes = submission.payload.len();
+        let may_be_early = self.config.early
+            && connected
+            && submission.unique.is_some()
+            && table::changed_object(&submission.operation).is_some()
+            && state.table.may_be_early(bytes);
+        let operation = &submission.operation;
+        let (asked, early) = Asked::new(&self.cache, operation, bytes, may_be_early);
+        submission.asked = asked;
+        let mut answered = None;
+        if let Some((known, outcome)) = early {
+            submission.early = Some(known);
+            submission.unique = None;
+            answered = Some((submission.waiter.take(), outcome));
+        }
         match state.table.submit(submission, Instant::now(), connected) {
             Submitted::Send(frame) => state.queue(&[frame]),
             Submitted::Waits => {}
             Submitted::Full(waiter) => return Some((waiter, Outcome::Error(EAGAIN))),
         }
-        None
+        answered
+    }
+
+    /// What was answered early came back with an error, or never will come: it is lost. `go` and
+    /// [`Shared::answer_all`] follow.
+    pub(super) fn note_early(&self, state: &mut State, failed: Option<ObjectId>) -> Done {
+        let mut objects = state.table.take_lost();
+        objects.extend(failed);
+        if !objects.is_empty() {
+            objects.iter().for_each(|object| self.cache.lock().failed(*object));
+            self.tell_lost(&keep::Lost {
+                objects,
+                ..keep::Lost::default()
+            });
+        }
+        let synced = state.table.synced();
+        synced.into_iter().collect()
     }
 
     /// Asks something whose answer nobody waits for; [`go`] follows.
@@ -133,6 +163,8 @@ impl Shared {
             );
         }
         let mut lost = state.table.forgotten();
+        let synced = self.note_early(state, None);
+        lost.extend(synced.into_iter().map(|(waiter, _)| waiter));
         if !lost.is_empty() {
             tracing::warn!(
                 operations = lost.len(),
@@ -147,6 +179,9 @@ impl Shared {
         let waiters = state
             .table
             .fail_through(|handle| self.locks.are_lost(handle));
+        let synced = self.note_early(state, None);
+        let synced = synced.into_iter().map(|(waiter, _)| waiter);
+        let waiters = waiters.into_iter().chain(synced).collect();
         state.refill();
         waiters
     }

@@ -7,7 +7,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use protocol::frame::RawFrame;
-use protocol::fs::{Caller, Operation, Outcome, Request, SLOT_NONE, SLOTS_MAX};
+use protocol::fs::{
+    Caller, EARLY_BYTES_MAX, EARLY_MAX, Operation, Outcome, Request, SLOT_NONE, SLOTS_MAX,
+};
+use protocol::units::{ObjectId, Timestamp};
 
 use super::caching::Asked;
 
@@ -34,6 +37,8 @@ pub(super) struct Submission<W> {
     pub(super) payload: Bytes,
     /// As the cache is to know of it.
     pub(super) asked: Asked,
+    /// Who asked was answered already; the change time by which that was decided.
+    pub(super) early: Option<Timestamp>,
 }
 
 /// A request under way.
@@ -51,6 +56,7 @@ struct Pending<W> {
     /// It was sent more than once.
     again: bool,
     asked: Asked,
+    early: bool,
 }
 
 type Key = (u16, u64);
@@ -70,6 +76,19 @@ pub(super) struct Answered<W> {
     /// It was sent more than once.
     pub(super) again: bool,
     pub(super) asked: Asked,
+    /// Who asked was answered already.
+    pub(super) early: bool,
+    /// Its place in the order of submission.
+    pub(super) order: u64,
+}
+
+/// Something that is stable, but for what was answered before it was asked.
+#[derive(Debug)]
+struct Sync<W> {
+    order: u64,
+    unique: Option<u64>,
+    waiter: W,
+    outcome: Outcome,
 }
 
 /// What came of a submission.
@@ -109,6 +128,13 @@ pub(super) struct Table<W> {
     next_order: u64,
     /// No change begins for now.
     held_up: bool,
+    /// Changes under way that were answered already, with the bytes of their data.
+    early: BTreeMap<u64, u64>,
+    early_bytes: u64,
+    /// Syncs that wait for those of them that came before.
+    syncs: Vec<Sync<W>>,
+    /// Objects of such changes that were given up.
+    lost: Vec<ObjectId>,
 }
 
 impl<W> Table<W> {
@@ -123,12 +149,67 @@ impl<W> Table<W> {
             waiting: VecDeque::new(),
             next_order: 0,
             held_up: false,
+            early: BTreeMap::new(),
+            early_bytes: 0,
+            syncs: Vec::new(),
+            lost: Vec::new(),
         }
+    }
+
+    /// Whether a change with so many bytes of data may be answered now: it goes on its way at once,
+    /// and the primary has room for it.
+    pub(super) fn may_be_early(&self, bytes: usize) -> bool {
+        let waits = self.held_up || !self.waiting.is_empty() || self.free.is_empty();
+        let few = self.early.len() < usize::from(EARLY_MAX);
+        !waits && few && self.early_bytes + bytes as u64 <= EARLY_BYTES_MAX
+    }
+
+    /// Whether changes are under way that were answered already.
+    pub(super) fn has_early(&self) -> bool {
+        !self.early.is_empty()
+    }
+
+    /// What was answered early and will not take effect since the last call.
+    pub(super) fn take_lost(&mut self) -> Vec<ObjectId> {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// A sync was answered: the waiter comes back if everything before it was, too. Else
+    /// [`Table::synced`] gives it, then.
+    pub(super) fn sync(
+        &mut self,
+        order: u64,
+        waiter: W,
+        unique: Option<u64>,
+        outcome: Outcome,
+    ) -> Option<(W, Outcome)> {
+        if self.early.range(..order).next().is_none() {
+            return Some((waiter, outcome));
+        }
+        self.syncs.push(Sync {
+            order,
+            unique,
+            waiter,
+            outcome,
+        });
+        None
+    }
+
+    /// Syncs that wait for nothing any more.
+    pub(super) fn synced(&mut self) -> Vec<(W, Outcome)> {
+        let first = self.early.keys().next().copied();
+        let is_over = |sync: &mut Sync<W>| first.is_none_or(|first| sync.order < first);
+        let over = self.syncs.extract_if(.., is_over);
+        over.map(|sync| (sync.waiter, sync.outcome)).collect()
+    }
+
+    fn early_is_over(&mut self, order: u64) {
+        self.early_bytes -= self.early.remove(&order).unwrap_or(0);
     }
 
     /// Requests under way or waiting.
     pub(super) fn len(&self) -> usize {
-        self.pending.len() + self.waiting.len()
+        self.pending.len() + self.waiting.len() + self.syncs.len()
     }
 
     /// Whether changes have to wait, for another reason than slots. After they had to,
@@ -185,8 +266,14 @@ impl<W> Table<W> {
             number: key.1,
             caller: submission.caller,
             operation: submission.operation,
+            early: submission.early,
             payload: submission.payload,
         };
+        if request.early.is_some() {
+            let bytes = request.payload.len() as u64;
+            self.early.insert(order, bytes);
+            self.early_bytes += bytes;
+        }
         let frame = request.encode();
         if let Some(unique) = submission.unique {
             self.by_unique.insert(unique, order);
@@ -203,6 +290,7 @@ impl<W> Table<W> {
             sent,
             again: false,
             asked: submission.asked,
+            early: submission.early.is_some(),
         };
         self.pending.insert(order, (key, pending));
         frame
@@ -217,6 +305,7 @@ impl<W> Table<W> {
     ) -> Option<Answered<W>> {
         let order = self.by_key.remove(&(slot, number))?;
         let (_, pending) = self.pending.remove(&order)?;
+        self.early_is_over(order);
         if let Some(unique) = pending.unique {
             self.by_unique.remove(&unique);
         }
@@ -233,6 +322,8 @@ impl<W> Table<W> {
             interrupted: pending.interrupted,
             again: pending.again,
             asked: pending.asked,
+            early: pending.early,
+            order,
         })
     }
 
@@ -276,6 +367,10 @@ impl<W> Table<W> {
                 None => Interrupted::Unknown,
             };
         }
+        let held = self.syncs.iter();
+        if let Some(at) = { held }.position(|sync| sync.unique == Some(unique)) {
+            return Interrupted::Answer(self.syncs.remove(at).waiter);
+        }
         let Some(order) = self.by_unique.get(&unique).copied() else {
             return Interrupted::Unknown;
         };
@@ -308,6 +403,7 @@ impl<W> Table<W> {
     /// The waiters of everything that was submitted before `limit`.
     pub(super) fn older_than(&mut self, limit: Instant) -> Vec<W> {
         let mut waiters = self.give_up_where(|pending| pending.submitted <= limit);
+        waiters.extend(self.syncs.drain(..).map(|sync| sync.waiter));
         let mut kept = VecDeque::new();
         for mut entry in self.waiting.drain(..) {
             if entry.2 <= limit {
@@ -448,6 +544,10 @@ impl<W> Table<W> {
         for order in orders {
             if let Some((key, pending)) = self.pending.remove(&order) {
                 self.by_key.remove(&key);
+                if pending.early {
+                    self.early_is_over(order);
+                    self.lost.extend(changed_object(&pending.operation));
+                }
                 if let Some(unique) = pending.unique {
                     self.by_unique.remove(&unique);
                 }
@@ -473,6 +573,14 @@ impl<W> Table<W> {
     }
 }
 
+/// What a change that was answered early is about.
+pub(super) fn changed_object(operation: &Operation) -> Option<ObjectId> {
+    match operation {
+        Operation::Write { object, .. } | Operation::SetAttributes { object, .. } => Some(*object),
+        _ => None,
+    }
+}
+
 /// Whether a request is sent although nobody waits for it any more: nothing else would give the
 /// locks back while the mount lives.
 fn must_happen(operation: &Operation) -> bool {
@@ -483,7 +591,7 @@ fn must_happen(operation: &Operation) -> bool {
 pub(super) fn opened(
     operation: &Operation,
     outcome: &Outcome,
-) -> Option<protocol::units::ObjectId> {
+) -> Option<ObjectId> {
     match (operation, outcome) {
         (Operation::Create { .. } | Operation::MakeUnnamed { .. }, Outcome::Entry(a))
         | (Operation::Open { .. }, Outcome::Attributes(a)) => Some(a.object),

@@ -329,10 +329,10 @@ impl Leases {
         self.awaited.remove(&session);
     }
 
-    /// A session is over. Where its mount did not say so itself, what it holds lasts for as long as
-    /// the mount may believe in it.
-    pub fn end(&mut self, session: SessionId, said_so: bool, now: Duration) {
-        if said_so {
+    /// A session is over. `at_once`: its mount said so itself, or has no right any more to what it
+    /// holds. Else that lasts for as long as the mount may believe in it.
+    pub fn end(&mut self, session: SessionId, at_once: bool, now: Duration) {
+        if at_once {
             self.awaited.remove(&session);
         }
         let Some(of) = self.sessions.get_mut(&session) else {
@@ -340,7 +340,7 @@ impl Leases {
         };
         of.limit = 0;
         let objects: Vec<_> = of.objects.iter().copied().collect();
-        if said_so {
+        if at_once {
             for object in objects {
                 self.drop_lease(session, object);
             }

@@ -105,8 +105,7 @@ impl Machine {
 
     /// Whether this primary answers nothing, as a member of its set is gone and not fenced.
     pub(super) fn is_suspended(&self) -> bool {
-        matches!(self.phase, Phase::Serving | Phase::HandingOver { .. })
-            && self.losses.iter().any(Option::is_some)
+        self.leads() && self.losses.iter().any(Option::is_some)
     }
 
     /// The replica says that its process ends in order: until it is met again it neither serves
@@ -175,7 +174,7 @@ impl Machine {
     /// primary takes it on first.
     pub(super) fn met_again(&mut self, replica: usize) {
         self.parted = self.parted.without(replica);
-        let serves = matches!(self.phase, Phase::Serving | Phase::HandingOver { .. });
+        let serves = self.leads();
         if !serves && self.losses[replica] != Some(Loss::Runs) {
             self.losses[replica] = None;
         }
@@ -203,7 +202,7 @@ impl Machine {
         if !done && !self.errs(Bug::IgnoresTheFence) {
             self.losses[replica] = Some(Loss::Due(now + again));
             self.forget_losses();
-        } else if matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
+        } else if self.leads() {
             self.go_on_without(replica);
         } else {
             self.losses[replica] = Some(Loss::Fenced);
@@ -225,7 +224,7 @@ impl Machine {
     /// The replica leaves the set: it cannot take over.
     fn go_on_without(&mut self, replica: usize) {
         let lost = self.losses[replica].take();
-        let serves = matches!(self.phase, Phase::Serving | Phase::HandingOver { .. });
+        let serves = self.leads();
         if lost.is_none() || !serves || !self.state.in_sync.has(replica) {
             return;
         }
@@ -251,7 +250,7 @@ impl Machine {
 
     /// A secondary that is none any more, or not in sync, has nobody to fence.
     fn forget_losses(&mut self) {
-        let serves = matches!(self.phase, Phase::Serving | Phase::HandingOver { .. });
+        let serves = self.leads();
         if !serves && !self.may_succeed() {
             for loss in &mut self.losses {
                 if matches!(loss, Some(Loss::Due(_))) {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use protocol::units::Sequence;
 use protocol::volume::Protocol;
 
-use super::{FlushId, Machine, Mask, Output, Phase, Refusal};
+use super::{FlushId, Machine, Mask, Output, Refusal};
 
 /// Disks take longer than messages: a flush has so long at least.
 const FLUSH_DEADLINE: Duration = Duration::from_secs(5);
@@ -56,7 +56,7 @@ impl Machine {
     }
 
     fn start_flush(&mut self, waiting: Mask, until: Sequence) -> Result<FlushId, Refusal> {
-        if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
+        if !self.leads() {
             return Err(Refusal::NotServing);
         }
         let id = FlushId(self.next_flush);

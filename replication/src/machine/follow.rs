@@ -133,6 +133,12 @@ impl Machine {
         self.last = sequence;
     }
 
+    /// More extents are in doubt here: a record that was fetched from a member brings the data of
+    /// large writes as a crash may have left it there. Said before that record is applied.
+    pub fn doubts_more(&mut self, extents: u64) {
+        self.suspects = self.suspects.saturating_add(extents);
+    }
+
     /// What was received and not applied is dropped: nobody relies on it.
     pub fn forget_received(&mut self) {
         self.received = self.last;
@@ -270,10 +276,12 @@ impl Machine {
         Ok(())
     }
 
-    /// The latest term that this replica or one that is connected knows.
+    /// The latest term that this replica knows of, also from whoever was connected before: what an
+    /// operator decides about a side must not depend on whether its link is up at that moment.
     fn highest_term(&self) -> Term {
         let terms = self.links.iter().flatten().map(|link| link.report.term);
-        terms.max().unwrap_or_default().max(self.state.term)
+        let now = terms.max().unwrap_or_default();
+        now.max(self.state.term).max(self.heard_of)
     }
 
     /// This side stays: it serves in a later term than anybody knows, and the others learn of that.
@@ -289,7 +297,7 @@ impl Machine {
     }
 
     pub(super) fn stop_serving(&mut self, reason: RoleReason) {
-        if matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
+        if self.leads() {
             self.flushes.clear();
             self.own_flushes.clear();
             self.tightens = None;

@@ -24,6 +24,7 @@ impl Machine {
             report.handed_to == Some(self.config.me) && report.term == self.state.term;
         let later = report.term > self.state.term;
         let serving = report.serving;
+        self.heard_of = self.heard_of.max(report.term);
         self.links[replica] = Some(Link {
             report,
             standing: Standing::Met,

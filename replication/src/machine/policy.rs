@@ -244,7 +244,7 @@ impl Machine {
     /// been in sync since this replica serves, or this one does not serve.
     #[must_use]
     pub fn lag(&self, replica: usize) -> Option<Lag> {
-        if !matches!(self.phase, Phase::Serving | Phase::HandingOver { .. }) {
+        if !self.leads() {
             return None;
         }
         if let Some(missing) = &self.missing[replica] {

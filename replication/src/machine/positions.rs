@@ -8,7 +8,7 @@
 use protocol::units::{Sequence, Term};
 use protocol::volume::REPLICAS_MAX;
 
-use super::{Machine, Phase, Standing};
+use super::{Machine, Standing};
 
 /// Up to where each replica has everything on stable storage; zero where nothing is known.
 pub type Stable = [Sequence; REPLICAS_MAX];
@@ -18,7 +18,7 @@ impl Machine {
     /// each has them on stable storage, as far as this replica knows: what comes after must stay in
     /// the journal or be marked.
     pub fn owed(&self) -> impl Iterator<Item = (usize, Sequence)> {
-        let feeds = matches!(self.phase, Phase::Serving | Phase::HandingOver { .. });
+        let feeds = self.leads();
         let others = self.belonging().without(self.config.me);
         let others = (0..REPLICAS_MAX).filter(move |replica| others.has(*replica));
         others.filter_map(move |replica| {

@@ -269,7 +269,7 @@ impl Machine {
                 Phase::Waiting { until: now }
             };
         }
-        if self.serves() && self.decisions_open == 0 {
+        if self.leads() && self.decisions_open == 0 {
             self.after_membership_decision(now);
             for replica in 0..REPLICAS_MAX {
                 self.assess(replica);
@@ -335,7 +335,7 @@ impl Machine {
             return;
         };
         let mine = agreed.primary == self.config.me && agreed.term == self.state.term;
-        let orders = matches!(self.phase, Phase::Serving | Phase::HandingOver { .. });
+        let orders = self.leads();
         // The next version ends every doubt about what was asked for in this one.
         let doubt = self.quorum.as_ref().is_some_and(|q| q.in_doubt.0 != 0);
         let differs = agreed.in_sync != self.state.in_sync || doubt;

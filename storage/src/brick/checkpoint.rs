@@ -37,6 +37,15 @@ pub(super) struct CheckpointState {
     pub(super) journal_from: u64,
 }
 
+impl CheckpointState {
+    /// What the one that is under way will have marked is of a history that was given up.
+    pub(super) fn forget_marked_before(&mut self) {
+        if let Some(running) = &mut self.running {
+            running.marked_before = Sequence::ZERO;
+        }
+    }
+}
+
 struct Running {
     /// The points afterwards.
     points: super::points::After,
@@ -79,7 +88,8 @@ impl<M: Medium> Brick<M> {
             || std::mem::take(&mut self.core.checkpoint_wanted)
             || self.core.layers.active.bytes >= self.options.overlay_bytes_checkpoint
             || self.direct_bytes >= self.options.direct_bytes_checkpoint
-            || self.journal_since_checkpoint() >= (self.journal.capacity() / 4).min(64 << 20);
+            || self.journal_since_checkpoint() >= (self.journal.capacity() / 4).min(64 << 20)
+            || (self.checkpoint.running.is_none() && self.journal_is_short(2));
         self.checkpoint.wanted = wanted;
         wanted && self.checkpoint.running.is_none()
     }
@@ -160,9 +170,17 @@ impl<M: Medium> Brick<M> {
     }
 
     fn prepare_checkpoint(&mut self) -> Result<(), BrickError> {
-        let before = self.journal.leaves_soon_before();
-        if !self.read_only && self.mark_late(before)? {
-            self.marked_before = before;
+        self.measure_room();
+        // A segment of a history that was given up may begin with a higher number.
+        let next = self.position.sequence.next();
+        let before = self.journal.leaves_soon_before().min(next);
+        if !self.read_only {
+            let marked = self.mark_late(before)?;
+            if marked {
+                self.marked_before = before;
+            }
+            // Before anyone is owed anything nothing was tried.
+            self.can_mark = marked || self.owed.is_none();
         }
         self.journal.push()
     }

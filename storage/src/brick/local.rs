@@ -1,9 +1,11 @@
 //! What only this brick knows, through the journal: dirty marks, the activity log, its position.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use protocol::ids::GenerationId;
 use protocol::record::Change;
-use protocol::units::{ObjectId, Sequence, Term, blocks_touched};
+use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Term, blocks_touched};
 
 use super::records::changes_of;
 use super::{Brick, Position};
@@ -107,6 +109,20 @@ impl<M: Medium> Brick<M> {
         Ok(())
     }
 
+    /// These bytes were taken as somebody else's crash may have left them: suspect like what a
+    /// recovery finds, until [`Brick::clear_suspects`]. Durable with the next flush, and not after
+    /// any record that is appended later.
+    pub fn mark_suspect(&mut self, object: ObjectId, range: &Range<u64>) -> Result<(), BrickError> {
+        self.mark_dirty(
+            SUSPECT,
+            &[DirtyItem::Blocks {
+                object,
+                start: range.start / BLOCK_BYTES,
+                end: range.end.div_ceil(BLOCK_BYTES),
+            }],
+        )
+    }
+
     /// The suspect blocks of [`super::RecoveryReport`] are settled: they were taken from another
     /// replica, or this brick's content counts. Durable with the next flush.
     pub fn clear_suspects(&mut self) -> Result<(), BrickError> {
@@ -205,11 +221,12 @@ impl<M: Medium> Brick<M> {
             term,
             generation,
         };
-        self.journal.floor = (sequence, lsn);
+        self.journal.begin_at((sequence, lsn));
         self.marks.clear();
         self.marks.add(lsn, sequence);
         self.stable = self.stable.min(sequence);
         self.journal_stable = self.journal_stable.min(sequence);
+        self.forget_marked_late();
         Ok(())
     }
 

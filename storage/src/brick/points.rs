@@ -1,7 +1,7 @@
 //! Retained points of the brick: making, reading, going back, dropping. See [`crate::points`].
 
 use bytes::Bytes;
-use protocol::units::{Sequence, Timestamp};
+use protocol::units::Timestamp;
 use protocol::volume::REPLICAS_MAX;
 
 use super::{Brick, BrickEvent, Position, Task};
@@ -390,7 +390,7 @@ impl<M: Medium> Brick<M> {
         self.core.freed_blocks = 0;
         self.core.activity = ActivityLog::default();
         self.core.unsynced = Unsynced::default();
-        self.journal.floor = (row.position.sequence, lsn);
+        self.journal.begin_at((row.position.sequence, lsn));
         for replica in 0..u8::try_from(REPLICAS_MAX).unwrap_or(u8::MAX) {
             self.core.dirty.set_all(replica, true);
         }
@@ -407,11 +407,7 @@ impl<M: Medium> Brick<M> {
         self.points.push(row);
         self.core.layers.reload().map_err(BrickError::Failed)?;
         self.core.files.forget_all();
-        // Sequences begin anew behind what was marked.
-        self.owed = None;
-        self.marked_late = [None; REPLICAS_MAX];
-        self.marked_before = Sequence::ZERO;
-        self.journal.forget_marked();
+        self.forget_marked_late();
         self.marks.clear();
         self.marks.add(lsn, self.position.sequence);
         self.stable = self.position.sequence;

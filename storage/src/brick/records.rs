@@ -9,6 +9,7 @@ use super::Brick;
 use crate::error::{BrickError, IoFault};
 use crate::journal::frame::{Aux, Frame, Step};
 use crate::medium::Medium;
+use crate::sum::{BLOCK, block_sum};
 
 static ZEROS: [u8; PAYLOAD_BYTES_MAX] = [0; PAYLOAD_BYTES_MAX];
 
@@ -17,8 +18,8 @@ static ZEROS: [u8; PAYLOAD_BYTES_MAX] = [0; PAYLOAD_BYTES_MAX];
 pub struct CatchUp {
     /// The record.
     pub record: Record,
-    /// Some of the payload is what the object holds now, not what the record wrote: a later record
-    /// writes it again. The receiver is consistent only at the source's present sequence.
+    /// Some of the payload is what the object holds now, and not what the record wrote: it was
+    /// changed since. The receiver is consistent only at the source's present sequence.
     pub data_as_of_now: bool,
 }
 
@@ -106,8 +107,18 @@ impl<M: Medium> Brick<M> {
         Ok(true)
     }
 
+    /// Sequences begin anew, perhaps at a lower one: the numbers of what was marked late, and of what
+    /// may leave for that reason, mean other records now.
+    pub(super) fn forget_marked_late(&mut self) {
+        self.owed = None;
+        self.marked_late = [None; REPLICAS_MAX];
+        self.marked_before = Sequence::ZERO;
+        self.checkpoint.forget_marked_before();
+    }
+
     /// Records after `after`, in order, until their bytes come to `bytes_max`, at least one. The
-    /// data of large writes is read from the objects as it is now. [`BrickError::NotKept`] where
+    /// data of large writes is read from the objects as it is now; where the checksums say that it
+    /// was changed since, the record is marked. [`BrickError::NotKept`] where
     /// the journal does not reach back so far. May wait for the device.
     pub fn read_records(
         &mut self,
@@ -151,14 +162,14 @@ impl<M: Medium> Brick<M> {
         steps: &[Step],
         journaled: &Bytes,
     ) -> Result<CatchUp, BrickError> {
-        let data_as_of_now = steps.iter().any(|step| step.direct);
-        if !data_as_of_now {
+        if !steps.iter().any(|step| step.direct) {
             record.payload = journaled.clone();
             return Ok(CatchUp {
                 record,
-                data_as_of_now,
+                data_as_of_now: false,
             });
         }
+        let mut data_as_of_now = false;
         let mut payload = BytesMut::with_capacity(record.payload.len());
         let mut at = 0;
         let mut take = |payload: &mut BytesMut, len: u64| {
@@ -185,7 +196,12 @@ impl<M: Medium> Brick<M> {
             let start = offset.next_multiple_of(BLOCK_BYTES);
             let end = (offset + len) / BLOCK_BYTES * BLOCK_BYTES;
             take(&mut payload, start - offset)?;
-            payload.extend_from_slice(&self.core.read_now(object, start, end - start)?);
+            let data = self.core.read_now(object, start, end - start)?;
+            // A block at the edge has its checksum before those of the whole blocks.
+            let written = step.sums.iter().skip(usize::from(start > offset));
+            let written = written.take(data.len() / BLOCK).copied();
+            data_as_of_now |= !data.chunks(BLOCK).map(block_sum).eq(written);
+            payload.extend_from_slice(&data);
             take(&mut payload, offset + len - end)?;
         }
         record.payload = payload.freeze();

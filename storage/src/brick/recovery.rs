@@ -306,6 +306,7 @@ impl<M: Medium> Brick<M> {
             owed: None,
             marked_late: [None; REPLICAS_MAX],
             marked_before: Sequence::ZERO,
+            can_mark: true,
             points: Vec::new(),
             next_point: PointId(1),
             point_changes: Default::default(),

@@ -160,6 +160,19 @@ impl Medium for DirMedium {
         file.set_len(len)
     }
 
+    fn allocate(&self, file: &Self::File, len: u64) -> io::Result<()> {
+        let old = self.len(file)?;
+        if old >= len {
+            return Ok(());
+        }
+        let take = || fallocate(&**file, FallocateFlags::empty(), old, len - old);
+        match rustix::io::retry_on_intr(take) {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP) => file.set_len(len),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     fn punch(&self, file: &Self::File, offset: u64, len: u64) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
         match fallocate(&**file, flags, offset, len) {

@@ -271,6 +271,10 @@ impl Medium for SimMedium {
         lock(&self.state).set_len(file.inode, len)
     }
 
+    fn allocate(&self, file: &SimFile, len: u64) -> io::Result<()> {
+        lock(&self.state).allocate(file.inode, len)
+    }
+
     fn punch(&self, file: &SimFile, offset: u64, len: u64) -> io::Result<()> {
         lock(&self.state).punch(file.inode, offset, len)
     }

@@ -242,10 +242,12 @@ fn a_point_in_a_real_directory_is_read_beside_the_present_and_gone_back_to() {
     write(&mut brick, 0x1_0002, 0, &then);
     let id = point(&mut brick, PointKind::GivenUp);
     // Through the journal first, directly once it is kept.
-    for _ in 0..3 {
-        write(&mut brick, 0x1_0001, 0, &now);
+    for round in 0..3 {
+        write(&mut brick, 0x1_0001, 0, &pattern(3 + round, 1 << 20));
         checkpoint(&mut brick);
     }
+    write(&mut brick, 0x1_0001, 0, &now);
+    checkpoint(&mut brick);
     let back = brick.read_records(Sequence(4), 1).expect("kept");
     assert!(
         back[0].data_as_of_now,

@@ -33,7 +33,7 @@ pub(crate) struct Outcome {
 pub(crate) struct Coverage {
     pub(crate) checkpoints: u64,
     pub(crate) catch_ups: u64,
-    pub(crate) direct_records: u64,
+    pub(crate) overwritten_records: u64,
     pub(crate) replayed: u64,
     pub(crate) accepted: u64,
     pub(crate) flushes: u64,
@@ -46,7 +46,7 @@ impl Coverage {
     pub(crate) fn add(&mut self, other: &Self) {
         self.checkpoints += other.checkpoints;
         self.catch_ups += other.catch_ups;
-        self.direct_records += other.direct_records;
+        self.overwritten_records += other.overwritten_records;
         self.replayed += other.replayed;
         self.accepted += other.accepted;
         self.flushes += other.flushes;
@@ -461,6 +461,7 @@ impl World {
                 .is_some_and(|next| next.sequence == after);
         let mut model = self.history[start].model.clone();
         let (mut at, mut as_of_now) = (after, false);
+        let mut then = start;
         while at < now {
             let part = match self.brick().read_records(at, 100_000) {
                 Err(BrickError::NotKept { .. }) => return Ok(()),
@@ -472,10 +473,18 @@ impl World {
                 at = found.record.sequence;
                 as_of_now |= found.data_as_of_now;
                 model.apply(&found.record.changes, &found.record.payload);
+                then += 1;
+                if !as_of_now && !resynced {
+                    let (keys, blocks) = model.differences(&self.history[then].model);
+                    assert!(
+                        keys.is_empty() && blocks.is_empty(),
+                        "record {at} is not as it was: {keys:?} {blocks:?}"
+                    );
+                }
             }
         }
         self.coverage.catch_ups += 1;
-        self.coverage.direct_records += u64::from(as_of_now);
+        self.coverage.overwritten_records += u64::from(as_of_now);
         if !resynced {
             let (keys, blocks) = model.differences(&self.history.last().expect("a state").model);
             assert!(

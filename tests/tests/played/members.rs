@@ -4,7 +4,7 @@ use bytes::Bytes;
 use protocol::ids::GenerationId;
 use protocol::record::{Change, Record};
 use protocol::replica::Message;
-use protocol::units::{BLOCK_BYTES, ObjectId, Sequence};
+use protocol::units::{BLOCK_BYTES, ObjectId, Sequence, Term};
 use protocol::volume::{Quorum, REPLICAS_MAX};
 use replication::state::{How, InForce, Mask, Membership, Report};
 
@@ -12,6 +12,22 @@ use super::stage::{Played, Stage, json, run, spec, welcome};
 
 const OBJECT: ObjectId = ObjectId(1 << 44 | 1);
 const BLOCK: usize = BLOCK_BYTES as usize;
+
+/// A record that writes to the object.
+fn written(place: (Sequence, Term, GenerationId), offset: u64, data: Vec<u8>) -> Message {
+    let (sequence, term, generation) = place;
+    Message::Record(Record {
+        sequence,
+        term,
+        generation,
+        changes: vec![Change::Write {
+            object: OBJECT,
+            offset,
+            len: u32::try_from(data.len()).expect("a short write"),
+        }],
+        payload: Bytes::from(data),
+    })
+}
 
 /// A played primary whose member runs.
 struct Primary {
@@ -49,18 +65,8 @@ impl Primary {
 
     async fn write(&mut self, offset: u64, data: Vec<u8>) {
         self.last = self.last.next();
-        let record = Record {
-            sequence: self.last,
-            term: self.report.term,
-            generation: GenerationId([8; 16]),
-            changes: vec![Change::Write {
-                object: OBJECT,
-                offset,
-                len: u32::try_from(data.len()).expect("a short write"),
-            }],
-            payload: Bytes::from(data),
-        };
-        self.link.say(&Message::Record(record)).await;
+        let place = (self.last, self.report.term, GenerationId([8; 16]));
+        self.link.say(&written(place, offset, data)).await;
     }
 
     /// Until the member has everything on stable storage.
@@ -158,5 +164,31 @@ fn dur_4_an_answer_that_a_later_record_has_overtaken_is_not_put_in_place() {
         primary.write(BLOCK_BYTES, vec![4; BLOCK]).await;
         block.fill(4);
         assert_eq!(primary.block().await, Some(Bytes::from(block)));
+    });
+}
+
+/// A power cut took the data of a record at the member that still had the record. Who fetched it
+/// gave way to another primary, which was told of no doubt: the old bytes stayed.
+#[test]
+fn dur_5_what_was_fetched_from_a_member_is_in_doubt_for_whoever_becomes_primary_instead() {
+    run(async {
+        let stage = Stage::new(spec(3, Quorum::Off), 0, None);
+        let longer = Report {
+            last: Sequence(1),
+            ..stage.fresh_report(1)
+        };
+        let (mut link, told) = stage.greet(1, &longer).await;
+        assert_eq!(told.suspects, 0);
+        let _other = stage.greet(2, &stage.fresh_report(2)).await;
+        let pull = |message: &Message| matches!(message, Message::Pull { .. });
+        link.hear_until(pull).await.expect("it fetches the tail");
+        let generation = GenerationId(stage.spec.id.0);
+        let place = (Sequence(1), Term(0), generation);
+        link.say(&written(place, 0, vec![1; BLOCK])).await;
+        let mut told = stage.greet(2, &stage.fresh_report(2)).await.1;
+        while told.last < Sequence(1) {
+            told = stage.greet(2, &stage.fresh_report(2)).await.1;
+        }
+        assert_eq!(told.suspects, 1);
     });
 }

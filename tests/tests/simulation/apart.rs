@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use protocol::node_rpc::VolumeCommand;
-use protocol::report::ReplicaReport;
+use protocol::report::{DiskState, ReplicaReport};
 use protocol::volume::VolumeSpec;
 use storage::Brick;
 use storage::medium::sim::SimMedium;
@@ -15,12 +15,11 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::client::Client;
-use super::faults::{millis, put_right, wait_until_in_sync};
-use super::history::State;
+use super::faults::{millis, put_right, reports, wait_until_in_sync};
 use super::network::Place;
 use super::random::Random;
 use super::shape::Family;
-use super::work::Thing;
+use super::work::Found;
 use super::world::{LOOKING, Part, Scene, come_to_rest, compare_bricks, contents, finish};
 
 /// How long something may take that has to come.
@@ -30,8 +29,6 @@ const BEFORE_MS: u64 = 7000;
 
 /// What files and directories are in a brick.
 pub(super) type Files = BTreeMap<Part, bytes::Bytes>;
-/// What a look found.
-pub(super) type Found = BTreeMap<Thing, Vec<State>>;
 
 /// See the module.
 pub(crate) struct Apart {
@@ -104,6 +101,16 @@ impl Apart {
         self.rest().await?;
         if !wait_until_in_sync(&self.scene.nodes).await {
             return self.wrong("the replicas do not come to be in sync before a round");
+        }
+        // Whoever was brought up to date learns it last; made primary by force before that, it
+        // serves what it had before the resync, and says so.
+        let end = Instant::now() + WITHIN;
+        let knows = |report: &ReplicaReport| report.disk == DiskState::UpToDate;
+        while !reports(&self.scene.nodes).await.iter().all(knows) {
+            if Instant::now() > end {
+                return self.wrong("a replica in sync does not come to know it");
+            }
+            tokio::time::sleep(millis(10)).await;
         }
         self.scene.work.hold_up(false);
         let primary = super::faults::serving(&self.scene.nodes).await?;

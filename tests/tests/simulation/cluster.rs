@@ -182,10 +182,6 @@ impl Host for SimHost {
         Box::pin(async move { Ok(stream) })
     }
 
-    fn may_use(&self, _: NodeId, _: &str) -> bool {
-        true
-    }
-
     fn agreed(&self, _: VolumeId) -> Option<Agreed> {
         self.pool.known(self.me)
     }

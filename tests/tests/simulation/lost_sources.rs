@@ -1,19 +1,29 @@
 //! Resyncs whose source is gone for good in the middle (RS-4): an operator makes the target primary
-//! by force, which goes back to what it had before, and says as of when.
+//! by force, which goes back to what it had before, and says as of when. In the middle of the
+//! journal's tail it serves what it has: a whole picture of a later time.
 
 use protocol::ids::BrickId;
 use protocol::node_rpc::VolumeCommand;
 use protocol::report::{DiskState, PointReport};
+use protocol::units::Sequence;
 use protocol::volume::{REPLICAS_MAX, ReplicaSpec};
+use replication::decision::Rule;
 use tokio::time::Instant;
 
-use super::apart::{Apart, Files, Found, files_in};
+use super::apart::{Apart, Files, files_in};
 use super::cluster::{CLIENTS_FROM, node_id};
 use super::faults::{all_in_sync, millis, serving};
 use super::network::Place;
+use super::work::Found;
 
 /// How long a resync is waited for.
 const BEGINS_WITHIN_MS: u64 = 6000;
+
+/// What a target's brick held before, and where it was.
+struct Was {
+    files: Files,
+    last: Sequence,
+}
 
 impl Apart {
     /// A round; `None`: it went wrong.
@@ -27,11 +37,12 @@ impl Apart {
         work.check(&before, None);
         work.begin_anew(before.clone());
         let was = self.begin_resync(source, target).await?;
-        let Some(point) = self.is_amid(target).await else {
-            // Records were the cheaper way, or it was over at once.
+        let Some(follows_tail) = self.is_amid(source, target).await else {
+            // It was over at once.
             work.hold_up(false);
             return Some(());
         };
+        self.leave_directories().await?;
         tokio::time::sleep(millis(self.random.within(0..300))).await;
         self.faults += 1;
         self.kill(source).await;
@@ -43,30 +54,31 @@ impl Apart {
         }
         // What was on its way has come: from here on nothing can bring it up to date.
         tokio::time::sleep(millis(200)).await;
-        let amid = self.report(target).await?.disk == DiskState::Inconsistent;
-        let to = target;
-        let forced = self.command(target, VolumeCommand::Promote { to, force: true });
-        let forced = forced.await?;
-        if amid && forced.get("as_of").is_none() {
-            return self.wrong(format!(
-                "it serves what is no picture of any time: {forced}"
-            ));
-        }
-        let mounts: Vec<Place> = self.scene.clients.iter().map(|(it, _)| it.place).collect();
-        if forced.get("as_of").is_some() {
-            work.hold_up(true);
-            self.end_mounts(&mounts);
-            self.is_as_before(target, &forced, (&point, was)).await?;
-            let found = self.serves_as_before(before).await?;
+        let report = self.report(target).await?;
+        let between = report.disk == DiskState::Inconsistent;
+        if between || follows_tail {
+            let mounts = self.end_all_mounts();
+            let point = report.point.filter(|_| between);
+            let forced = self.force_target(target, between).await?;
+            let found = self.read_anew().await;
+            match point {
+                Some(point) => {
+                    let said = (&forced, &point);
+                    self.went_back(target, said, (was, before), &found).await?;
+                }
+                None => work.check_beginning(&found),
+            }
             work.begin_anew(found);
             let since = work.moment();
             self.mount_anew(&mounts);
             let changed = async || work.changed_since(since, &mounts, 3);
-            self.until("mounts of what was gone back to are served", changed)
+            self.until("mounts of what is left are served", changed)
                 .await?;
             self.replace_or_return(source, target, &mounts).await?;
         } else {
             // The resync ended in the last moment: it has everything, and nothing is given up.
+            self.force_target(target, false).await?;
+            work.leave_directories(false);
             self.bury(source, false).await;
             self.start(source).await;
         }
@@ -81,16 +93,44 @@ impl Apart {
         Some(())
     }
 
+    fn end_all_mounts(&mut self) -> Vec<Place> {
+        self.scene.work.hold_up(true);
+        let mounts: Vec<Place> = self.scene.clients.iter().map(|(it, _)| it.place).collect();
+        self.end_mounts(&mounts);
+        mounts
+    }
+
+    /// An operator makes the target primary; where it is `between` two pictures, it has to go back.
+    async fn force_target(&self, target: Place, between: bool) -> Option<serde_json::Value> {
+        let to = target;
+        let forced = self.command(target, VolumeCommand::Promote { to, force: true });
+        let forced = forced.await?;
+        if between && forced.get("as_of").is_none() {
+            return self.wrong(format!(
+                "it serves what is no picture of any time: {forced}"
+            ));
+        }
+        Some(forced)
+    }
+
     async fn bury(&self, place: Place, buried: bool) {
         self.scene.nodes.lock().await.bury(place, buried);
     }
 
+    async fn as_it_is(&self, place: Place) -> Was {
+        let brick = self.scene.nodes.lock().await.picture(place);
+        Was {
+            files: files_in(&brick),
+            last: brick.applied(),
+        }
+    }
+
     /// Something is to be sent to the target by a resync that is slow. Returns what its brick held.
-    async fn begin_resync(&mut self, source: Place, target: Place) -> Option<Files> {
+    async fn begin_resync(&mut self, source: Place, target: Place) -> Option<Was> {
         let work = &self.scene.work;
         let full = self.random.one_in(3);
         if full {
-            let was = files_in(&self.scene.nodes.lock().await.picture(target));
+            let was = self.as_it_is(target).await;
             let resync = VolumeCommand::Resync {
                 replica: Some(target),
                 full: true,
@@ -101,43 +141,60 @@ impl Apart {
         }
         self.kill(target).await;
         self.faults += 1;
-        let was = files_in(&self.scene.nodes.lock().await.picture(target));
+        let was = self.as_it_is(target).await;
         work.hold_up(false);
         tokio::time::sleep(millis(self.random.within(1500..4000))).await;
         self.start(target).await;
         Some(was)
     }
 
-    /// The point to which the target could go back, once there is one.
-    async fn is_amid(&self, target: Place) -> Option<PointReport> {
+    /// Waits until the target is brought up to date. `Some(true)`: from the journal's tail, so it is
+    /// a whole picture after each record; else it is between two and could go back to a point.
+    async fn is_amid(&self, source: Place, target: Place) -> Option<bool> {
         let end = Instant::now() + millis(BEGINS_WITHIN_MS);
         while Instant::now() < end {
             let report = self.report(target).await?;
-            if let (Some(point), DiskState::Inconsistent) = (report.point, report.disk) {
-                return Some(point);
+            if report.point.is_some() && report.disk == DiskState::Inconsistent {
+                return Some(false);
+            }
+            let peers = self.report(source).await?.peers;
+            let mut resyncs = peers
+                .iter()
+                .filter(|it| it.replica == target && !it.in_sync);
+            let tail = |rule: &str| rule == Rule::JournalTail.name();
+            if resyncs.any(|it| it.resync.as_ref().is_some_and(|resync| tail(&resync.rule))) {
+                return Some(true);
             }
             tokio::time::sleep(millis(5)).await;
         }
         None
     }
 
-    /// The target serves exactly what it had, and said so.
-    async fn is_as_before(
+    /// The target serves exactly what the point held, and said so. Where that was made before
+    /// anything came, what it held is known; else it is a later picture.
+    async fn went_back(
         &self,
         target: Place,
-        said: &serde_json::Value,
-        (point, was): (&PointReport, Files),
+        (said, point): (&serde_json::Value, &PointReport),
+        (was, before): (Was, Found),
+        found: &Found,
     ) -> Option<()> {
         if said["as_of"] != point.as_of.as_str() {
             return self.wrong(format!("it said {} before and {said} now", point.as_of));
         }
-        let now = files_in(&self.scene.nodes.lock().await.picture(target));
-        let differs = was.keys().chain(now.keys());
-        let differs = differs
-            .into_iter()
-            .find(|part| was.get(part) != now.get(part));
-        if let Some(part) = differs {
+        if point.sequence != was.last.0 {
+            self.scene.work.check_beginning(found);
+            return Some(());
+        }
+        let now = self.as_it_is(target).await.files;
+        let mut parts = was.files.keys().chain(now.keys());
+        if let Some(part) = parts.find(|part| was.files.get(part) != now.get(part)) {
             return self.wrong(format!("after going back there is another {part:?} (RS-4)"));
+        }
+        if *found != before {
+            let mut things = found.iter();
+            let thing = things.find(|(thing, states)| before.get(thing) != Some(states));
+            return self.wrong(format!("it serves what it did not have: {thing:?} (RS-4)"));
         }
         Some(())
     }
@@ -199,19 +256,14 @@ impl Apart {
         Some(())
     }
 
-    /// What a mount sees of what the target went back to.
-    async fn serves_as_before(&self, before: Found) -> Option<Found> {
+    /// What a mount sees that was not there before.
+    async fn read_anew(&self) -> Found {
         let reader = self.scene.mounter.mount(CLIENTS_FROM + 20);
         let keeps = tokio::task::spawn_local(reader.clone().run());
         let found = self.look(&reader).await;
         reader.leave();
-        if found != before {
-            let mut things = found.iter();
-            let thing = things.find(|(thing, states)| before.get(thing) != Some(states));
-            return self.wrong(format!("it serves what it did not have: {thing:?} (RS-4)"));
-        }
         tokio::time::sleep(millis(100)).await;
         keeps.abort();
-        Some(found)
+        found
     }
 }

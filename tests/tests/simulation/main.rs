@@ -34,6 +34,7 @@ mod random;
 mod repair;
 mod shape;
 mod strangers;
+mod tails;
 mod work;
 mod world;
 

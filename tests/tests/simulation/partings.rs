@@ -341,7 +341,7 @@ impl Apart {
     }
 
     /// What a mount of the side that was given up last reads at its node.
-    async fn read_given_up(&self, node: Place) -> Option<super::apart::Found> {
+    async fn read_given_up(&self, node: Place) -> Option<super::work::Found> {
         let report = self.report(node).await?;
         let Some(point) = report.kept.last() else {
             return self.wrong(format!("node{} keeps nothing of what it gave up", node + 1));

@@ -87,9 +87,12 @@ impl Stage {
     }
 
     pub(super) async fn with_seed(seed: u64) -> Self {
+        Self::of(seed, spec()).await
+    }
+
+    pub(super) async fn of(seed: u64, spec: VolumeSpec) -> Self {
         let random = Random::new(seed);
         let journal = Journal::new(false);
-        let spec = spec();
         let volume = spec.id;
         let network = Network::new(random.fork(), LATENCY_MS, 0);
         let (pool, proposals) = Pool::new(spec, None, network.clone(), random.fork());

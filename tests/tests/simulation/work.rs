@@ -47,6 +47,9 @@ const LARGE: usize = 3;
 const LOGS: usize = 2;
 const DIRECTORIES: usize = 2;
 
+/// What a look found.
+pub(crate) type Found = BTreeMap<Thing, Vec<State>>;
+
 /// A thing that has a history.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Thing {
@@ -678,7 +681,7 @@ impl Work {
     }
 
     /// Reads everything back. Where a cell is torn, its several values.
-    pub(crate) async fn look(&self, client: &Client, slot: u16) -> BTreeMap<Thing, Vec<State>> {
+    pub(crate) async fn look(&self, client: &Client, slot: u16) -> Found {
         let mut found = BTreeMap::new();
         for thing in self.things() {
             let states = match thing {
@@ -702,13 +705,14 @@ impl Work {
 
     /// Checks every history against what is found in the end. A cut of the power everywhere, at
     /// `cut_at`, has taken nothing that was answered: clients kept what was not stable (DUR-5).
-    pub(crate) fn check(&self, found: &BTreeMap<Thing, Vec<State>>, cut_at: Option<u64>) {
+    pub(crate) fn check(&self, found: &Found, cut_at: Option<u64>) {
         let record = std::mem::take(&mut *self.record.borrow_mut());
         let cut_at = cut_at.map_or_else(String::new, |at| format!(", cut at {at}"));
-        self.check_record(&record, found, &cut_at);
+        self.check_record(&record, found, u64::MAX, &cut_at);
     }
 
-    fn check_record(&self, record: &Record, found: &BTreeMap<Thing, Vec<State>>, told: &str) {
+    /// What was answered `before` that moment must be there, in an order that makes sense.
+    fn check_record(&self, record: &Record, found: &Found, before: u64, told: &str) {
         let end = self.tick();
         for (thing, states) in found {
             let begin = record
@@ -720,7 +724,7 @@ impl Work {
             for state in states {
                 let cut = Cut {
                     at: end,
-                    stable_until: end,
+                    stable_until: end.min(before),
                     found: state.clone(),
                 };
                 if !holds(&begin, entries, Some(&cut)) {
@@ -738,7 +742,7 @@ impl Work {
     }
 
     /// Histories go on from here.
-    pub(crate) fn begin_with(&self, found: BTreeMap<Thing, Vec<State>>) {
+    pub(crate) fn begin_with(&self, found: Found) {
         let begin = found
             .into_iter()
             .map(|(thing, mut states)| (thing, states.remove(0)));
@@ -752,12 +756,7 @@ impl Work {
     }
 
     /// Gives each torn cell one value, stable on return, so that histories go on.
-    pub(crate) async fn mend(
-        &self,
-        client: &Client,
-        slot: u16,
-        found: &mut BTreeMap<Thing, Vec<State>>,
-    ) {
+    pub(crate) async fn mend(&self, client: &Client, slot: u16, found: &mut Found) {
         for (thing, states) in found.iter_mut().filter(|(_, states)| states.len() > 1) {
             let Thing::Cell { file, cell } = *thing else {
                 continue;

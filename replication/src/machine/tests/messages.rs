@@ -50,6 +50,7 @@ impl Volume {
                 let means = Means {
                     map_since: None,
                     journal_bytes: common.filter(|at| *at >= from).map(|_| behind as u64),
+                    overwritten: false,
                     dirty_bytes: live.dirty[replica].len() as u64,
                     resync_was_mine: false,
                     marked_apart: false,

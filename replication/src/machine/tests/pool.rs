@@ -233,6 +233,21 @@ fn a_planned_promotion_by_the_pool_moves_the_role_and_keeps_everyone() {
     check_confirmed(&volume);
 }
 
+#[test]
+fn who_dies_during_a_promotion_by_the_pool_is_waited_for_no_more() {
+    let mut volume = settled_with_pool(3);
+    super::scenarios::hand_over_while_one_dies(&mut volume);
+    for _ in 0..20 {
+        pass(&mut volume, LEASE);
+        volume.sync(0);
+        volume.sync(1);
+    }
+    assert_eq!((volume.primary(), volume.handed_over), (Some(1), 1));
+    volume.settle();
+    volume.check_whole();
+    check_confirmed(&volume);
+}
+
 /// BAD-1: what one replica tells another of the pool's agreement is about the two of them, or it is
 /// forged.
 #[test]

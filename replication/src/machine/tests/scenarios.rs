@@ -378,3 +378,31 @@ fn who_is_met_during_a_hand_over_that_comes_to_nothing_is_taken_on() {
     while volume.deliver(0, 2) || volume.deliver(2, 0) {}
     assert_eq!(standing(&volume), Some(Standing::InSync));
 }
+
+/// Its disk was waited for, for ever: no operation was ordered any more, and the role stayed.
+#[test]
+fn who_dies_during_a_hand_over_is_waited_for_no_more() {
+    let mut volume = Volume::new(3);
+    volume.settle();
+    hand_over_while_one_dies(&mut volume);
+    for _ in 0..20 {
+        while volume.deliver(0, 1) | volume.deliver(1, 0) {}
+        volume.sync(0);
+        volume.sync(1);
+    }
+    assert_eq!((volume.primary(), volume.handed_over), (Some(1), 1));
+    volume.settle();
+    volume.check_whole();
+}
+
+/// Node 2 has all records, and dies before it has synced them for the hand-over to node 1.
+pub(super) fn hand_over_while_one_dies(volume: &mut Volume) {
+    volume.write(0, 1);
+    while volume.deliver(0, 1) | volume.deliver(1, 0) | volume.deliver(0, 2) | volume.deliver(2, 0)
+    {
+    }
+    let primary = volume.nodes[0].machine.as_mut().unwrap();
+    primary.hand_over(1).expect("it is in sync");
+    volume.carry_out(0);
+    volume.crash(2, false);
+}

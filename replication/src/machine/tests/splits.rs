@@ -133,6 +133,25 @@ fn where_nobody_may_be_kept_both_keep_what_they_have_until_an_operator_speaks() 
     }
 }
 
+/// The simulation found it: the link was down for the moment in which the operator spoke, the side
+/// that was to stay began a term before the other's, and gave way to it when they met.
+#[test]
+fn an_operators_word_counts_also_where_the_side_that_is_given_up_is_not_connected_just_then() {
+    let mut volume = parted(Policy::Manual, 2, 2);
+    for _ in 0..2 {
+        volume.crash(1, false);
+        volume.boot(1);
+    }
+    meet(&mut volume);
+    volume.cut(0, 1);
+    assert!(machine(&volume, 1).report().term > machine(&volume, 0).report().term);
+    let kept = volume.nodes[0].machine.as_mut().unwrap();
+    kept.keep_this_side().expect("whole");
+    volume.carry_out(0);
+    volume.settle();
+    check_kept(&volume, 0);
+}
+
 /// Both were restarted more than once while they were apart, and the one that knows the earlier
 /// term serves when they meet: before, each then followed the other, and nobody served.
 #[test]

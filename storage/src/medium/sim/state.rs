@@ -310,6 +310,13 @@ impl State {
         self.apply(inode, Change::SetLen(len))
     }
 
+    pub(super) fn allocate(&mut self, inode: u64, len: u64) -> io::Result<()> {
+        self.change(false)?;
+        let offset = self.inode(inode)?.data.len() as u64;
+        let len = len.saturating_sub(offset);
+        self.apply(inode, Change::WriteZeros { offset, len })
+    }
+
     pub(super) fn punch(&mut self, inode: u64, offset: u64, len: u64) -> io::Result<()> {
         self.change(false)?;
         self.apply(inode, Change::Punch { offset, len })

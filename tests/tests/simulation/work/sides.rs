@@ -1,6 +1,5 @@
 //! Room that is taken, and sides that part.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
@@ -12,9 +11,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::super::client::Client;
-use super::super::history::{Entry, State};
+use super::super::history::{Act, Entry, State};
 use super::super::network::Place;
-use super::{ENOSPC, Record, Thing, Work};
+use super::{ENOSPC, Found, Record, Thing, Work};
 
 /// Slots that fill a file where there is little room, what each writes at once, and how often in all.
 const FILLERS: Range<u16> = 200..208;
@@ -117,12 +116,7 @@ impl Work {
     /// Checks the history of one side, which parted from the other at that moment, against what is
     /// found there. What the other side asked for before and was told later may be there or not,
     /// and so may what nobody was told.
-    pub(crate) fn check_side(
-        &self,
-        found: &BTreeMap<Thing, Vec<State>>,
-        parted_at: u64,
-        side: &[Place],
-    ) {
+    pub(crate) fn check_side(&self, found: &Found, parted_at: u64, side: &[Place]) {
         let mut record = self.record.borrow().clone();
         for entries in record.entries.values_mut() {
             let elsewhere = |entry: &Entry| entry.answered > parted_at && !side.contains(&entry.by);
@@ -133,22 +127,57 @@ impl Work {
                 (entry.answered, entry.must) = (u64::MAX, false);
             }
         }
-        for (asked, (by, thing, act)) in self.pending.borrow().iter() {
-            if *asked < parted_at || side.contains(by) {
-                record.entries.entry(*thing).or_default().push(Entry {
-                    asked: *asked,
-                    answered: u64::MAX,
-                    by: *by,
-                    must: false,
-                    act: act.clone(),
-                });
-            }
+        self.add_pending(&mut record, |asked, by| {
+            asked < parted_at || side.contains(&by)
+        });
+        let told = format!(", on the side of {side:?}");
+        self.check_record(&record, found, u64::MAX, &told);
+    }
+
+    /// Adds what was asked and not answered, as what may be there or not.
+    fn add_pending(&self, record: &mut Record, which: impl Fn(u64, Place) -> bool) {
+        let pending = self.pending.borrow();
+        let pending = pending
+            .iter()
+            .filter(|(asked, (by, ..))| which(**asked, *by));
+        for (asked, (by, thing, act)) in pending {
+            record.entries.entry(*thing).or_default().push(Entry {
+                asked: *asked,
+                answered: u64::MAX,
+                by: *by,
+                must: false,
+                act: act.clone(),
+            });
         }
-        self.check_record(&record, found, &format!(", on the side of {side:?}"));
+    }
+
+    /// Checks that what is found was there at one time, whatever came after it (RS-4): with
+    /// something that was asked for, everything is there that had been answered before.
+    pub(crate) fn check_beginning(&self, found: &Found) {
+        let mut record = std::mem::take(&mut *self.record.borrow_mut());
+        self.add_pending(&mut record, |_, _| true);
+        let is_there = |(thing, act): (&Thing, &Act)| {
+            let mut states = found.get(thing).into_iter().flatten();
+            states.any(|state| match (state, act) {
+                (State::Cell(now), Act::Write(value)) => now == value && *value != 0,
+                (State::Log(log), Act::Append(value)) => log.contains(value),
+                (State::Directory(names), Act::Create { made, .. }) => {
+                    made.is_some() && names.contains(made)
+                }
+                _ => false,
+            })
+        };
+        let all = record.entries.iter();
+        let all = all.flat_map(|(thing, entries)| entries.iter().map(move |it| (thing, it)));
+        let there = all.filter(|(thing, entry)| is_there((thing, &entry.act)));
+        let newest = there.max_by_key(|(_, entry)| entry.asked);
+        let told = format!(", as there is {newest:?}");
+        let before = newest.map_or(0, |(_, entry)| entry.asked);
+        self.check_record(&record, found, before, &told);
     }
 
     /// Histories go on from here, as if nothing had been before.
-    pub(crate) fn begin_anew(&self, found: BTreeMap<Thing, Vec<State>>) {
+    pub(crate) fn begin_anew(&self, found: Found) {
         *self.record.borrow_mut() = Record::default();
         self.pending.borrow_mut().clear();
         self.begin_with(found);
