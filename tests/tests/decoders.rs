@@ -71,6 +71,7 @@ fn seeds() -> Vec<RawFrame> {
             authors: vec![author],
             leases: vec![ObjectId(1), ObjectId(5)],
             old: vec![ObjectId(6)],
+            exclusive: Some(ObjectId(5)),
             outcome,
         }
         .encode()
@@ -100,6 +101,7 @@ fn seeds() -> Vec<RawFrame> {
         authors: vec![author],
         stable: (Term(1), Sequence(2)),
         leases: vec![ObjectId(4)],
+        exclusive: vec![ObjectId(4)],
     }
     .encode();
     let recalled = Recalled {
@@ -217,6 +219,7 @@ fn seeds() -> Vec<RawFrame> {
             confirmed: (Term(3), Sequence(5)),
             kept_terms: vec![Term(2), Term(3)],
             leases: 9,
+            early: true,
         }
         .encode(),
         welcome,

@@ -369,6 +369,7 @@ mod tests {
             authors: vec![author],
             stable: place(2),
             leases: Vec::new(),
+            exclusive: Vec::new(),
         });
         assert_eq!(gathering.turn(B, place(3), now), Turn::Mine);
         assert_eq!(gathering.turn(B, place(5), now), Turn::Held(place(4)));
@@ -389,6 +390,7 @@ mod tests {
                 authors: Vec::new(),
                 stable,
                 leases: Vec::new(),
+                exclusive: Vec::new(),
             });
         }
         assert!(gathering.is_stable(place(13, 100)) && gathering.is_stable(place(12, 90)));

@@ -186,6 +186,12 @@ impl Cache {
         self.left(now).is_zero()
     }
 
+    /// Until when everything holds.
+    #[must_use]
+    pub fn until(&self) -> Duration {
+        self.until
+    }
+
     /// How long everything still holds.
     fn left(&self, now: Duration) -> Duration {
         self.until.saturating_sub(now)

@@ -328,6 +328,7 @@ fn reply_to(request: &Request, outcome: Outcome) -> Reply {
         lease_ms: 0,
         leases: Vec::new(),
         old: Vec::new(),
+        exclusive: None,
         changed: matches!(request.operation, Operation::Lock { .. }),
         authors: Vec::new(),
         outcome,

@@ -44,6 +44,7 @@ async fn greet(link: &mut Played, volume: VolumeId, session: SessionId, leases: 
         confirmed: (Term(0), Sequence::ZERO),
         kept_terms: Vec::new(),
         leases,
+        early: false,
     };
     link.say_frame(&hello.encode()).await;
     let frame = link.hear_frame().await.expect("it is answered");

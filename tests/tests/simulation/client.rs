@@ -15,7 +15,7 @@ use protocol::fs::{
 };
 use protocol::ids::{SessionId, VolumeId};
 use protocol::preamble::Purpose;
-use protocol::units::{ObjectId, Sequence, Term};
+use protocol::units::{ObjectId, Sequence, Term, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
@@ -34,6 +34,8 @@ const PING_AFTER: Duration = Duration::from_millis(150);
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
+/// Slots for what is answered early.
+const EARLY_SLOTS: std::ops::Range<u16> = 64..128;
 /// One recall of so many is not answered.
 const STANDS_STILL: u64 = 16;
 
@@ -47,7 +49,26 @@ struct Pending {
     at: Duration,
     changes: Vec<ObjectId>,
     answer: Option<oneshot::Sender<Outcome>>,
+    early: Option<Early>,
 }
+
+/// An operation that was answered before it was asked.
+struct Early {
+    object: ObjectId,
+    /// The lease under which it was lasted at least until then.
+    until: Duration,
+    ends: oneshot::Sender<EarlyEnd>,
+}
+
+/// What became of it.
+pub(crate) struct EarlyEnd {
+    pub(crate) outcome: Outcome,
+    /// The lease may have ended before a primary had it: others may not have seen it.
+    pub(crate) lapsed: bool,
+}
+
+/// A change, answered early or not.
+pub(crate) type Changed = (Outcome, Option<oneshot::Receiver<EarlyEnd>>);
 
 #[derive(Default)]
 struct State {
@@ -72,6 +93,14 @@ struct State {
     cache: Cache,
     /// How often it was.
     kept_answers: u64,
+    /// It is let in, and has said what it had to.
+    sends: bool,
+    /// Free slots for what is answered early: those who asked go on with their own.
+    early_slots: Vec<u16>,
+    /// Syncs that were answered before everything was that had been answered early before them.
+    syncs: Vec<(u64, oneshot::Sender<Outcome>, Outcome)>,
+    /// How often something was answered early.
+    early_answers: u64,
     /// What could not be put back.
     lost: Vec<String>,
     /// The node that let the session in last.
@@ -88,6 +117,88 @@ impl State {
             }
         }
         unsent
+    }
+
+    /// Syncs whose earlier changes were all answered are answered.
+    fn answer_syncs(&mut self) {
+        let early = self.pending.iter().filter(|(_, (_, p))| p.early.is_some());
+        let first = { early }.map(|(order, _)| *order).next();
+        let syncs = std::mem::take(&mut self.syncs);
+        for (order, answer, outcome) in syncs {
+            if first.is_none_or(|first| order < first) {
+                let _ = answer.send(outcome);
+            } else {
+                self.syncs.push((order, answer, outcome));
+            }
+        }
+    }
+
+    /// What a change comes to that is answered now, and is on its way.
+    fn answer_early(&mut self, operation: &Operation, payload: &Bytes, now: Duration) -> Changed {
+        let (answer, wait) = oneshot::channel();
+        let object = match operation {
+            Operation::Write { object, .. } if self.sends => *object,
+            _ => return (Outcome::Done, None),
+        };
+        let free = self.early_slots.pop();
+        let early = free.and_then(|_| self.cache.early(operation, payload.len(), now));
+        let (Some(slot), Some((known, outcome))) = (free, early) else {
+            self.early_slots.extend(free);
+            return (Outcome::Done, None);
+        };
+        self.early_answers += 1;
+        let until = self.cache.until();
+        let early = Early {
+            object,
+            until,
+            ends: answer,
+        };
+        self.put(slot, operation.clone(), payload.clone(), now, Some((known, early)));
+        (outcome, Some(wait))
+    }
+
+    /// Something is asked in a slot.
+    fn put(
+        &mut self,
+        slot: u16,
+        operation: Operation,
+        payload: Bytes,
+        now: Duration,
+        early: Option<(Timestamp, Early)>,
+    ) -> u64 {
+        let key = if operation.changes() {
+            let number = self.numbers.entry(slot).or_insert(0);
+            *number += 1;
+            (slot, *number)
+        } else {
+            self.plain += 1;
+            (SLOT_NONE, self.plain)
+        };
+        let changes = self.cache.asks(&operation, early.is_some(), now);
+        let (known, early) = early.unzip();
+        let request = Request {
+            slot: key.0,
+            number: key.1,
+            caller: Caller::default(),
+            operation,
+            early: known,
+            payload,
+        };
+        let frame = request.encode();
+        self.unsent.push(frame.clone());
+        self.asked += 1;
+        let pending = Pending {
+            operation: request.operation,
+            frame,
+            sent: false,
+            again: false,
+            at: now,
+            changes,
+            answer: None,
+            early,
+        };
+        self.pending.insert(self.asked, (key, pending));
+        self.asked
     }
 
     fn note_losses(&mut self) {
@@ -120,6 +231,7 @@ const NOTHING_LOST: Welcome<'_> = Welcome {
     gathers: false,
     in_doubt: false,
     leases: &[],
+    exclusive: &[],
 };
 
 /// One mount. Clones are one mount.
@@ -134,6 +246,8 @@ pub(crate) struct Client {
     directory: Directory,
     /// It asks this node and no other.
     only: Option<Place>,
+    /// It answers changes early where it may.
+    early: bool,
     state: Rc<RefCell<State>>,
     wake: Rc<Notify>,
     begun: Instant,
@@ -156,7 +270,11 @@ impl Client {
             network,
             directory,
             only: None,
-            state: Rc::default(),
+            early: true,
+            state: Rc::new(RefCell::new(State {
+                early_slots: EARLY_SLOTS.collect(),
+                ..State::default()
+            })),
             wake: Rc::default(),
             begun: Instant::now(),
         }
@@ -168,6 +286,33 @@ impl Client {
             only: Some(node),
             ..self
         }
+    }
+
+    /// Waits for each answer.
+    pub(crate) fn patient(self) -> Self {
+        Self {
+            early: false,
+            ..self
+        }
+    }
+
+    /// How often it answered a change before it was asked.
+    pub(crate) fn early_answers(&self) -> u64 {
+        self.state.borrow().early_answers
+    }
+
+    /// Does a change, and tells of one that was answered early what became of it.
+    pub(crate) async fn change(&self, slot: u16, operation: Operation, payload: Bytes) -> Changed {
+        if self.early {
+            let mut state = self.state.borrow_mut();
+            let answered = state.answer_early(&operation, &payload, self.now());
+            drop(state);
+            if answered.1.is_some() {
+                self.wake.notify_one();
+                return answered;
+            }
+        }
+        (self.call(slot, operation, payload).await, None)
     }
 
     /// Whether the session ended at the primary while the mount lived.
@@ -191,37 +336,10 @@ impl Client {
                 state.kept_answers += 1;
                 return outcome;
             }
-            let key = if operation.changes() {
-                let number = state.numbers.entry(slot).or_insert(0);
-                *number += 1;
-                (slot, *number)
-            } else {
-                state.plain += 1;
-                (SLOT_NONE, state.plain)
-            };
-            let changes = state.cache.asks(&operation, now);
-            let request = Request {
-                slot: key.0,
-                number: key.1,
-                caller: Caller::default(),
-                operation,
-                early: None,
-            payload,
-            };
-            let frame = request.encode();
-            state.unsent.push(frame.clone());
-            state.asked += 1;
-            let order = state.asked;
-            let pending = Pending {
-                operation: request.operation,
-                frame,
-                sent: false,
-                again: false,
-                at: now,
-                changes,
-                answer: Some(answer),
-            };
-            state.pending.insert(order, (key, pending));
+            let order = state.put(slot, operation, payload, now, None);
+            if let Some((_, pending)) = state.pending.get_mut(&order) {
+                pending.answer = Some(answer);
+            }
         }
         self.wake.notify_one();
         wait.await.expect("the client outlives its callers")
@@ -252,6 +370,7 @@ impl Client {
         while !self.state.borrow().leaves {
             let welcomed = self.find_primary().await;
             self.serve(welcomed).await;
+            self.state.borrow_mut().sends = false;
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -344,6 +463,7 @@ impl Client {
             confirmed: state.seen,
             kept_terms: state.keep.terms(),
             leases: u32::try_from(LEASES_OF_SESSION_MAX).expect("65,536"),
+            early: self.early,
         };
         let begins = state.keep.terms().is_empty() && state.pending.values().all(|(_, p)| !p.sent);
         if !self.impatient || !begins || node != state.likely {
@@ -372,12 +492,17 @@ impl Client {
             true => Vec::new(),
             false => state.cache.present(self.now()),
         };
+        let exclusive = match welcomed.presented {
+            true => Vec::new(),
+            false => state.cache.alone(),
+        };
         let welcome = Welcome {
             term: welcomed.term,
             ends: &welcomed.ends,
             gathers: welcomed.gathers,
             in_doubt: welcomed.in_doubt,
             leases: &leases,
+            exclusive: &exclusive,
         };
         let State { keep, pending, .. } = &mut *state;
         let sent = pending.values().filter(|(_, p)| p.sent);
@@ -390,6 +515,7 @@ impl Client {
         let again = pending.range(after..).map(|(_, (_, p))| &p.frame);
         frames.extend(again.cloned());
         state.unsent = frames;
+        state.sends = true;
         state.note_losses();
     }
 
@@ -448,15 +574,33 @@ impl Client {
                 {
                     state.confirmed |= reply.changed;
                     let operation = &pending.operation;
-                    state.cache.over(operation, &pending.changes);
+                    let early = pending.early.is_some();
+                    state.cache.over(operation, &pending.changes, early);
                     let (at, again) = (pending.at, pending.again);
                     state.cache.answered(operation, &reply, at, again, now);
                     state
                         .keep
                         .confirmed(&pending.operation, &pending.frame, &reply);
-                    if let Some(answer) = pending.answer {
-                        let _ = answer.send(reply.outcome);
+                    if let Some(early) = pending.early {
+                        state.early_slots.push(reply.slot);
+                        if let Outcome::Error(_) = reply.outcome {
+                            state.cache.failed(early.object);
+                        }
+                        let _ = early.ends.send(EarlyEnd {
+                            outcome: reply.outcome,
+                            lapsed: now >= early.until,
+                        });
+                    } else if let Some(answer) = pending.answer {
+                        state.syncs.push((order, answer, reply.outcome));
+                        let syncs = matches!(
+                            pending.operation,
+                            Operation::Sync { .. } | Operation::SyncAll
+                        );
+                        if !syncs && let Some((_, answer, outcome)) = state.syncs.pop() {
+                            let _ = answer.send(outcome);
+                        }
                     }
+                    state.answer_syncs();
                 } else {
                     state.cache.changed(&reply.old);
                     state.keep.replayed(&reply);
@@ -491,32 +635,9 @@ impl Client {
         }
         let object = ObjectId::ROOT;
         let operation = Operation::GetAttributes { object };
-        state.plain += 1;
-        state.asked += 1;
-        let (key, order) = ((SLOT_NONE, state.plain), state.asked);
-        let changes = state.cache.asks(&operation, now);
-        let request = Request {
-            slot: key.0,
-            number: key.1,
-            caller: Caller::default(),
-            operation,
-            early: None,
-            payload: Bytes::new(),
-        };
-        let frame = request.encode();
-        state.unsent.push(frame.clone());
+        state.put(SLOT_NONE, operation, Bytes::new(), now, None);
         // As one that holds many: it gets it again.
         state.unsent.push(offer(&[object]));
-        let pending = Pending {
-            operation: request.operation,
-            frame,
-            sent: false,
-            again: false,
-            at: now,
-            changes,
-            answer: None,
-        };
-        state.pending.insert(order, (key, pending));
     }
 }
 

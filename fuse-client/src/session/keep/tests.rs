@@ -34,6 +34,7 @@ fn reply(number: u64, sequence: u64, stable: u64, outcome: Outcome) -> Reply {
         lease_ms: 0,
         leases: Vec::new(),
         old: Vec::new(),
+        exclusive: None,
         changed: true,
         authors: Vec::new(),
         outcome,
@@ -58,6 +59,7 @@ fn welcome(term: u64, ends: &[Place]) -> Welcome<'_> {
         gathers: false,
         in_doubt: false,
         leases: &[],
+        exclusive: &[],
     }
 }
 

@@ -40,6 +40,7 @@ fn reply(leases: &[ObjectId], outcome: Outcome) -> Reply {
         authors: Vec::new(),
         leases: leases.to_vec(),
         old: Vec::new(),
+        exclusive: None,
         outcome,
     }
 }
