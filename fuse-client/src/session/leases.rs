@@ -15,7 +15,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::fs::{Attributes, LEASES_OF_SESSION_MAX, Operation, Outcome, Recalled, Reply, SetTime};
+use protocol::fs::{
+    Attributes, LEASES_OF_SESSION_MAX, Operation, Outcome, Recalled, Reply, SetTime,
+};
 use protocol::mistakes::{Mistake, made};
 use protocol::units::{ObjectId, Timestamp};
 

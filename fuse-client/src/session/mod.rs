@@ -365,7 +365,11 @@ impl Session {
     /// Ends the session: waits a little for what is under way, says goodbye.
     pub fn end(&self) {
         let early = self.shared.state.lock().table.has_early();
-        let patience = if early { END_EARLY_TIMEOUT } else { END_TIMEOUT };
+        let patience = if early {
+            END_EARLY_TIMEOUT
+        } else {
+            END_TIMEOUT
+        };
         let deadline = Instant::now() + patience;
         let keeps = !self.shared.state.lock().keep.is_empty();
         if keeps {
@@ -395,7 +399,9 @@ impl Session {
         }
         state.ended = true;
         if state.table.has_early() {
-            tracing::error!("the mount ended before a primary took the last changes: they are lost");
+            tracing::error!(
+                "the mount ended before a primary took the last changes: they are lost"
+            );
         }
         let left = state.table.older_than(Instant::now());
         let link = state.link.take();

@@ -75,7 +75,9 @@ impl Shared {
         let mut objects = state.table.take_lost();
         objects.extend(failed);
         if !objects.is_empty() {
-            objects.iter().for_each(|object| self.cache.lock().failed(*object));
+            objects
+                .iter()
+                .for_each(|object| self.cache.lock().failed(*object));
             self.tell_lost(&keep::Lost {
                 objects,
                 ..keep::Lost::default()

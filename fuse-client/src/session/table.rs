@@ -588,10 +588,7 @@ fn must_happen(operation: &Operation) -> bool {
 }
 
 /// The object that an outcome says was opened for the session.
-pub(super) fn opened(
-    operation: &Operation,
-    outcome: &Outcome,
-) -> Option<ObjectId> {
+pub(super) fn opened(operation: &Operation, outcome: &Outcome) -> Option<ObjectId> {
     match (operation, outcome) {
         (Operation::Create { .. } | Operation::MakeUnnamed { .. }, Outcome::Entry(a))
         | (Operation::Open { .. }, Outcome::Attributes(a)) => Some(a.object),

@@ -105,6 +105,7 @@ impl Mount {
             number: self.numbers,
             caller: Caller::default(),
             operation,
+            early: None,
             payload,
         };
         self.link.say_frame(&request.encode()).await;

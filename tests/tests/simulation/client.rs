@@ -153,7 +153,13 @@ impl State {
             until,
             ends: answer,
         };
-        self.put(slot, operation.clone(), payload.clone(), now, Some((known, early)));
+        self.put(
+            slot,
+            operation.clone(),
+            payload.clone(),
+            now,
+            Some((known, early)),
+        );
         (outcome, Some(wait))
     }
 

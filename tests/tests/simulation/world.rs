@@ -120,7 +120,11 @@ impl Mounter {
         let session = SessionId(self.random.bytes());
         let (network, directory) = (self.network.clone(), self.directory.clone());
         let client = Client::new(place, session, volume, self.impatient, network, directory);
-        if self.patient { client.patient() } else { client }
+        if self.patient {
+            client.patient()
+        } else {
+            client
+        }
     }
 }
 

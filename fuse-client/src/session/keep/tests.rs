@@ -20,7 +20,7 @@ fn write(number: u64, bytes: usize) -> (Operation, RawFrame) {
         caller: Caller::default(),
         operation: operation.clone(),
         early: None,
-            payload: Bytes::from(vec![1; bytes]),
+        payload: Bytes::from(vec![1; bytes]),
     };
     (operation, request.encode())
 }
@@ -277,7 +277,7 @@ fn lock(number: u64) -> (Operation, RawFrame) {
         caller: Caller::default(),
         operation: operation.clone(),
         early: None,
-            payload: Bytes::new(),
+        payload: Bytes::new(),
     };
     (operation, request.encode())
 }

@@ -48,8 +48,8 @@ fn reply(leases: &[ObjectId], outcome: Outcome) -> Reply {
 /// It found the file, was leased it and its directory, and had asked at `asked`.
 fn found(asked: Duration, now: Duration) -> Cache {
     let mut cache = Cache::default();
-    let changes = cache.asks(&look_up(), asked);
-    cache.over(&look_up(), &changes);
+    let changes = cache.asks(&look_up(), false, asked);
+    cache.over(&look_up(), &changes, false);
     let file = Attributes {
         object: FILE,
         ..Attributes::default()
@@ -77,7 +77,7 @@ fn coh_1_a_mount_believes_in_a_lease_from_when_it_asked_and_a_little_less_long()
 #[test]
 fn coh_1_what_a_change_under_way_may_concern_is_not_answered_from_memory() {
     let mut cache = found(ms(0), ms(1));
-    let changes = cache.asks(&unlink(), ms(2));
+    let changes = cache.asks(&unlink(), false, ms(2));
     assert_eq!(changes, [DIRECTORY, FILE]);
     let of_file = Operation::GetAttributes { object: FILE };
     assert!(!knows(&mut cache, ms(3)) && cache.look(&of_file, ms(3)).is_none());
@@ -89,7 +89,7 @@ fn coh_1_what_a_change_under_way_may_concern_is_not_answered_from_memory() {
     let before = reply(&[DIRECTORY, FILE], Outcome::Entry(file));
     cache.answered(&look_up(), &before, ms(3), false, ms(4));
     assert!(!knows(&mut cache, ms(4)));
-    cache.over(&unlink(), &changes);
+    cache.over(&unlink(), &changes, false);
     cache.answered(&look_up(), &before, ms(5), false, ms(6));
     assert!(knows(&mut cache, ms(6)));
 }
