@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use protocol::frame::RawFrame;
 use protocol::fs::{
-    Caller, Lock, LockClass, LockKind, LockOwner, Operation, Request, SLOT_NONE, SLOTS_MAX,
+    Caller, EARLY_BYTES_MAX, EARLY_MAX, Lock, LockClass, LockKind, LockOwner, Operation, Outcome,
+    Request, SLOT_NONE, SLOTS_MAX,
 };
-use protocol::units::ObjectId;
+use protocol::units::{ObjectId, Timestamp};
 
 use super::caching::Asked;
 use super::opens::Opens;
@@ -59,8 +60,44 @@ impl Bench {
             operation,
             payload: Bytes::new(),
             asked: Asked::default(),
+            early: None,
         };
         self.table.submit(submission, self.now, connected)
+    }
+
+    /// Somebody was answered already, and this is on its way.
+    fn sent_early(&mut self, bytes: usize) -> Request {
+        let operation = Operation::Write {
+            object: OBJECT,
+            offset: 0,
+            append: false,
+            kill_privileges: false,
+        };
+        let submission = Submission {
+            waiter: None,
+            unique: None,
+            through: None,
+            caller: Caller::default(),
+            operation,
+            payload: Bytes::from(vec![0; bytes]),
+            asked: Asked::default(),
+            early: Some(Timestamp(3)),
+        };
+        match self.table.submit(submission, self.now, true) {
+            Submitted::Send(frame) => request(&frame),
+            other => panic!("not sent: {other:?}"),
+        }
+    }
+
+    /// A sync was answered by the primary: who waits for it, if he may be told.
+    fn synced(&mut self, request: &Request) -> Option<u64> {
+        let answered = self.table.answered(request.slot, request.number, true);
+        let answered = answered.expect("it was asked");
+        let waiter = answered.waiter.expect("it waits");
+        let told = self
+            .table
+            .sync(answered.order, waiter, Some(waiter), Outcome::Done);
+        told.map(|(waiter, _)| waiter)
     }
 
     fn sent(&mut self, unique: u64, operation: Operation) -> Request {
@@ -436,4 +473,63 @@ fn a_close_waits_a_little_for_a_primary_that_confirms_nothing() {
     );
     assert_eq!(bench.table.need_not_wait(|_| true, late, true), [1]);
     assert_eq!(bench.resend().len(), 1, "it is given back all the same");
+}
+
+fn sync() -> Operation {
+    Operation::Sync {
+        object: OBJECT,
+        data_only: false,
+    }
+}
+
+/// The primary has what came before a sync, and its answers may come in any order.
+#[test]
+fn cl_1_a_sync_is_over_when_everything_is_that_was_answered_early_before_it() {
+    let mut bench = Bench::new();
+    let first = bench.sent_early(1);
+    let second = bench.sent_early(1);
+    assert_eq!(first.early, Some(Timestamp(3)));
+    let (one, other) = (bench.sent(7, sync()), bench.sent(8, sync()));
+    let later = bench.sent_early(1);
+    assert_eq!(bench.synced(&one), None);
+    assert_eq!(bench.answer(&second), None);
+    assert!(bench.table.synced().is_empty(), "the first is not answered");
+    let interrupted = bench.table.interrupt(7, bench.now, true);
+    assert_eq!(interrupted, Interrupted::Answer(7));
+    assert_eq!(bench.answer(&first), None);
+    assert_eq!(bench.synced(&other), Some(8));
+    assert!(bench.table.has_early());
+    bench.answer(&later);
+    assert!(!bench.table.has_early() && bench.table.len() == 0);
+}
+
+#[test]
+fn cl_1_a_sync_that_waits_is_told_of_what_is_lost() {
+    let mut bench = Bench::new();
+    bench.sent_early(1);
+    let sync = bench.sent(7, sync());
+    assert_eq!(bench.synced(&sync), None);
+    assert!(
+        bench.table.forgotten().is_empty(),
+        "nobody waits for a write"
+    );
+    assert_eq!(bench.table.take_lost(), [OBJECT]);
+    let synced: Vec<_> = bench.table.synced().into_iter().map(|s| s.0).collect();
+    assert_eq!(synced, [7]);
+}
+
+#[test]
+fn cl_1_no_more_is_answered_early_than_the_primary_holds_room_for() {
+    let mut bench = Bench::new();
+    let whole = usize::try_from(EARLY_BYTES_MAX).expect("8 MiB");
+    assert!(bench.table.may_be_early(whole));
+    let half = bench.sent_early(whole / 2);
+    assert!(bench.table.may_be_early(whole / 2) && !bench.table.may_be_early(whole / 2 + 1));
+    bench.answer(&half);
+    let few: Vec<_> = (0..EARLY_MAX).map(|_| bench.sent_early(1)).collect();
+    assert!(!bench.table.may_be_early(1));
+    bench.answer(&few[0]);
+    assert!(bench.table.may_be_early(1));
+    bench.table.hold_up(true);
+    assert!(!bench.table.may_be_early(1), "it would wait here");
 }

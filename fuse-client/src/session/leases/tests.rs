@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::fs::{Attributes, Operation, Outcome, Recalled, Reply, SLOT_NONE};
+use protocol::fs::{
+    Attributes, Operation, Outcome, Recalled, Reply, SLOT_NONE, SetAttributes, SetTime,
+};
 use protocol::mistakes::{Mistake, choose};
-use protocol::units::{ObjectId, Sequence};
+use protocol::units::{ObjectId, Sequence, Timestamp};
 
 use super::{Cache, Forget};
 
@@ -145,4 +147,128 @@ fn coh_1_what_has_run_out_is_neither_answered_nor_presented() {
     assert!(!cache.has_lapsed(ms(1)) && !cache.is_empty());
     assert_eq!(cache.present(BELIEVED), []);
     assert!(cache.is_empty() && !knows(&mut cache, ms(1)));
+}
+
+fn write(offset: u64) -> Operation {
+    Operation::Write {
+        object: FILE,
+        offset,
+        append: false,
+        kill_privileges: false,
+    }
+}
+
+/// A change that was answered early is answered by the primary.
+fn taken(cache: &mut Cache, operation: &Operation, changes: &[ObjectId], ctime: i64) {
+    let attributes = Attributes {
+        object: FILE,
+        ctime: Timestamp(ctime),
+        size: 100,
+        ..Attributes::default()
+    };
+    cache.over(operation, changes, true);
+    let outcome = Outcome::Written {
+        len: 1,
+        offset: 0,
+        attributes,
+    };
+    let reply = Reply {
+        exclusive: Some(FILE),
+        ..reply(&[FILE], outcome)
+    };
+    cache.answered(operation, &reply, ms(1), false, ms(1));
+}
+
+/// It holds the file alone, whose size is 100.
+fn alone() -> Cache {
+    let mut cache = found(ms(0), ms(0));
+    assert!(
+        cache.early(&write(0), 1, ms(1)).is_none(),
+        "others may look at it"
+    );
+    let changes = cache.asks(&write(0), false, ms(1));
+    taken(&mut cache, &write(0), &changes, 5);
+    assert_eq!(cache.alone(), [FILE]);
+    cache
+}
+
+fn early_size(cache: &mut Cache, offset: u64) -> Option<u64> {
+    let (known, outcome) = cache.early(&write(offset), 50, ms(2))?;
+    assert_eq!(known, Timestamp(5), "by the last answer");
+    cache.asks(&write(offset), true, ms(2));
+    match outcome {
+        Outcome::Written { attributes, .. } => Some(attributes.size),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn cl_1_what_a_mount_holds_alone_it_changes_before_it_asks() {
+    let mut cache = alone();
+    assert_eq!(early_size(&mut cache, 0), Some(100));
+    assert_eq!(early_size(&mut cache, 80), Some(130));
+    let set = SetAttributes {
+        mode: Some(0o4755),
+        mtime: Some(SetTime::At(Timestamp(9))),
+        ..SetAttributes::default()
+    };
+    let set_mode = Operation::SetAttributes { object: FILE, set };
+    let Some((_, Outcome::Attributes(now))) = cache.early(&set_mode, 0, ms(2)) else {
+        panic!("it holds the file alone");
+    };
+    assert_eq!((now.mode, now.mtime, now.size), (0o4755, Timestamp(9), 130));
+    let look = Operation::GetAttributes { object: FILE };
+    assert!(
+        cache.look(&look, ms(2)).is_none(),
+        "times are the primary's"
+    );
+}
+
+#[test]
+fn cl_1_nothing_is_answered_early_whose_outcome_is_not_sure() {
+    let append = Operation::Write {
+        object: FILE,
+        offset: 0,
+        append: true,
+        kill_privileges: false,
+    };
+    let set = SetAttributes {
+        size: Some(1),
+        ..SetAttributes::default()
+    };
+    let truncate = Operation::SetAttributes { object: FILE, set };
+    for unsure in [append, truncate, unlink()] {
+        assert!(alone().early(&unsure, 1, ms(2)).is_none(), "{unsure:?}");
+    }
+    assert!(alone().early(&write(u64::MAX), 1, ms(2)).is_none());
+    assert!(
+        alone().early(&write(0), 1, BELIEVED + ms(1)).is_none(),
+        "it ran out"
+    );
+    // Whatever it comes to, the mount does not know the file's size before the answer.
+    let mut cache = alone();
+    let changes = cache.asks(&truncate, false, ms(2));
+    assert!(cache.early(&write(0), 1, ms(2)).is_none());
+    taken(&mut cache, &truncate, &changes, 6);
+    assert!(cache.early(&write(0), 1, ms(2)).is_some());
+}
+
+#[test]
+fn coh_1_what_is_recalled_is_not_changed_before_it_is_asked() {
+    let mut cache = alone();
+    let recalled = Recalled {
+        number: 1,
+        objects: vec![FILE],
+    };
+    cache.recalled(recalled, ms(2));
+    assert!(cache.early(&write(0), 1, ms(2)).is_none() && cache.alone().is_empty());
+}
+
+#[test]
+fn cl_1_after_an_early_change_failed_the_next_waits_for_an_answer() {
+    let mut cache = alone();
+    let changes = cache.asks(&write(0), true, ms(2));
+    cache.over(&write(0), &changes, true);
+    cache.failed(FILE);
+    assert!(cache.early(&write(0), 1, ms(2)).is_none());
 }
