@@ -112,6 +112,28 @@ pub fn mount_pid(at: &Path) -> anyhow::Result<u32> {
     found.context("a mount has a process")
 }
 
+/// Waits until a process that was sent SIGSTOP stands still. One of its threads takes the signal, and
+/// until that one is scheduled all others go on.
+///
+/// # Errors
+/// There is no such process.
+pub fn wait_until_stopped(pid: u32) -> anyhow::Result<()> {
+    let stands = |task: &Path| -> io::Result<bool> {
+        let status = fs::read_to_string(task.join("status"))?;
+        Ok(status.lines().any(|line| line.starts_with("State:\tT")))
+    };
+    loop {
+        let mut all = true;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            all &= stands(&task?.path())?;
+        }
+        if all {
+            return Ok(());
+        }
+        std::thread::yield_now();
+    }
+}
+
 /// Has the replicas of `volume` compared, through `node`.
 ///
 /// # Errors
