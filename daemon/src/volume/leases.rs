@@ -40,6 +40,8 @@ pub(super) struct Leasing {
     aside_bytes: usize,
     /// Somebody looks again after what waits for something else than leases.
     looks_again: bool,
+    /// Something ended by its time since what is put aside was decided on.
+    ended: bool,
 }
 
 impl Default for Leasing {
@@ -49,6 +51,7 @@ impl Default for Leasing {
             aside: VecDeque::new(),
             aside_bytes: 0,
             looks_again: false,
+            ended: false,
         }
     }
 }
@@ -62,6 +65,13 @@ impl Leasing {
     pub(super) fn stop(&mut self) {
         self.table.clear();
         self.take_aside();
+    }
+
+    /// Time goes by. Whether anything ended now.
+    fn expire(&mut self, now: Duration) -> bool {
+        let ends = self.table.expire(now);
+        self.ended |= ends;
+        ends
     }
 
     fn take_aside(&mut self) -> VecDeque<(SessionId, Box<Request>)> {
@@ -151,17 +161,22 @@ impl<M: Medium> Driver<M> {
         objects: &[ObjectId],
     ) -> Option<Vec<ObjectId>> {
         let now = self.now();
-        self.leasing.table.expire(now);
-        let verdict = if self.replays.hold_up() {
-            self.leasing.table.put_back(author, objects, now)
-        } else {
-            self.leasing.table.change(author, objects, now)
-        };
-        match verdict {
-            Verdict::Free(old) => Some(old),
-            Verdict::Wait(recalls) => {
-                recalls.into_iter().for_each(|recall| self.tell(recall));
-                None
+        self.leasing.expire(now);
+        loop {
+            let verdict = if self.replays.hold_up() {
+                self.leasing.table.put_back(author, objects, now)
+            } else {
+                self.leasing.table.change(author, objects, now)
+            };
+            match verdict {
+                Verdict::Free(old) => return Some(old),
+                Verdict::Wait(recalls) => {
+                    recalls.into_iter().for_each(|recall| self.tell(recall));
+                }
+            }
+            // What had run out before it was recalled has ended with that.
+            if !self.leasing.expire(now) {
+                return None;
             }
         }
     }
@@ -208,7 +223,8 @@ impl<M: Medium> Driver<M> {
     pub(super) fn expire_leases(&mut self) {
         let now = self.now();
         self.leasing.table.tidy(now);
-        if self.leasing.table.expire(now) {
+        self.leasing.expire(now);
+        if std::mem::take(&mut self.leasing.ended) {
             self.try_aside();
         }
     }

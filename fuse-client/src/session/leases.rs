@@ -15,6 +15,9 @@ use protocol::fs::{Attributes, LEASES_OF_SESSION_MAX, Operation, Outcome, Recall
 use protocol::mistakes::{Mistake, made};
 use protocol::units::ObjectId;
 
+#[cfg(test)]
+mod tests;
+
 /// Names that are kept, some 150 bytes each.
 const NAMES_MAX: usize = 256 << 10;
 /// From so many leases on, those that were used longest ago are offered back, so many at once.

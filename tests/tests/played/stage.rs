@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use daemon::volume::{
-    AcceptedStream, Connecting, Host, Stream, VolumeHandle, first_state, identity,
+    AcceptedStream, Connecting, Host, Right, Stream, VolumeHandle, first_state, identity,
 };
 use protocol::frame::{RawFrame, take_frame};
 use protocol::ids::{BrickId, GenerationId, NodeId, PoolId, VolumeId};
@@ -68,7 +68,9 @@ struct Alone {
     agreed: Option<Agreed>,
     starts: Mutex<u8>,
     events: Mutex<Vec<String>>,
-    /// Nothing changes at the pool.
+    /// These have no right to the volume any more.
+    revoked: Mutex<Vec<NodeId>>,
+    /// Nothing else changes at the pool.
     changes: watch::Sender<()>,
 }
 
@@ -98,6 +100,11 @@ impl Host for Alone {
         Box::pin(async move { Ok(stream) })
     }
 
+    fn right(&self, identity: NodeId, _: VolumeId) -> Option<Right> {
+        let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        (!revoked.contains(&identity)).then(Right::default)
+    }
+
     fn agreed(&self, _: VolumeId) -> Option<Agreed> {
         self.agreed
     }
@@ -120,6 +127,30 @@ impl Host for Alone {
     }
 }
 
+fn sizes() -> Options {
+    Options {
+        reserve_bytes: 1 << 20,
+        journal: JournalSizes {
+            segment_bytes: 1280 << 10,
+            total_bytes_max: 6 << 20,
+        },
+        ..Options::for_room(storage::Room {
+            total_bytes: DISK_BYTES,
+            free_bytes: DISK_BYTES,
+        })
+    }
+}
+
+/// A replica runs over what is on its disk.
+fn start(spec: &VolumeSpec, me: usize, host: &Arc<Alone>, medium: &SimMedium) -> VolumeHandle {
+    let (brick, recovery) = Brick::open(medium.clone(), None, sizes()).expect("it opens");
+    let node: Arc<dyn Host> = host.clone();
+    let (handle, runs) = VolumeHandle::over(spec.clone(), me, node, brick, recovery)
+        .expect("a brick remembers its role");
+    tokio::task::spawn_local(runs);
+    handle
+}
+
 /// See the module.
 pub(crate) struct Stage {
     pub(crate) spec: VolumeSpec,
@@ -132,40 +163,42 @@ pub(crate) struct Stage {
 impl Stage {
     /// A fresh replica at the place `me`, at its start. `agreed` by the pool, where it decides.
     pub(crate) fn new(spec: VolumeSpec, me: usize, agreed: Option<Agreed>) -> Self {
-        let sizes = Options {
-            reserve_bytes: 1 << 20,
-            journal: JournalSizes {
-                segment_bytes: 1280 << 10,
-                total_bytes_max: 6 << 20,
-            },
-            ..Options::for_room(storage::Room {
-                total_bytes: DISK_BYTES,
-                free_bytes: DISK_BYTES,
-            })
-        };
         let medium = SimMedium::new(1, DISK_BYTES);
         let state = first_state(&spec, me);
-        Brick::create(&medium, identity(&spec, me, POOL), state, &sizes)
+        Brick::create(&medium, identity(&spec, me, POOL), state, &sizes())
             .expect("an empty disk takes a brick");
-        let (brick, recovery) = Brick::open(medium.clone(), None, sizes).expect("it opens");
         let host = Arc::new(Alone {
             began: Instant::now(),
             agreed,
             starts: Mutex::new(0),
             events: Mutex::default(),
+            revoked: Mutex::default(),
             changes: watch::Sender::new(()),
         });
-        let node: Arc<dyn Host> = host.clone();
-        let (handle, runs) = VolumeHandle::over(spec.clone(), me, node, brick, recovery)
-            .expect("a brick remembers its role");
-        tokio::task::spawn_local(runs);
         Self {
+            handle: start(&spec, me, &host, &medium),
             spec,
             me,
-            handle,
             host,
             medium,
         }
+    }
+
+    /// The replica ends in order and takes the volume up anew: as after any take-over, nobody is
+    /// connected, and what it knows of mounts is what is written.
+    pub(crate) async fn restart(&mut self) {
+        self.handle.stop().await;
+        // What is left of it does nothing to this one.
+        self.medium = self.medium.kill();
+        self.handle = start(&self.spec, self.me, &self.host, &self.medium);
+        self.until(|status| status.serving).await;
+    }
+
+    /// A node has no right to the volume any more.
+    pub(crate) fn revoke(&self, node: NodeId) {
+        let revoked = self.host.revoked.lock();
+        revoked.unwrap_or_else(PoisonError::into_inner).push(node);
+        self.host.changes.send_replace(());
     }
 
     /// The replica's disk.
