@@ -74,7 +74,7 @@ impl Hello {
                 w.u64(term.0);
             }
         }
-        if self.version >= 6 {
+        if self.version >= 7 {
             w.u32(self.leases);
         }
         frame(kind::HELLO, &mut w, Bytes::new())
@@ -113,7 +113,7 @@ impl Hello {
                 kept_terms.push(r.term("kept term")?);
             }
         }
-        let leases = if version >= 6 { r.u32("leases")? } else { 0 };
+        let leases = if version >= 7 { r.u32("leases")? } else { 0 };
         r.end("hello")?;
         Ok(Self {
             version,

@@ -204,3 +204,22 @@ fn bad_3_what_a_replica_has_not_applied_yet_is_taken_off_what_it_says_it_can_tak
         assert_eq!(taken, written * MIB);
     });
 }
+
+/// A comparison waited for ever for a replica that follows and does not say what it holds.
+#[test]
+fn a_comparison_ends_though_a_replica_follows_and_never_answers_it() {
+    run(async {
+        let stage = Stage::new(spec(2, Quorum::Off), 0, None);
+        let _follower = Follower::of(&stage).await;
+        let compared = tokio::time::timeout(Duration::from_secs(600), stage.verify()).await;
+        let verdict = compared.expect("it ends");
+        assert_eq!(verdict["equal"], false, "{verdict}");
+        assert_eq!(verdict["replicas_compared"], 1, "{verdict}");
+        let node = &stage.spec.replicas[1].node_name;
+        assert_eq!(
+            verdict["not_compared"],
+            serde_json::json!([node]),
+            "{verdict}"
+        );
+    });
+}

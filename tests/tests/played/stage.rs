@@ -11,6 +11,7 @@ use daemon::volume::{
 };
 use protocol::frame::{RawFrame, take_frame};
 use protocol::ids::{BrickId, GenerationId, NodeId, PoolId, VolumeId};
+use protocol::node_rpc::VolumeCommand;
 use protocol::preamble::Purpose;
 use protocol::replica::{HASH_BYTES, Message, REPLICA_VERSION, Scope};
 use protocol::report::ReplicaReport;
@@ -213,6 +214,15 @@ impl Stage {
 
     pub(crate) async fn status(&self) -> ReplicaReport {
         self.handle.status().await
+    }
+
+    /// What an operator's comparison of the replicas finds.
+    pub(crate) async fn verify(&self) -> serde_json::Value {
+        let verify = VolumeCommand::Verify { repair: false };
+        self.handle
+            .command(verify)
+            .await
+            .expect("a primary compares")
     }
 
     /// Waits until the replica says so of itself.
