@@ -10,4 +10,5 @@ mod mariadb;
 mod place;
 mod postgresql;
 mod sqlite;
+mod timers;
 mod trees;

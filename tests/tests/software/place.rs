@@ -127,6 +127,16 @@ impl Place {
         Ok(done)
     }
 
+    /// Does `work` while both replicas' daemons are dead.
+    pub(crate) fn while_nobody_serves<T>(&mut self, work: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.lab.kill(0);
+        self.lab.kill(1);
+        let done = work();
+        self.lab.start(0)?;
+        self.lab.start(1)?;
+        done
+    }
+
     /// The replicas are in sync and equal; everything is taken away in order.
     pub(crate) fn finish(self) -> Result<()> {
         let Self { lab, dir, .. } = self;
