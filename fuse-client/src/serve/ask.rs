@@ -88,6 +88,7 @@ impl FileSystem {
         if let Some(shape) = opens {
             let waiting = Waiting {
                 unique: header.unique,
+                thread: header.thread,
                 through: None,
                 shape,
             };
@@ -115,6 +116,7 @@ impl FileSystem {
         };
         let waiting = Waiting {
             unique: header.unique,
+            thread: header.thread,
             through,
             shape,
         };
@@ -353,6 +355,7 @@ impl FileSystem {
         };
         let waiting = Waiting {
             unique: header.unique,
+            thread: header.thread,
             through: Some(handle),
             shape: Shape::Written {
                 strips: (write_flags & write::KILL_SUIDGID != 0).then_some(header.node),

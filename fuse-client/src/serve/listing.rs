@@ -92,6 +92,7 @@ impl FileSystem {
         }
         let waiting = Waiting {
             unique: header.unique,
+            thread: header.thread,
             through: None,
             shape: Shape::Directory(Box::new(ask)),
         };

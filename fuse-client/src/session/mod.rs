@@ -18,6 +18,7 @@ mod losses;
 mod opens;
 mod places;
 mod requests;
+mod signals;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -100,6 +101,8 @@ pub trait Replies: Send + Sync {
 pub struct Waiting {
     /// The kernel's number of the request.
     pub unique: u64,
+    /// The thread that asks; 0 where the kernel does not tell.
+    pub thread: u32,
     /// The open file through which it is asked, where that matters: it fails once locks that were
     /// held through the file are lost.
     pub(crate) through: Option<u64>,
@@ -302,7 +305,9 @@ impl Session {
     pub fn interrupt(&self, unique: u64) -> bool {
         let mut state = self.shared.state.lock();
         let connected = state.link.is_some();
-        let result = state.table.interrupt(unique, Instant::now(), connected);
+        let result = state
+            .table
+            .interrupt(unique, Instant::now(), connected, dies);
         let link = state.refill();
         drop(state);
         go(link);
@@ -394,6 +399,11 @@ fn go(link: Option<Arc<Link>>) {
     if let Some(link) = link {
         link.go();
     }
+}
+
+/// Whether who waits is about to end.
+fn dies(waiter: &Waiter) -> bool {
+    matches!(waiter, Waiter::Kernel(waiting) if signals::end(waiting.thread))
 }
 
 /// A request that no application asked.
@@ -588,8 +598,8 @@ impl Shared {
         state.link = None;
         state.presenting = None;
         state.disconnected_since = Instant::now();
-        // Whoever was interrupted before does not wait for the next primary.
-        let gone = state.table.impatient(Instant::now(), false);
+        // Whoever is about to end does not wait for the next primary.
+        let gone = state.table.impatient(Instant::now(), false, dies);
         state.refill();
         drop(state);
         self.changed.notify_all();
@@ -651,7 +661,7 @@ impl Shared {
             self.changed.wait_for(&mut state, TICK);
             let now = Instant::now();
             let connected = state.link.is_some();
-            let interrupted = state.table.impatient(now, connected);
+            let interrupted = state.table.impatient(now, connected, dies);
             let closes = |waiter: &Waiter| match waiter {
                 Waiter::Kernel(waiting) => waiting.shape.is_close(),
                 Waiter::Caller(_) | Waiter::Flush => false,
