@@ -9,6 +9,7 @@ mod ask;
 mod attributes;
 mod listing;
 mod lock;
+mod openers;
 
 use std::collections::HashMap;
 use std::io;
@@ -26,6 +27,7 @@ use crate::abi::{
 use crate::session::Session;
 use crate::transport::Transport;
 use listing::Listings;
+use openers::Openers;
 
 pub(crate) use answer::Shape;
 
@@ -55,6 +57,7 @@ pub struct FileSystem {
     root: ObjectId,
     listings: Listings,
     next_handle: AtomicU64,
+    openers: Openers,
     /// The kernel says more with SETXATTR than it did at first.
     long_setxattr: AtomicBool,
     ready: Mutex<Option<Ready>>,
@@ -73,6 +76,7 @@ impl FileSystem {
             root,
             listings: Listings(Mutex::new(HashMap::new())),
             next_handle: AtomicU64::new(1),
+            openers: Openers::default(),
             long_setxattr: AtomicBool::new(false),
             ready: Mutex::new(None),
         });
@@ -183,6 +187,7 @@ impl FileSystem {
                 let handle = fields.u64()?;
                 self.listings.forget(handle);
                 self.session.losses().closed(handle);
+                self.openers.closed(handle);
                 self.session.close(self.object(header.node));
                 self.refuse(header, 0);
                 Ok(())
@@ -190,6 +195,7 @@ impl FileSystem {
             opcode::RELEASE => {
                 let handle = fields.u64()?;
                 self.session.losses().closed(handle);
+                self.openers.closed(handle);
                 self.unlock_released(handle, self.object(header.node));
                 self.session.close(self.object(header.node));
                 self.refuse(header, 0);

@@ -5,6 +5,7 @@
 
 pub mod line;
 pub mod locker;
+pub mod machine;
 pub mod network;
 pub mod pulse;
 pub mod system;

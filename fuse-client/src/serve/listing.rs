@@ -5,8 +5,9 @@ use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use protocol::fs::{Caller, DirectoryEntry, Operation};
+use protocol::fs::{DirectoryEntry, Operation};
 
+use super::ask::caller;
 use super::{FileSystem, Shape};
 use crate::abi::{Body, ENTRY_OUT_BYTES, Fields, InHeader, ShortRequest, dirent_bytes, opcode};
 use crate::session::Waiting;
@@ -102,11 +103,7 @@ impl FileSystem {
             bytes_max: size.max(ASK_BYTES),
             plus,
         };
-        let caller = Caller {
-            uid: header.uid,
-            gid: header.gid,
-            umask: 0,
-        };
+        let caller = self.openers.of(handle, caller(header));
         self.session
             .submit(waiting, caller, operation, bytes::Bytes::new());
         Ok(())

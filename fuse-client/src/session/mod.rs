@@ -25,6 +25,7 @@ mod tests;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -82,7 +83,7 @@ pub struct SessionConfig {
     pub local_socket: Option<PathBuf>,
     /// How the client is called in `volume status`.
     pub client_name: String,
-    /// The mount cannot write.
+    /// The mount cannot write, to begin with.
     pub read_only: bool,
     /// Operations fail with EIO once there was no primary for so long; none: they wait.
     pub no_primary_eio: Option<Duration>,
@@ -154,6 +155,8 @@ struct Shared {
     replies: OnceLock<Arc<dyn Replies>>,
     losses: Losses,
     locks: Locks,
+    /// The mount cannot write now.
+    read_only: AtomicBool,
 }
 
 /// A mount's session.
@@ -216,6 +219,7 @@ impl Session {
             replies: OnceLock::new(),
             losses: Losses::default(),
             locks: Locks::default(),
+            read_only: AtomicBool::new(config.read_only),
             config,
         });
         let welcomed = shared.begin()?;
@@ -329,6 +333,17 @@ impl Session {
     /// What applications may hold locked.
     pub(crate) fn locks(&self) -> &Locks {
         &self.shared.locks
+    }
+
+    /// The mount was remounted: whether it can write is told to the primary by another hello.
+    pub fn set_read_only(&self, read_only: bool) {
+        if self.shared.read_only.swap(read_only, Ordering::Relaxed) == read_only {
+            return;
+        }
+        let link = self.shared.state.lock().link.clone();
+        if let Some(link) = link {
+            link.close();
+        }
     }
 
     /// What carries the session now, for people.

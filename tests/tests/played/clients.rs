@@ -8,18 +8,37 @@ use bytes::Bytes;
 use protocol::frame::RawFrame;
 use protocol::fs::{
     Caller, FS_VERSION, Hello, HelloReply, IO_BYTES_MAX, Operation, Outcome, Reply, Request,
-    SLOT_NONE, kind,
+    SLOT_NONE, kind, refusal,
 };
 use protocol::ids::SessionId;
+use protocol::preamble::Purpose;
 use protocol::replica::Message;
 use protocol::report::ReplicaReport;
 use protocol::units::{ObjectId, Sequence, Term};
 use protocol::volume::Quorum;
 use replication::state::{Disk, Report};
 
-use super::stage::{Played, Stage, room, run, spec};
+use super::stage::{Played, Stage, client_key, room, run, spec};
 
 const MIB: u64 = 1 << 20;
+
+/// Says hello as this session.
+async fn greet(stage: &Stage, link: &mut Played, session: u8) -> HelloReply {
+    let hello = Hello {
+        version: FS_VERSION,
+        volume: stage.spec.id,
+        session: SessionId([session; 16]),
+        client_name: "played".to_owned(),
+        mounted_at_ms: 0,
+        read_only: false,
+        opens: Vec::new(),
+        confirmed: (Term(0), Sequence::ZERO),
+        kept_terms: Vec::new(),
+    };
+    link.say_frame(&hello.encode()).await;
+    let frame = link.hear_frame().await.expect("it is answered");
+    HelloReply::decode(&frame).expect("a greeting")
+}
 
 /// A mount that asks and reads answers when the test says so.
 struct Mount {
@@ -30,20 +49,7 @@ struct Mount {
 impl Mount {
     async fn new(stage: &Stage, session: u8) -> Self {
         let mut link = stage.mount();
-        let hello = Hello {
-            version: FS_VERSION,
-            volume: stage.spec.id,
-            session: SessionId([session; 16]),
-            client_name: "played".to_owned(),
-            mounted_at_ms: 0,
-            read_only: false,
-            opens: Vec::new(),
-            confirmed: (Term(0), Sequence::ZERO),
-            kept_terms: Vec::new(),
-        };
-        link.say_frame(&hello.encode()).await;
-        let frame = link.hear_frame().await.expect("it is answered");
-        let welcome = HelloReply::decode(&frame).expect("a greeting");
+        let welcome = greet(stage, &mut link, session).await;
         assert!(matches!(welcome, HelloReply::Welcome { .. }), "{welcome:?}");
         // There is nothing to present.
         link.say_frame(&RawFrame {
@@ -115,6 +121,37 @@ fn create(name: &'static str) -> Operation {
         mode: 0o644,
         exclusive: true,
     }
+}
+
+/// Who had a session was known to the primary that let it in, and to no later one: after a take-over
+/// another client could go on with it, until its owner came back.
+#[test]
+fn bad_2_a_session_of_before_a_take_over_is_its_owners_alone() {
+    run(async {
+        let mut stage = Stage::new(spec(1, Quorum::Off), 0, None);
+        stage.until(|status| status.serving).await;
+        let purpose = Purpose::Client(stage.spec.id);
+        let of_node = Mount::new(&stage, 1).await;
+        let mut of_client = stage.connect(client_key(1), purpose);
+        let said = greet(&stage, &mut of_client, 2).await;
+        assert!(matches!(said, HelloReply::Welcome { .. }), "{said:?}");
+        stage.start_anew().await;
+        stage.until(|status| status.serving).await;
+        drop((of_node, of_client));
+        for session in [1, 2] {
+            let mut other = stage.connect(client_key(2), purpose);
+            let said = greet(&stage, &mut other, session).await;
+            let HelloReply::Refused { code, message } = said else {
+                panic!("{session}: {said:?}");
+            };
+            assert_eq!(code, refusal::FORBIDDEN);
+            assert!(message.contains("belongs to another"), "{message}");
+        }
+        let mut owner = stage.connect(client_key(1), purpose);
+        let said = greet(&stage, &mut owner, 2).await;
+        assert!(matches!(said, HelloReply::Welcome { .. }), "{said:?}");
+        Mount::new(&stage, 1).await;
+    });
 }
 
 /// A mount that asks and does not read what it is answered had every answer kept for it in memory.

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::{Bytes, BytesMut};
 use daemon::volume::{
-    AcceptedStream, Connecting, Host, Stream, VolumeHandle, first_state, identity,
+    AcceptedStream, Connecting, Host, Right, Stream, VolumeHandle, first_state, identity,
 };
 use protocol::frame::{RawFrame, take_frame};
 use protocol::ids::{BrickId, GenerationId, NodeId, PoolId, VolumeId};
@@ -27,7 +27,7 @@ use storage::medium::sim::SimMedium;
 use storage::{Brick, JournalSizes, Options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::{oneshot, watch};
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
 const POOL: PoolId = PoolId([7; 16]);
@@ -38,6 +38,14 @@ const SOON: Duration = Duration::from_secs(20);
 /// The node at a place.
 pub(crate) fn node_id(place: usize) -> NodeId {
     NodeId([u8::try_from(place).expect("few places") + 1; 16])
+}
+
+/// Keys that begin with this or more are clients', others nodes'.
+const CLIENTS_FROM: u8 = 100;
+
+/// The key of a client.
+pub(crate) fn client_key(number: u8) -> NodeId {
+    NodeId([CLIENTS_FROM + number; 16])
 }
 
 /// A volume with so many replicas, node1 to nodeN.
@@ -99,6 +107,15 @@ impl Host for Alone {
         Box::pin(async move { Ok(stream) })
     }
 
+    fn right(&self, identity: NodeId, _: VolumeId) -> Option<Right> {
+        Some(Right {
+            client: identity.0[0]
+                .ge(&CLIENTS_FROM)
+                .then(|| format!("{identity}")),
+            read_only: false,
+        })
+    }
+
     fn agreed(&self, _: VolumeId) -> Option<Agreed> {
         self.agreed
     }
@@ -128,27 +145,47 @@ pub(crate) struct Stage {
     handle: VolumeHandle,
     host: Arc<Alone>,
     medium: SimMedium,
+    runs: JoinHandle<()>,
+}
+
+fn sizes() -> Options {
+    Options {
+        reserve_bytes: 1 << 20,
+        journal: JournalSizes {
+            segment_bytes: 1280 << 10,
+            total_bytes_max: 6 << 20,
+        },
+        ..Options::for_room(storage::Room {
+            total_bytes: DISK_BYTES,
+            free_bytes: DISK_BYTES,
+        })
+    }
+}
+
+/// A process of the replica begins.
+fn begin(
+    spec: &VolumeSpec,
+    me: usize,
+    host: &Arc<Alone>,
+    medium: &SimMedium,
+) -> (VolumeHandle, JoinHandle<()>) {
+    let (brick, recovery) = Brick::open(medium.clone(), None, sizes()).expect("it opens");
+    let node: Arc<dyn Host> = host.clone();
+    let (handle, runs) = VolumeHandle::over(spec.clone(), me, node, brick, recovery)
+        .expect("a brick remembers its role");
+    // With this the tasks that it starts end as well, as those of a process.
+    let process = LocalSet::new();
+    process.spawn_local(runs);
+    (handle, tokio::task::spawn_local(process))
 }
 
 impl Stage {
     /// A fresh replica at the place `me`, at its start. `agreed` by the pool, where it decides.
     pub(crate) fn new(spec: VolumeSpec, me: usize, agreed: Option<Agreed>) -> Self {
-        let sizes = Options {
-            reserve_bytes: 1 << 20,
-            journal: JournalSizes {
-                segment_bytes: 1280 << 10,
-                total_bytes_max: 6 << 20,
-            },
-            ..Options::for_room(storage::Room {
-                total_bytes: DISK_BYTES,
-                free_bytes: DISK_BYTES,
-            })
-        };
         let medium = SimMedium::new(1, DISK_BYTES);
         let state = first_state(&spec, me);
-        Brick::create(&medium, identity(&spec, me, POOL), state, &sizes)
+        Brick::create(&medium, identity(&spec, me, POOL), state, &sizes())
             .expect("an empty disk takes a brick");
-        let (brick, recovery) = Brick::open(medium.clone(), None, sizes).expect("it opens");
         let host = Arc::new(Alone {
             began: Instant::now(),
             agreed,
@@ -156,17 +193,23 @@ impl Stage {
             events: Mutex::default(),
             changes: watch::Sender::new(()),
         });
-        let node: Arc<dyn Host> = host.clone();
-        let (handle, runs) = VolumeHandle::over(spec.clone(), me, node, brick, recovery)
-            .expect("a brick remembers its role");
-        tokio::task::spawn_local(runs);
+        let (handle, runs) = begin(&spec, me, &host, &medium);
         Self {
             spec,
             me,
             handle,
             host,
             medium,
+            runs,
         }
+    }
+
+    /// The replica's process dies, and another one begins.
+    pub(crate) async fn start_anew(&mut self) {
+        self.runs.abort();
+        // It ends by that.
+        let _ = (&mut self.runs).await;
+        (self.handle, self.runs) = begin(&self.spec, self.me, &self.host, &self.medium);
     }
 
     /// The replica's disk.
