@@ -5,6 +5,7 @@
 
 pub mod line;
 pub mod locker;
+pub mod machine;
 pub mod network;
 pub mod pulse;
 pub mod system;
@@ -142,6 +143,23 @@ pub fn all_equal(lab: &Lab, node: usize, volume: &str) -> anyhow::Result<()> {
     let verdict = lab.json(node, &["volume", "verify", volume])?;
     anyhow::ensure!(verdict["equal"] == true, "verify: {verdict}");
     Ok(())
+}
+
+/// Kills the primary, as `asked` knows it, and starts it again; one of the first two nodes. False:
+/// not everything is in sync, so nothing was done.
+///
+/// # Errors
+/// The status cannot be had, or the node does not start.
+pub fn kill_primary(lab: &mut Lab, asked: usize, volume: &str) -> anyhow::Result<bool> {
+    let status = lab.volume(asked, volume)?;
+    let primary = status["primary"].as_str().map(str::to_owned);
+    let found = (0..2).find(|node| primary.as_deref() == Some(lab.name(*node).as_str()));
+    let Some(node) = found.filter(|_| cairn_lab::is_in_sync(&status)) else {
+        return Ok(false);
+    };
+    lab.kill(node);
+    lab.start(node)?;
+    Ok(true)
 }
 
 /// Ends the writer: everything that was confirmed to it is below `mount`, and the replicas are
