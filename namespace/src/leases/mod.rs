@@ -52,6 +52,8 @@ struct Lease {
     grant: Grant,
     /// An answer that said so has left.
     given: bool,
+    /// A primary before this one gave it, which had everything that was confirmed.
+    before: bool,
     recalled: Option<Recalled>,
 }
 
@@ -223,7 +225,7 @@ impl Leases {
         for object in before.difference(&presented) {
             self.drop_lease(session, *object);
         }
-        if awaited && whole {
+        if awaited {
             // Until it is heard again they end as they would have with the primary of before.
             if let Some(of) = self.sessions.get_mut(&session) {
                 of.until = of.until.max(now + self.time);
@@ -232,11 +234,15 @@ impl Leases {
                 let grant = self.grant(session, *object, now);
                 let given = grant.is_some_and(|grant| self.give(session, *object, grant));
                 debug_assert!(given || grant.is_none(), "nobody changed anything");
+                if let Some(lease) = self.lease_mut(session, *object) {
+                    lease.before = !whole;
+                }
             }
         }
+        // What is put back is what it knows already; whatever comes after that waits.
         let holds = |object: &ObjectId| {
             let lease = self.lease(session, *object);
-            lease.is_some_and(|lease| lease.given && lease.recalled.is_none())
+            lease.is_some_and(|lease| lease.given && !lease.before && lease.recalled.is_none())
         };
         let refused = presented.into_iter().filter(|object| !holds(object));
         self.recall(session, refused.collect())
@@ -285,6 +291,11 @@ impl Leases {
         leases.iter().find(|l| l.0 == session).map(|l| &l.1)
     }
 
+    fn lease_mut(&mut self, session: SessionId, object: ObjectId) -> Option<&mut Lease> {
+        let leases = self.objects.get_mut(&object)?;
+        leases.iter_mut().find(|l| l.0 == session).map(|l| &mut l.1)
+    }
+
     /// A question was decided on that tells of an object: the answer may give a lease, if
     /// [`Leases::give`] says so as it leaves. `None`: there is none to be had.
     pub fn grant(&mut self, session: SessionId, object: ObjectId, now: Duration) -> Option<Grant> {
@@ -305,6 +316,7 @@ impl Leases {
                 let lease = Lease {
                     grant,
                     given: false,
+                    before: false,
                     recalled: None,
                 };
                 leases.push((session, lease));
@@ -336,15 +348,25 @@ impl Leases {
     /// again when leases were given back or have ended.
     pub fn change(&mut self, author: SessionId, objects: &[ObjectId], now: Duration) -> Verdict {
         let awaits = !objects.is_empty() && self.awaited.iter().any(|of| *of != author);
-        match self.put_back(author, objects, now) {
+        match self.waits_for(author, objects, false, now) {
             Verdict::Free(_) if awaits => Verdict::Wait(Vec::new()),
             verdict => verdict,
         }
     }
 
     /// The same of a change that was confirmed by a primary before this one and is put back: who has
-    /// not come may know of it already.
+    /// not come, or holds a lease from before, may know of it already.
     pub fn put_back(&mut self, author: SessionId, objects: &[ObjectId], now: Duration) -> Verdict {
+        self.waits_for(author, objects, true, now)
+    }
+
+    fn waits_for(
+        &mut self,
+        author: SessionId,
+        objects: &[ObjectId],
+        put_back: bool,
+        now: Duration,
+    ) -> Verdict {
         let mut waits = false;
         let mut recalls: BTreeMap<SessionId, Vec<ObjectId>> = BTreeMap::new();
         let mut old = Vec::new();
@@ -357,7 +379,7 @@ impl Leases {
                 } else if holder == author {
                     old.push(*object);
                     waits |= lease.recalled.is_some() && made(Mistake::HoldsUpTheHolder);
-                } else {
+                } else if !(put_back && lease.before) {
                     waits = true;
                     if lease.recalled.is_none() {
                         self.resting.insert(*object, now + REST);
