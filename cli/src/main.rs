@@ -39,7 +39,8 @@ const MOUNT_FAILED: u8 = 32;
 
 fn called_as_mount_helper(words: &[OsString]) -> bool {
     let name = words.first().and_then(|word| Path::new(word).file_name());
-    name == Some(OsStr::new("mount.cairn"))
+    // mount(8) looks for the second one when it changes what is mounted, whose type is `fuse.cairn`.
+    name.is_some_and(|name| name == "mount.cairn" || name == "mount.fuse.cairn")
 }
 
 fn main() -> ExitCode {

@@ -117,6 +117,8 @@ pub(crate) struct InHeader {
     pub(crate) node: u64,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// The thread, not the process; 0 where it is none that the mount could see.
+    pub(crate) thread: u32,
 }
 
 /// The kernel sent something shorter than its own interface says.
@@ -183,6 +185,7 @@ impl InHeader {
             node: f.u64()?,
             uid: f.u32()?,
             gid: f.u32()?,
+            thread: f.u32()?,
         })
     }
 }

@@ -11,10 +11,12 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use crate::connection::SystemConnector;
+use crate::dead;
 use crate::identity::MachineIdentity;
 use crate::kernel::{self, MountError};
 use crate::options::{MountRequest, OptionError};
 use crate::point;
+use crate::remount;
 use crate::serve::FileSystem;
 use crate::session::{DialError, Session, SessionConfig, StartError};
 use crate::transport::Device;
@@ -70,6 +72,9 @@ impl From<MountError> for MountFailure {
             }
             MountError::Point { .. } => "Name an existing directory that nothing is mounted on.",
             MountError::Kernel(_) => "Look at the kernel's log (`dmesg`).",
+            MountError::Helper(said) if said.contains("/dev/fuse") => {
+                "Let users open it, as udev does (`chmod 666 /dev/fuse`), or mount as root."
+            }
             MountError::Helper(_) => "Install `fuse3`, or mount as root.",
         };
         failure(error, hint)
@@ -96,7 +101,11 @@ impl From<StartError> for MountFailure {
 /// unmounted.
 pub fn mount(args: &MountArgs) -> Result<(), MountFailure> {
     let root = rustix::process::geteuid().is_root();
+    if remount::is_asked(&args.options) {
+        return remount::remount(&args.point, &args.options);
+    }
     let request = MountRequest::parse(&args.source, &args.options, root)?;
+    dead::take_away(&args.point)?;
     check_point(args, &request)?;
     if args.foreground {
         let mut ready = ready_pipe();
@@ -216,6 +225,8 @@ fn serve(
     tracing::info!(
         source = %request.source, carrier = session.carrier().unwrap_or("none"), "mounted"
     );
+    remount::watch(&args.point, &session);
+    let mounted = dead::Note::leave(&args.point);
     let system = FileSystem::new(Arc::new(Device::new(device)), session, root);
     unmount_on_signal(&args.point);
     if let Some(mut pipe) = ready.take() {
@@ -224,6 +235,7 @@ fn serve(
         detach_output();
     }
     let served = system.run();
+    drop(mounted);
     served.map_err(|error| failure(format!("the mount ended: {error}"), "Mount it again."))
 }
 
@@ -275,12 +287,11 @@ fn check_right(socket: &Path) -> Result<(), MountFailure> {
 
 /// The same volume twice at one place would only hide itself.
 fn check_point(args: &MountArgs, request: &MountRequest) -> Result<(), MountFailure> {
-    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    let Some(source) = point::real_path(&args.point).and_then(|at| point::cairn_at(&table, &at))
-    else {
+    let at = point::real_path(&args.point);
+    let Some(shown) = at.and_then(|at| point::cairn_at(&point::table(), &at)) else {
         return Ok(());
     };
-    let same = MountRequest::parse(&source, &[], false)
+    let same = MountRequest::parse(&shown.source, &[], false)
         .is_ok_and(|other| (&other.volume, &other.subdir) == (&request.volume, &request.subdir));
     if !same {
         return Ok(());

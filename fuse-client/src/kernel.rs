@@ -15,6 +15,9 @@ use rustix::net::{
 
 use crate::options::MountFlagsWanted;
 
+/// What a file system answers whose process is gone.
+pub(crate) const ENOTCONN: i32 = 107;
+
 /// Why a mount was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum MountError {
@@ -48,9 +51,9 @@ pub(crate) fn mount(
         source,
     };
     let meta = std::fs::metadata(point).map_err(|error| {
-        // A dead mount left there says ENOTCONN: tell what to do about it.
-        if error.raw_os_error() == Some(107) {
-            let what = "an earlier mount died there; `umount -l` it first";
+        // One of ours is taken away before.
+        if error.raw_os_error() == Some(ENOTCONN) {
+            let what = "another file system's process died there; `umount -l` it first";
             return bad_point(io::Error::new(io::ErrorKind::NotConnected, what));
         }
         bad_point(error)
@@ -80,6 +83,14 @@ fn by_kernel(source: &str, point: &Path, wanted: &MountFlagsWanted) -> Result<Ow
     if wanted.allow_other {
         data.push_str(",allow_other");
     }
+    let flags = flags_of(wanted);
+    let data = std::ffi::CString::new(data).expect("no NUL in numbers and names");
+    rustix::mount::mount(source, point, "fuse.cairn", flags, Some(data.as_c_str()))
+        .map_err(|errno| MountError::Kernel(errno.into()))?;
+    Ok(device)
+}
+
+fn flags_of(wanted: &MountFlagsWanted) -> MountFlags {
     let mut flags = MountFlags::empty();
     let chosen = [
         (wanted.read_only, MountFlags::RDONLY),
@@ -92,10 +103,12 @@ fn by_kernel(source: &str, point: &Path, wanted: &MountFlagsWanted) -> Result<Ow
     for (on, flag) in chosen {
         flags.set(flag, on);
     }
-    let data = std::ffi::CString::new(data).expect("no NUL in numbers and names");
-    rustix::mount::mount(source, point, "fuse.cairn", flags, Some(data.as_c_str()))
-        .map_err(|errno| MountError::Kernel(errno.into()))?;
-    Ok(device)
+    flags
+}
+
+/// Gives what is mounted at `point` other flags.
+pub(crate) fn remount(point: &Path, wanted: &MountFlagsWanted) -> io::Result<()> {
+    Ok(rustix::mount::mount_remount(point, flags_of(wanted), "")?)
 }
 
 fn by_helper(source: &str, point: &Path, wanted: &MountFlagsWanted) -> Result<OwnedFd, MountError> {

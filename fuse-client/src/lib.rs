@@ -10,11 +10,13 @@
 mod abi;
 pub mod command;
 pub mod connection;
+mod dead;
 mod identity;
 pub mod join;
 mod kernel;
 mod options;
 mod point;
+mod remount;
 pub mod serve;
 pub mod session;
 pub mod transport;

@@ -9,7 +9,7 @@ const PORT: u16 = 7420;
 const SECONDS_MAX: u64 = 24 * 3600;
 
 /// Every option, for the hint on an unknown one.
-const KNOWN: [&str; 39] = [
+const KNOWN: [&str; 40] = [
     "acl",
     "allow_other",
     "async",
@@ -42,6 +42,7 @@ const KNOWN: [&str; 39] = [
     "nousers",
     "owner",
     "relatime",
+    "remount",
     "ro",
     "rw",
     "suid",
@@ -105,16 +106,26 @@ pub(crate) struct MountRequest {
 impl MountRequest {
     /// Reads source and options. Later options win.
     pub(crate) fn parse(source: &str, options: &[String], root: bool) -> Result<Self, OptionError> {
+        let flags = MountFlagsWanted {
+            allow_other: root,
+            ..MountFlagsWanted::default()
+        };
+        Self::parse_over(flags, source, options)
+    }
+
+    /// The same, with these flags where no option says otherwise.
+    pub(crate) fn parse_over(
+        flags: MountFlagsWanted,
+        source: &str,
+        options: &[String],
+    ) -> Result<Self, OptionError> {
         let (hosts, volume, subdir) = parse_source(source)?;
         let mut request = Self {
             source: source.to_owned(),
             hosts,
             volume,
             subdir,
-            flags: MountFlagsWanted {
-                allow_other: root,
-                ..MountFlagsWanted::default()
-            },
+            flags,
             log_file: None,
             mount_timeout: Duration::from_secs(30),
             no_primary_eio: None,
@@ -133,10 +144,10 @@ impl MountRequest {
         let (name, value) = option.split_once('=').unwrap_or((option, ""));
         let flags = &mut self.flags;
         match name {
-            "acl" | "defaults" | "_netdev" | "nofail" | "noauto" | "auto" | "atime"
-            | "relatime" | "norelatime" | "diratime" | "nodiratime" | "lazytime" | "nolazytime"
-            | "async" | "dirsync" | "user" | "nouser" | "users" | "nousers" | "owner"
-            | "noowner" | "group" | "nogroup" => {}
+            "acl" | "remount" | "defaults" | "_netdev" | "nofail" | "noauto" | "auto"
+            | "norelatime" | "diratime" | "nodiratime" | "lazytime" | "nolazytime" | "dirsync"
+            | "user" | "nouser" | "users" | "nousers" | "owner" | "noowner" | "group"
+            | "nogroup" => {}
             _ if name.starts_with("x-") => {}
             "ro" => flags.read_only = true,
             "rw" => flags.read_only = false,
@@ -147,7 +158,9 @@ impl MountRequest {
             "exec" => flags.noexec = false,
             "noexec" => flags.noexec = true,
             "noatime" => flags.noatime = true,
+            "atime" | "relatime" => flags.noatime = false,
             "sync" => flags.sync = true,
+            "async" => flags.sync = false,
             "allow_other" => flags.allow_other = true,
             "log_file" | "log-file" => self.log_file = Some(PathBuf::from(value)),
             "mount_timeout" => self.mount_timeout = seconds(name, value)?,

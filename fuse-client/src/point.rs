@@ -17,9 +17,33 @@ pub(crate) fn real_path(point: &Path) -> Option<PathBuf> {
     }
 }
 
-/// The source of the volume that is mounted at `point` on top of everything else there, by a table
-/// as proc_pid_mountinfo(5) has it.
-pub(crate) fn cairn_at(table: &[u8], point: &Path) -> Option<String> {
+/// A volume's mount, as the kernel's table shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Shown {
+    /// What was mounted.
+    pub(crate) source: String,
+    /// The kernel's number of the file system, as `0:50`.
+    pub(crate) device: String,
+    /// Of the mount and of its file system, such as `ro` and `nosuid`.
+    pub(crate) options: Vec<String>,
+}
+
+impl Shown {
+    /// Whether the kernel lets nobody change anything.
+    pub(crate) fn is_read_only(&self) -> bool {
+        self.options.iter().any(|option| option == "ro")
+    }
+}
+
+/// The kernel's table of mounts.
+pub(crate) fn table() -> Vec<u8> {
+    // Without it nothing is known to be mounted anywhere.
+    std::fs::read("/proc/self/mountinfo").unwrap_or_default()
+}
+
+/// The volume that is mounted at `point` on top of everything else there, by a table as
+/// proc_pid_mountinfo(5) has it.
+pub(crate) fn cairn_at(table: &[u8], point: &Path) -> Option<Shown> {
     let mut found = None;
     for line in table.split(|byte| *byte == b'\n') {
         let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
@@ -32,8 +56,19 @@ pub(crate) fn cairn_at(table: &[u8], point: &Path) -> Option<String> {
         }
         // The last one covers the others.
         let is_cairn = fields.get(separator + 1) == Some(&&b"fuse.cairn"[..]);
+        let text = |field: &&[u8]| String::from_utf8_lossy(&plain(field)).into_owned();
         let source = fields.get(separator + 2).filter(|_| is_cairn);
-        found = source.map(|source| String::from_utf8_lossy(&plain(source)).into_owned());
+        found = source.map(|source| {
+            let options = [fields.get(5), fields.get(separator + 3)];
+            let options = options.into_iter().flatten().map(text);
+            let options =
+                options.flat_map(|all| all.split(',').map(str::to_owned).collect::<Vec<_>>());
+            Shown {
+                source: text(source),
+                device: fields.get(2).map(text).unwrap_or_default(),
+                options: options.collect(),
+            }
+        });
     }
     found
 }
@@ -75,12 +110,26 @@ broken
 
     #[test]
     fn the_topmost_mount_counts_and_only_one_of_ours() {
-        let at = |point: &str| cairn_at(TABLE, Path::new(point));
+        let at = |point: &str| cairn_at(TABLE, Path::new(point)).map(|shown| shown.source);
         assert_eq!(at("/mnt").as_deref(), Some("node1,node2:/v1"));
         assert_eq!(at("/my mnt").as_deref(), Some("[::1]:/v2/sub"));
         assert_eq!(at("/other"), None, "something else covers it");
         assert_eq!(at("/"), None);
         assert_eq!(at("/mnt/below"), None);
+    }
+
+    #[test]
+    fn a_mount_is_read_only_where_it_or_its_file_system_is() {
+        let shown = |own: &str, system: &str| {
+            let line = format!("90 22 0:50 / /mnt {own} shared:9 - fuse.cairn a:/v1 {system}\n");
+            cairn_at(line.as_bytes(), Path::new("/mnt")).expect("it is there")
+        };
+        assert!(!shown("rw,nosuid", "rw,user_id=0").is_read_only());
+        assert!(shown("ro,nosuid", "rw,user_id=0").is_read_only());
+        assert!(shown("rw,nosuid", "ro,user_id=0").is_read_only());
+        let shown = shown("rw,nosuid", "rw,user_id=0");
+        assert_eq!(shown.device, "0:50");
+        assert_eq!(shown.options, ["rw", "nosuid", "rw", "user_id=0"]);
     }
 
     #[test]

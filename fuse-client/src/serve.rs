@@ -10,6 +10,7 @@ mod attributes;
 mod forget;
 mod listing;
 mod lock;
+mod openers;
 
 use std::collections::HashMap;
 use std::io;
@@ -27,6 +28,7 @@ use crate::abi::{
 use crate::session::Session;
 use crate::transport::Transport;
 use listing::Listings;
+use openers::Openers;
 
 pub(crate) use answer::Shape;
 
@@ -54,6 +56,7 @@ pub struct FileSystem {
     root: ObjectId,
     listings: Listings,
     next_handle: AtomicU64,
+    openers: Openers,
     /// The kernel says more with SETXATTR than it did at first.
     long_setxattr: AtomicBool,
     /// Held for reading from looking into the cache until the kernel has the answer.
@@ -74,6 +77,7 @@ impl FileSystem {
             root,
             listings: Listings(Mutex::new(HashMap::new())),
             next_handle: AtomicU64::new(1),
+            openers: Openers::default(),
             long_setxattr: AtomicBool::new(false),
             answering: RwLock::new(()),
             ready: Mutex::new(None),
@@ -175,6 +179,7 @@ impl FileSystem {
                 let handle = fields.u64()?;
                 self.listings.forget(handle);
                 self.session.losses().closed(handle);
+                self.openers.closed(handle);
                 self.session.close(self.object(header.node));
                 self.refuse(header, 0);
                 Ok(())
@@ -182,6 +187,7 @@ impl FileSystem {
             opcode::RELEASE => {
                 let handle = fields.u64()?;
                 self.session.losses().closed(handle);
+                self.openers.closed(handle);
                 self.unlock_released(handle, self.object(header.node));
                 self.session.close(self.object(header.node));
                 self.refuse(header, 0);

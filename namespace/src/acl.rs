@@ -78,6 +78,54 @@ impl Acl {
         w.finish()
     }
 
+    /// What the permissions of a mode say.
+    pub(crate) fn of_mode(mode: u32) -> Self {
+        let entry = |(tag, shift)| Entry {
+            tag,
+            permissions: bits(mode, shift),
+            id: u32::MAX,
+        };
+        let entries = [(USER_OBJ, 6), (GROUP_OBJ, 3), (OTHER, 0)];
+        Self {
+            entries: entries.map(entry).into(),
+        }
+    }
+
+    /// Whether it lets somebody do all that `want` says (4 read, 2 write, 1 execute). `is_in` says
+    /// whether he is in a group, the owning one where none is named; `perhaps`: he may as well be
+    /// in none.
+    pub(crate) fn allows(
+        &self,
+        owner: bool,
+        uid: u32,
+        is_in: impl Fn(Option<u32>) -> bool,
+        perhaps: bool,
+        want: u16,
+    ) -> bool {
+        let of = |tag| self.entries.iter().find(|entry| entry.tag == tag);
+        let mask = of(MASK).map_or(PERMISSIONS, |entry| entry.permissions);
+        let grants = |permissions: u16| permissions & want == want;
+        if owner {
+            return of(USER_OBJ).is_some_and(|entry| grants(entry.permissions));
+        }
+        let mut entries = self.entries.iter();
+        if let Some(named) = entries.find(|entry| entry.tag == USER && entry.id == uid) {
+            return grants(named.permissions & mask);
+        }
+        let groups = self.entries.iter().filter(|entry| match entry.tag {
+            GROUP_OBJ => is_in(None),
+            GROUP => is_in(Some(entry.id)),
+            _ => false,
+        });
+        let (mut member, mut granted) = (false, false);
+        for group in groups {
+            member = true;
+            granted |= grants(group.permissions & mask);
+        }
+        let other = of(OTHER).is_some_and(|entry| grants(entry.permissions));
+        granted || ((!member || perhaps) && other)
+    }
+
     /// Whether a mode says all of it.
     pub(crate) fn is_only_a_mode(&self) -> bool {
         self.entries.len() == 3

@@ -11,6 +11,8 @@
 //!
 //! How the keys and values look stands in `docs/namespace-keys.md`.
 //!
+//! Permissions are the client's kernel's business, but where [`squash()`] says otherwise.
+//!
 //! Deliberate differences from a local file system: reading does not change the access time; a
 //! directory's size is its number of entries; `fallocate` lengthens a file but reserves nothing
 //! beyond what the volume's space credits already promise.
@@ -40,10 +42,10 @@ use protocol::ids::SessionId;
 use protocol::record::Change;
 use protocol::units::{ObjectId, Sequence, Timestamp};
 
-pub use execute::{copied, execute, seek_outcome};
+pub use execute::{NOBODY, copied, execute, seek_outcome, squash};
 pub use inode::{Detail, Inode, latest_change};
 pub use replies::{
-    Admission, KeptReply, Session, admit, end_session, kept_reply, open_session, sessions,
+    Admission, KeptReply, Owner, Session, admit, end_session, kept_reply, open_session, sessions,
 };
 pub use tree::{
     Orphans, about, inode_of, is_orphan, mkfs, objects, orphans, path_of, release_orphan, walk,

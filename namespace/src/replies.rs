@@ -3,21 +3,33 @@
 use bytes::Bytes;
 use protocol::codec::{DecodeError, Reader, Writer};
 use protocol::fs::{Outcome, Place, SLOTS_MAX};
-use protocol::ids::SessionId;
+use protocol::ids::{NodeId, SessionId};
 use protocol::record::Change;
 use protocol::units::{Sequence, Term};
 
 use crate::transaction::damaged;
 use crate::{ExecuteError, Store, keys};
 
-/// Version of a session's value. The one before did not have the place.
-const VERSION: u8 = 2;
-const VERSION_BEFORE: u8 = 1;
+/// Version of a session's value. Version 2 did not have the owner, version 1 not the place either.
+const VERSION: u8 = 3;
+const VERSION_WITHOUT_OWNER: u8 = 2;
+const VERSION_WITHOUT_PLACE: u8 = 1;
 /// Version of a kept reply's value. The one before did not have the sequence.
 const REPLY_VERSION: u8 = 2;
 const REPLY_VERSION_BEFORE: u8 = 1;
 /// Longest client name that is kept, in bytes.
 const CLIENT_NAME_BYTES_MAX: usize = 255;
+
+/// Who may go on with a session, beside the pool's nodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owner {
+    /// An older version wrote it down without.
+    Unknown,
+    /// A node's own mount, which came by its Unix socket: nobody else.
+    Local,
+    /// Whoever has this key.
+    Key(NodeId),
+}
 
 /// What is known of a session on every replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +43,8 @@ pub struct Session {
     /// The record with which it began. Who was answered only before that does not know that what it
     /// had before has ended. Zero where an older version wrote it down.
     pub began: Place,
+    /// Who began it.
+    pub owner: Owner,
 }
 
 /// The last reply of a slot that changed something.
@@ -128,8 +142,13 @@ pub fn open_session(id: SessionId, session: &Session) -> Change {
         .i64(session.mounted_at_ms)
         .u8(u8::from(session.read_only))
         .u64(session.began.0.0)
-        .u64(session.began.1.0)
-        .raw(&name[..name.len().min(CLIENT_NAME_BYTES_MAX)]);
+        .u64(session.began.1.0);
+    match session.owner {
+        Owner::Unknown => w.u8(0),
+        Owner::Local => w.u8(1),
+        Owner::Key(key) => w.u8(2).id(&key.0),
+    };
+    w.raw(&name[..name.len().min(CLIENT_NAME_BYTES_MAX)]);
     Change::Put {
         key: Bytes::copy_from_slice(&keys::session(id)),
         value: w.finish(),
@@ -139,19 +158,17 @@ pub fn open_session(id: SessionId, session: &Session) -> Change {
 fn decode_session(value: Bytes) -> Result<Session, DecodeError> {
     let mut r = Reader::new(value);
     let what = "session version";
-    let tells_place = match r.u8(what)? {
-        VERSION => true,
-        VERSION_BEFORE => false,
-        other => {
-            return Err(DecodeError::Invalid {
-                what,
-                value: u64::from(other),
-            });
-        }
+    let invalid = |what, value: u8| {
+        let value = u64::from(value);
+        Err(DecodeError::Invalid { what, value })
+    };
+    let version = match r.u8(what)? {
+        known @ VERSION_WITHOUT_PLACE..=VERSION => known,
+        other => return invalid(what, other),
     };
     let mounted_at_ms = r.i64("mount time")?;
     let read_only = r.u8("read only")? != 0;
-    let began = if tells_place {
+    let began = if version > VERSION_WITHOUT_PLACE {
         (
             Term(r.u64("term of the beginning")?),
             Sequence(r.u64("record of the beginning")?),
@@ -159,10 +176,21 @@ fn decode_session(value: Bytes) -> Result<Session, DecodeError> {
     } else {
         Place::default()
     };
+    let owner = if version > VERSION_WITHOUT_OWNER {
+        match r.u8("owner")? {
+            0 => Owner::Unknown,
+            1 => Owner::Local,
+            2 => Owner::Key(NodeId(r.id("owner's key")?)),
+            other => return invalid("owner", other),
+        }
+    } else {
+        Owner::Unknown
+    };
     Ok(Session {
         mounted_at_ms,
         read_only,
         began,
+        owner,
         client_name: String::from_utf8_lossy(&r.rest()).into_owned(),
     })
 }
@@ -218,24 +246,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_session_of_the_version_before_is_read() {
+    fn a_session_of_a_version_before_is_read() {
         let mut w = Writer::default();
-        w.u8(VERSION_BEFORE).i64(5).u8(1).raw(b"app");
-        let before = Session {
+        w.u8(VERSION_WITHOUT_PLACE).i64(5).u8(1).raw(b"app");
+        let first = Session {
             client_name: "app".to_owned(),
             mounted_at_ms: 5,
             read_only: true,
             began: Place::default(),
+            owner: Owner::Unknown,
         };
-        assert_eq!(decode_session(w.finish()).expect("whole"), before);
-        let now = Session {
+        assert_eq!(decode_session(w.finish()).expect("whole"), first);
+        let mut w = Writer::default();
+        w.u8(VERSION_WITHOUT_OWNER).i64(5).u8(1).u64(3).u64(4);
+        w.raw(b"app");
+        let second = Session {
             began: (Term(3), Sequence(4)),
-            ..before
+            ..first
         };
-        let Change::Put { value, .. } = open_session(SessionId([1; 16]), &now) else {
-            panic!("it is a key");
-        };
-        assert_eq!(decode_session(value).expect("whole"), now);
+        assert_eq!(decode_session(w.finish()).expect("whole"), second);
+        for owner in [Owner::Unknown, Owner::Local, Owner::Key(NodeId([9; 16]))] {
+            let now = Session {
+                owner,
+                ..second.clone()
+            };
+            let Change::Put { value, .. } = open_session(SessionId([1; 16]), &now) else {
+                panic!("it is a key");
+            };
+            assert_eq!(decode_session(value).expect("whole"), now);
+        }
+        for bad in [&[4_u8][..], &[3, 0, 0, 0, 0, 0, 0, 0, 0, 1][..]] {
+            assert!(decode_session(Bytes::copy_from_slice(bad)).is_err());
+        }
     }
 
     #[test]

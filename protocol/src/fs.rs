@@ -75,7 +75,7 @@ pub const KINDS: [(u8, &str); 14] = [
 ];
 
 /// Version of this module's messages.
-pub const FS_VERSION: u16 = 6;
+pub const FS_VERSION: u16 = 7;
 /// Longest name of a directory entry.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest data of one read or write.
@@ -294,8 +294,8 @@ pub enum Operation {
         offset: u64,
         len: u32,
     },
-    /// The data is the frame's payload. With `append`, `offset` is ignored and the data goes to
-    /// the end. Replies [`Outcome::Written`].
+    /// The data is the frame's payload. With `append` the data goes to the end, and `offset` counts
+    /// in a [`Replay`] of what was confirmed only: there it went. Replies [`Outcome::Written`].
     Write {
         object: ObjectId,
         offset: u64,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::allow::AllowList;
 use crate::link::LinkProfile;
 
 /// What values an option takes.
@@ -47,6 +48,11 @@ pub enum OptionKind {
     Switch,
     /// Text.
     Text {
+        /// Longest, in bytes.
+        bytes_max: usize,
+    },
+    /// Who may come: [`AllowList`].
+    Allow {
         /// Longest, in bytes.
         bytes_max: usize,
     },
@@ -218,23 +224,23 @@ pub const OPTIONS: &[OptionRule] = &[
     },
     OptionRule {
         key: "auth.allow",
-        kind: OptionKind::Text {
+        kind: OptionKind::Allow {
             bytes_max: 4 * K as usize,
         },
         default: "*",
-        meaning: "Addresses that clients may connect from, separated by commas; * is all.",
+        meaning: "Who may mount: addresses, networks, and names of clients and nodes; a mount that is not among them any more is cut off.",
     },
     OptionRule {
         key: "read-only",
         kind: OptionKind::Switch,
         default: "off",
-        meaning: "Refuse every change by clients.",
+        meaning: "Refuse every change by mounts, with EROFS, before it is ordered.",
     },
     OptionRule {
         key: "root-squash",
         kind: OptionKind::Switch,
         default: "off",
-        meaning: "Treat root on clients as nobody.",
+        meaning: "Treat user and group 0 of mounts as 65534 (nobody), and check permissions at the primary.",
     },
 ];
 
@@ -306,8 +312,6 @@ pub enum Effect {
     InForce,
     /// Nothing yet; what happens instead asks nothing more of anybody.
     Later,
-    /// Nothing yet, and whoever sets it would rely on it: it is refused.
-    Refused,
 }
 
 impl OptionRule {
@@ -320,9 +324,8 @@ impl OptionRule {
             | "replica-deadline" | "session-timeout" | "min-in-sync" | "read-only"
             | "split-brain-policy" | "fence-command" | "fence-delay" | "fence-timeout"
             | "preferred-primary" | "failback" | "failback-delay" | "compression"
-            | "link-profile" => Effect::InForce,
+            | "link-profile" | "auth.allow" | "root-squash" => Effect::InForce,
             _ if default || value.is_empty() => Effect::InForce,
-            "auth.allow" | "root-squash" => Effect::Refused,
             _ => Effect::Later,
         }
     }
@@ -344,6 +347,10 @@ impl OptionRule {
             OptionKind::Count { min, max } => format!("{min} to {max}"),
             OptionKind::Switch => "on | off".to_owned(),
             OptionKind::Text { bytes_max } => format!("text of at most {bytes_max} bytes"),
+            OptionKind::Allow { bytes_max } => format!(
+                "* | addresses, networks such as 10.1.0.0/16, patterns such as 192.168.1.*, names of \
+                 clients and nodes, between commas, of at most {bytes_max} bytes"
+            ),
         }
     }
 
@@ -388,6 +395,9 @@ impl OptionRule {
                 let clean = value.len() <= bytes_max && !value.contains(char::is_control);
                 clean.then(|| value.to_owned())
             }
+            OptionKind::Allow { bytes_max } => AllowList::parse(value)
+                .map(|list| list.to_string())
+                .filter(|list| list.len() <= bytes_max),
         }
         .ok_or_else(refused)
     }
@@ -450,6 +460,12 @@ impl<'a> Options<'a> {
     #[must_use]
     pub fn count(&self, key: &str) -> u64 {
         self.text(key).parse().unwrap_or(0)
+    }
+
+    /// Who may come.
+    #[must_use]
+    pub fn allowed(&self) -> AllowList {
+        AllowList::parse(&self.text("auth.allow")).unwrap_or_default()
     }
 
     /// A switch.
@@ -589,15 +605,30 @@ mod tests {
     }
 
     #[test]
-    fn what_others_would_rely_on_is_not_taken_without_effect() {
+    fn what_others_would_rely_on_is_in_force() {
         let effect = |key, value| rule(key).expect("rule").effect(value);
-        assert_eq!(effect("auth.allow", "10.0.0.0/8"), Effect::Refused);
-        assert_eq!(effect("root-squash", "on"), Effect::Refused);
-        assert_eq!(effect("root-squash", "off"), Effect::InForce);
+        assert_eq!(effect("auth.allow", "10.0.0.0/8"), Effect::InForce);
+        assert_eq!(effect("root-squash", "on"), Effect::InForce);
         assert_eq!(effect("protocol", "A"), Effect::InForce);
         assert_eq!(effect("lease-time", "1s"), Effect::Later);
         assert_eq!(effect("protocol", "C"), Effect::InForce);
         assert_eq!(effect("read-only", "on"), Effect::InForce);
+    }
+
+    #[test]
+    fn a_list_that_lets_nobody_in_or_is_no_list_names_what_it_takes() {
+        let rule = rule("auth.allow").expect("rule");
+        for bad in ["", "10.0.0.0/33", "app 1"] {
+            let refused = rule.normalize(bad).expect_err("refused").to_string();
+            assert!(
+                refused.starts_with(&format!(
+                    "option `auth.allow` cannot be `{bad}`: it takes * |"
+                )),
+                "{refused}"
+            );
+        }
+        let normal = rule.normalize(" 10.0.0.0/8 , app1");
+        assert_eq!(normal.as_deref(), Ok("10.0.0.0/8,app1"));
     }
 
     #[test]

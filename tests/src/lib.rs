@@ -5,6 +5,7 @@
 
 pub mod line;
 pub mod locker;
+pub mod machine;
 pub mod network;
 pub mod pulse;
 pub mod system;
@@ -112,6 +113,28 @@ pub fn mount_pid(at: &Path) -> anyhow::Result<u32> {
     found.context("a mount has a process")
 }
 
+/// Waits until a process that was sent SIGSTOP stands still. One of its threads takes the signal, and
+/// until that one is scheduled all others go on.
+///
+/// # Errors
+/// There is no such process.
+pub fn wait_until_stopped(pid: u32) -> anyhow::Result<()> {
+    let stands = |task: &Path| -> io::Result<bool> {
+        let status = fs::read_to_string(task.join("status"))?;
+        Ok(status.lines().any(|line| line.starts_with("State:\tT")))
+    };
+    loop {
+        let mut all = true;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            all &= stands(&task?.path())?;
+        }
+        if all {
+            return Ok(());
+        }
+        std::thread::yield_now();
+    }
+}
+
 /// Has the replicas of `volume` compared, through `node`.
 ///
 /// # Errors
@@ -120,6 +143,23 @@ pub fn all_equal(lab: &Lab, node: usize, volume: &str) -> anyhow::Result<()> {
     let verdict = lab.json(node, &["volume", "verify", volume])?;
     anyhow::ensure!(verdict["equal"] == true, "verify: {verdict}");
     Ok(())
+}
+
+/// Kills the primary, as `asked` knows it, and starts it again; one of the first two nodes. False:
+/// not everything is in sync, so nothing was done.
+///
+/// # Errors
+/// The status cannot be had, or the node does not start.
+pub fn kill_primary(lab: &mut Lab, asked: usize, volume: &str) -> anyhow::Result<bool> {
+    let status = lab.volume(asked, volume)?;
+    let primary = status["primary"].as_str().map(str::to_owned);
+    let found = (0..2).find(|node| primary.as_deref() == Some(lab.name(*node).as_str()));
+    let Some(node) = found.filter(|_| cairn_lab::is_in_sync(&status)) else {
+        return Ok(false);
+    };
+    lab.kill(node);
+    lab.start(node)?;
+    Ok(true)
 }
 
 /// Ends the writer: everything that was confirmed to it is below `mount`, and the replicas are

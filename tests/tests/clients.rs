@@ -2,75 +2,14 @@
 //! revoked.
 
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cairn_lab::Lab;
-use cairn_tests::{Mounted, binary};
+use cairn_tests::Mounted;
+use cairn_tests::machine::{Machine, source, token};
 use serde_json::Value;
 
 const EROFS: i32 = 30;
-
-/// A machine with a directory of its own; what it mounted is taken away in the end.
-struct Machine {
-    data_dir: PathBuf,
-    at: PathBuf,
-}
-
-impl Machine {
-    fn new(dir: &Path, name: &str) -> Result<Self> {
-        let at = dir.join(format!("{name}-mnt"));
-        fs::create_dir(&at)?;
-        let data_dir = dir.join(name);
-        Ok(Self { data_dir, at })
-    }
-
-    fn cairn(&self, words: &[&str]) -> Result<Output> {
-        let mut command = Command::new(binary());
-        command.arg("--data-dir").arg(&self.data_dir).args(words);
-        command.output().context("run cairn")
-    }
-
-    /// What the command says when it is refused.
-    fn refused(&self, words: &[&str]) -> Result<String> {
-        let output = self.cairn(words)?;
-        ensure!(!output.status.success(), "{words:?} was done");
-        Ok(String::from_utf8_lossy(&output.stderr).into_owned())
-    }
-
-    fn join(&self, token: &str) -> Result<String> {
-        self.done(&["client", "join", token])
-    }
-
-    fn done(&self, words: &[&str]) -> Result<String> {
-        let output = self.cairn(words)?;
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
-        ensure!(output.status.success(), "{words:?}: {said}");
-        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
-    }
-
-    fn mount_words<'a>(&'a self, source: &'a str, log: &'a str) -> Vec<&'a str> {
-        let at = self.at.to_str().unwrap_or_default();
-        vec!["mount", source, at, "-o", log]
-    }
-}
-
-impl Drop for Machine {
-    fn drop(&mut self) {
-        // Nothing may be mounted there.
-        let _ = Command::new("umount").arg("-l").arg(&self.at).output();
-    }
-}
-
-fn token(lab: &Lab, words: &[&str]) -> Result<String> {
-    let said = lab.cairn(0, &[&["-q", "client", "add"], words].concat())?;
-    Ok(said.trim().to_owned())
-}
-
-fn source(lab: &Lab, volume: &str) -> String {
-    format!("{},{}:/{volume}", lab.advertised(0), lab.advertised(1))
-}
 
 #[test]
 fn bad_2_a_client_mounts_what_it_was_invited_to_until_it_is_revoked() -> Result<()> {
@@ -143,6 +82,84 @@ fn bad_2_a_client_that_may_only_read_changes_nothing() -> Result<()> {
     }
     ensure!(fs::read(mount.join("file"))? == b"before");
     drop(reader);
+    lab.finish()?;
+    Ok(())
+}
+
+/// Whoever has a client's key is that client, on however many machines; each has a session of its own.
+#[test]
+fn bad_2_a_revoked_client_is_cut_off_on_every_machine_that_has_its_key() -> Result<()> {
+    let Some(Mounted { dir, lab, mount }) = Mounted::new("v1", 2)? else {
+        return Ok(());
+    };
+    let log = format!("log_file={}", dir.path().join("client.log").display());
+    let app1 = Machine::new(dir.path(), "app1")?;
+    app1.join(&token(&lab, &["app1"])?)?;
+    let copy = Machine::new(dir.path(), "copy")?;
+    fs::create_dir(&copy.data_dir)?;
+    for file in fs::read_dir(&app1.data_dir)? {
+        let file = file?;
+        fs::copy(file.path(), copy.data_dir.join(file.file_name()))?;
+    }
+    let v1 = source(&lab, "v1");
+    for machine in [&app1, &copy] {
+        machine.done(&machine.mount_words(&v1, &log))?;
+    }
+    fs::write(app1.at.join("one"), "1")?;
+    fs::write(copy.at.join("two"), "2")?;
+    ensure!(fs::read(mount.join("one"))? == b"1" && fs::read(app1.at.join("two"))? == b"2");
+    lab.cairn(0, &["client", "revoke", "app1"])?;
+    for machine in [&app1, &copy] {
+        ensure!(
+            fs::write(machine.at.join("late"), "x").is_err(),
+            "it went on"
+        );
+    }
+    ensure!(!mount.join("late").exists());
+    drop((app1, copy));
+    lab.finish()?;
+    Ok(())
+}
+
+/// A write waits, as too few replicas are in sync, and its client loses its right meanwhile.
+#[test]
+fn bad_2_a_write_that_waits_when_its_client_is_revoked_ends_with_an_error() -> Result<()> {
+    let Some(Mounted {
+        dir,
+        mut lab,
+        mount,
+    }) = Mounted::new("v1", 3)?
+    else {
+        return Ok(());
+    };
+    let log = format!("log_file={}", dir.path().join("client.log").display());
+    let app1 = Machine::new(dir.path(), "app1")?;
+    app1.join(&token(&lab, &["app1"])?)?;
+    app1.done(&app1.mount_words(&source(&lab, "v1"), &log))?;
+    fs::write(app1.at.join("early"), "x")?;
+    lab.cairn(0, &["volume", "set", "v1", "min-in-sync", "2"])?;
+    let primary = lab.volume(0, "v1")?["primary"].clone();
+    let secondary = (0..2).find(|node| primary != lab.name(*node).as_str());
+    let secondary = secondary.context("a secondary")?;
+    lab.kill(secondary);
+    let at = app1.at.clone();
+    let began = Instant::now();
+    let waiting = std::thread::spawn(move || fs::write(at.join("late"), "x"));
+    let left = |v: &Value| v["replicas"][secondary]["in_sync"] == false;
+    lab.wait_volume(2, "v1", "the secondary left", Duration::from_secs(20), left)?;
+    ensure!(!waiting.is_finished(), "it did not wait");
+    lab.cairn(2, &["client", "revoke", "app1"])?;
+    let ended = waiting.join().expect("it does not panic");
+    ensure!(ended.is_err(), "{ended:?}");
+    ensure!(
+        began.elapsed() < Duration::from_secs(30),
+        "{:?}",
+        began.elapsed()
+    );
+    lab.cairn(2, &["volume", "set", "v1", "min-in-sync", "1"])?;
+    fs::write(mount.join("others"), "go on")?;
+    drop(app1);
+    lab.start(secondary)?;
     lab.finish()?;
     Ok(())
 }

@@ -24,7 +24,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use cairn_lab::{Lab, is_in_sync, is_root, signal};
-use cairn_tests::{Mounted, Random, mount_pid, setting, skip};
+use cairn_tests::{Mounted, Random, mount_pid, setting, skip, wait_until_stopped};
 use rustix::process::{Pid, Signal, kill_process};
 
 use history::{Act, Entry, NAMES, State, holds};
@@ -127,12 +127,14 @@ fn coh_1_a_mount_that_stands_still_goes_blind_before_others_change_what_it_knew(
         // So that nothing rests from the round before.
         std::thread::sleep(Duration::from_millis(150));
         ensure!(look(&file(&b)).is_some_and(|it| it.0 == 5), "round {round}");
-        let process = i32::try_from(mount_pid(&b)?)?;
+        let pid = mount_pid(&b)?;
+        let process = i32::try_from(pid)?;
         let process = Pid::from_raw(process).context("no process has this number")?;
         let open = File::open(file(&b))?;
         ensure!(open.metadata()?.size() == 5);
         // Not by a child of ours: it would close the file, which the mount has to answer.
         kill_process(process, Signal::STOP)?;
+        wait_until_stopped(pid)?;
         // Nobody else answers: its kernel does, for a while.
         let kept = open.metadata()?.size() == 5;
         let began = Instant::now();

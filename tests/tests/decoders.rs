@@ -209,7 +209,7 @@ fn seeds() -> Vec<RawFrame> {
         reply(Outcome::Data(name.clone())),
         reply(Outcome::FileSystem(Default::default())),
         Hello {
-            version: 6,
+            version: 7,
             volume: VolumeId([2; 16]),
             session: SessionId([1; 16]),
             client_name: "c".into(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use cairn_lab::{Lab, is_in_sync, signal};
 use cairn_tests::locker::Locker;
-use cairn_tests::{Mounted, mount_pid, skip};
+use cairn_tests::{Mounted, mount_pid, skip, wait_until_stopped};
 
 const VOLUME: &str = "v1";
 const IN_SYNC_WITHIN: Duration = Duration::from_secs(60);
@@ -311,13 +311,15 @@ fn fo_6_a_mount_that_stood_still_does_nothing_under_the_locks_that_it_lost() -> 
         bench.lab.cairn(0, &reset)?;
         two.expect(lock, "ok")?;
         two.expect("write f before", "ok")?;
-        signal(mount_pid(&bench.b)?, "STOP")?;
+        let process = mount_pid(&bench.b)?;
+        signal(process, "STOP")?;
+        wait_until_stopped(process)?;
         two.expect_wait(asked)?;
         one.expect_wait(lock)?;
         bench.shorten_sessions()?;
         ensure!(one.wait()? == "ok", "the session ended: {lock}");
         one.expect("write f theirs", "ok")?;
-        signal(mount_pid(&bench.b)?, "CONT")?;
+        signal(process, "CONT")?;
         let answer = two.wait()?;
         ensure!(answer == "EIO", "`{asked}` under {lock}: {answer}");
         for ask in asks {

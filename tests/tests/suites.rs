@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use cairn_lab::{Lab, is_in_sync};
-use cairn_tests::{Mounted, Random, all_equal, binary, setting, skip};
+use cairn_lab::is_in_sync;
+use cairn_tests::{Mounted, Random, all_equal, binary, kill_primary, setting, skip};
 use rustix::fs::OFlags;
 use rustix::process::{Pid, PidfdFlags};
 
@@ -268,19 +268,6 @@ fn fsx_finds_every_byte_as_it_was_written() -> Result<()> {
     Ok(lab.finish()?)
 }
 
-/// Kills the primary, and starts it again.
-fn kill_primary(lab: &mut Lab) -> Result<bool> {
-    let status = lab.volume(2, VOLUME)?;
-    let primary = status["primary"].as_str().map(str::to_owned);
-    let found = (0..2).find(|node| primary.as_deref() == Some(lab.name(*node).as_str()));
-    let Some(node) = found.filter(|_| is_in_sync(&status)) else {
-        return Ok(false);
-    };
-    lab.kill(node);
-    lab.start(node)?;
-    Ok(true)
-}
-
 #[test]
 fn fsx_finds_every_byte_while_the_primary_is_killed_every_second() -> Result<()> {
     let Some((tool, mounted)) = for_fsx(3)? else {
@@ -295,7 +282,7 @@ fn fsx_finds_every_byte_while_the_primary_is_killed_every_second() -> Result<()>
     let mut fsx = Fsx::start(&tool, &mount, Mode::Mapped, seed(), operations)?;
     let (mut kills, mut next) = (0, Instant::now() + KILL_EVERY);
     while fsx.is_running()? {
-        if Instant::now() >= next && kill_primary(&mut lab)? {
+        if Instant::now() >= next && kill_primary(&mut lab, 2, VOLUME)? {
             kills += 1;
             next = Instant::now() + KILL_EVERY;
         }

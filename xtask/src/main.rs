@@ -25,7 +25,7 @@ cargo xtask failover [--rounds N] [--only FAULT] [--out FILE]   nodes die, freez
 cargo xtask resync [--mib N] [--object-mib N] [--out DIR]   what a resync sends, how fast, and what applications notice
 cargo xtask volumes [--count N] [--out FILE]   N volumes over five nodes: what they cost, and what the leader's death does
 cargo xtask memory --files N   how the daemons' memory grows with files and sparse data
-cargo xtask suites [--full]    pjdfstest, and fsx on one file; --full: 1,000,000 operations a mode, 200,000 while the primary is killed every second
+cargo xtask suites [--full]    pjdfstest, fsx on one file, and databases, git and the like on a mount; --full: 1,000,000 operations of fsx a mode, 200,000 while the primary is killed every second, ten times the data, minutes of load
 cargo xtask fuzz [--seconds S] random and mutated bytes into every decoder
 cargo xtask bench [ARGS…]      benches/compare: the same workloads on local, FUSE, GlusterFS and Cairn
 cargo xtask docs               builds the documentation, warnings are errors
@@ -271,15 +271,28 @@ fn failover(args: &[&str]) -> Result<()> {
     measure("failover", env)
 }
 
-/// Suites that others wrote, on a release build.
+/// Suites that others wrote, and software as it comes from Debian, on a release build.
 fn suites(full: bool) -> Result<()> {
+    packages::ensure()?;
     tools::ensure()?;
-    let mut env = Vec::new();
-    if full {
-        env.push(("CAIRN_FSX_OPERATIONS", "1000000".to_owned()));
-        env.push(("CAIRN_FSX_KILLED_OPERATIONS", "200000".to_owned()));
-    }
-    measure("suites", env)
+    let sizes = |sizes: &[(&'static str, &str)]| {
+        let sizes = sizes.iter().filter(|_| full);
+        sizes
+            .map(|(name, value)| (*name, (*value).to_owned()))
+            .collect()
+    };
+    let operations = [
+        ("CAIRN_FSX_OPERATIONS", "1000000"),
+        ("CAIRN_FSX_KILLED_OPERATIONS", "200000"),
+    ];
+    measure("suites", sizes(&operations))?;
+    let software = [
+        ("CAIRN_SOFTWARE_SECONDS", "120"),
+        ("CAIRN_SOFTWARE_SCALE", "10"),
+        ("CAIRN_SOFTWARE_KILL_EVERY", "10"),
+        ("CAIRN_SOFTWARE_STRESS_SECONDS", "10"),
+    ];
+    measure("software", sizes(&software))
 }
 
 fn resync(args: &[&str]) -> Result<()> {

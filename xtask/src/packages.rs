@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 /// A command that must exist, and the package that has it.
-const NEEDED: [(&str, &str); 11] = [
+const NEEDED: [(&str, &str); 19] = [
     ("fusermount3", "fuse3"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
@@ -17,7 +17,21 @@ const NEEDED: [(&str, &str); 11] = [
     ("getfattr", "attr"),
     ("fio", "fio"),
     ("cc", "gcc"),
+    ("python3", "python3"),
+    ("setfacl", "acl"),
+    ("rsync", "rsync"),
+    ("git", "git"),
+    ("stress-ng", "stress-ng"),
+    (POSTGRES, "postgresql-15"),
+    // Without the package that has the system start a server.
+    ("mariadbd", "mariadb-server-core"),
+    ("mariadb-slap", "mariadb-client"),
 ];
+
+/// Debian keeps it outside of every path.
+const POSTGRES: &str = "/usr/lib/postgresql/15/bin/postgres";
+/// Says whether PostgreSQL's package makes and starts a cluster of its own when it is installed.
+const CLUSTERS: &str = "/etc/postgresql-common/createcluster.conf";
 
 fn exists(command: &str) -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
@@ -49,11 +63,27 @@ pub(crate) fn ensure() -> Result<()> {
     }
     eprintln!("── installing {}", missing.join(" "));
     apt(&["update", "-qq"])?;
-    apt(&[
-        &["install", "-y", "-qq", "--no-install-recommends"],
-        &missing[..],
-    ]
-    .concat())
+    if !exists(POSTGRES) {
+        make_no_cluster()?;
+    }
+    install(&missing)
+}
+
+/// The tests start servers of their own; none of the system's is to run for them.
+fn make_no_cluster() -> Result<()> {
+    install(&["postgresql-common"])?;
+    let mut text = std::fs::read_to_string(CLUSTERS).unwrap_or_default();
+    let is_set = |line: &str| line.trim_start().starts_with("create_main_cluster");
+    if !text.lines().any(is_set) {
+        text.push_str("\ncreate_main_cluster = false\n");
+        std::fs::write(CLUSTERS, text).context(CLUSTERS)?;
+    }
+    Ok(())
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    let words = ["install", "-y", "-qq", "--no-install-recommends"];
+    apt(&[&words, packages].concat())
 }
 
 fn apt(args: &[&str]) -> Result<()> {

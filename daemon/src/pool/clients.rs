@@ -71,7 +71,7 @@ impl Node {
             read_only: client.read_only,
             state: match client.key {
                 Some(_) => ClientState::Joined,
-                None if now >= client.expires_at => ClientState::Expired,
+                None if client.has_expired(now) => ClientState::Expired,
                 None => ClientState::Invited,
             },
             id: client.key,
@@ -120,11 +120,9 @@ impl Node {
         let token = fingerprint(secret);
         let state = self.pool.state();
         let invited = state.clients.values().find(|client| client.token == token);
-        let expired =
-            |client: &ClientRecord| client.key.is_none() && seconds_now() >= client.expires_at;
         match invited {
             None => return Err(client_refusal(&PoolRefusal::TokenUnknown)),
-            Some(client) if expired(client) => {
+            Some(client) if client.has_expired(seconds_now()) => {
                 return Err(refuse(
                     "token_expired",
                     "the token was valid for a day, which is over",

@@ -29,14 +29,6 @@ impl Node {
             .normalize(value)
             .map_err(|error| option_refusal(&error))?;
         let effect = rule.effect(&value);
-        if effect == Effect::Refused {
-            return Err(refuse(
-                "not_yet",
-                format!("this version does not act on option `{key}`, so it is not set"),
-                "Keep others out by other means: who mounts is a node of the pool, or was invited to \
-                 this volume (`cairn client add … --volume`).",
-            ));
-        }
         match key {
             "protocol" => spec.protocol = protocol_of(&value),
             "quorum" if value == "majority" => {

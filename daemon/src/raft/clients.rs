@@ -26,6 +26,14 @@ pub struct ClientRecord {
     pub key: Option<NodeId>,
 }
 
+impl ClientRecord {
+    /// Whether the token may not be used any more, at so many seconds since 1970.
+    #[must_use]
+    pub fn has_expired(&self, now: u64) -> bool {
+        self.key.is_none() && now >= self.expires_at
+    }
+}
+
 /// What an identity may do with a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {

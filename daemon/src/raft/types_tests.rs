@@ -250,6 +250,27 @@ fn bad_2_a_client_of_one_volume_does_not_get_all_when_that_one_is_deleted() {
 }
 
 #[test]
+fn bad_2_a_token_expires_with_its_time_and_a_client_that_has_joined_does_not() {
+    let mut state = pool_with_volumes();
+    let token = ClientRecord {
+        volumes: None,
+        read_only: false,
+        token: "token".to_owned(),
+        expires_at: 100,
+        key: None,
+    };
+    assert!(!token.has_expired(99));
+    assert!(token.has_expired(100) && token.has_expired(u64::MAX));
+    let (name, client) = ("app1".to_owned(), token);
+    state.apply(PoolCommand::InviteClient { name, client });
+    let (token, key) = ("token".to_owned(), node(7));
+    assert!(applied(
+        &state.apply(PoolCommand::JoinClient { token, key })
+    ));
+    assert!(!state.clients["app1"].has_expired(u64::MAX));
+}
+
+#[test]
 fn bad_2_a_token_is_for_one_machine_which_may_ask_again() {
     let mut state = pool_with_volumes();
     invite(&mut state, "app1", &[], false);

@@ -158,11 +158,9 @@ fn open<M: Medium>(
         );
         None
     };
-    let Some(right) = d.right_of(asks.peer) else {
-        return refuse(
-            refusal::FORBIDDEN,
-            "this identity has no right to the volume",
-        );
+    let right = match d.admits(asks.peer, asks.address.as_deref()) {
+        Ok(right) => right,
+        Err(reason) => return refuse(refusal::FORBIDDEN, &reason),
     };
     // A node's mounts come by the socket or by its key; between machines a session does not move.
     if right.client.is_some() && d.sessions.belongs_to_another(hello.session, asks.peer) {
@@ -523,15 +521,19 @@ impl<M: Medium> Driver<M> {
         if let Operation::Lock { .. } | Operation::Unlock { .. } = request.operation {
             return None; // who only reads locks as well; they are few, and the reserve carries them
         }
-        let read_only = self
-            .sessions
-            .by_id
-            .get(&session)
-            .is_some_and(|s| s.read_only);
+        // Whether its mount is read-only is for the kernel there, which may remount it.
+        let known = self.sessions.by_id.get(&session);
+        let only_reads = known.is_some_and(|session| session.only_reads);
+        // What was answered early was asked before the option was set.
         let is_early = request.early.is_some();
-        if (self.settings.read_only && !is_early) || read_only {
+        if (self.settings.read_only && !is_early) || only_reads {
             return Some(EROFS);
         }
+        self.refuse_for_room(request)
+    }
+
+    /// ENOSPC for a change that needs room which is not there.
+    pub(super) fn refuse_for_room(&mut self, request: &Request) -> Option<i32> {
         let frees = matches!(
             request.operation,
             Operation::Unlink { .. }
@@ -543,6 +545,7 @@ impl<M: Medium> Driver<M> {
             return None; // a full volume can be emptied: the reserve carries it
         }
         let bytes = 4096 + request.payload.len() as u64;
+        let is_early = request.early.is_some();
         let held_back = if is_early { 0 } else { self.early_room() };
         (!self.has_room(bytes + held_back)).then_some(ENOSPC)
     }
@@ -578,7 +581,14 @@ impl<M: Medium> Driver<M> {
             allocated_bytes: &|object| self.brick.allocated_bytes(object).unwrap_or(0),
             object_bytes_max: self.object_bytes_max,
         };
-        namespace::execute(&Keys(&self.brick), &context, request)
+        let keys = Keys(&self.brick);
+        if !self.settings.root_squash {
+            return namespace::execute(&keys, &context, request);
+        }
+        match namespace::squash(&keys, request)? {
+            Ok(squashed) => namespace::execute(&keys, &context, &squashed),
+            Err(errno) => Ok(Executed::Answer(Outcome::Error(errno))),
+        }
     }
 
     /// False: it waits for leases of others, and nothing came of it.

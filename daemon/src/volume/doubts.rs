@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use protocol::fs::{Operation, Replay};
+use namespace::KeptReply;
+use protocol::fs::{Operation, Outcome, Replay};
 use protocol::ids::SessionId;
 use protocol::record::Change;
 use protocol::units::{ObjectId, Sequence};
@@ -55,7 +56,14 @@ impl<M: Medium> Driver<M> {
     pub(super) fn take_part_here(&mut self) -> Option<(SessionId, Box<Replay>)> {
         let suspect = &self.recovery.suspect;
         let part_is_here = |replay: &Replay| {
-            let Operation::Write { object, offset, .. } = replay.request.operation else {
+            // What was appended without its record is beyond the end, where nobody sees it.
+            let Operation::Write {
+                object,
+                offset,
+                append: false,
+                ..
+            } = replay.request.operation
+            else {
                 return false;
             };
             let range = offset..offset.saturating_add(replay.request.payload.len() as u64);
@@ -126,6 +134,44 @@ impl<M: Medium> Driver<M> {
         }
     }
 
+    /// Where the data of an operation went that is here.
+    fn data_of(
+        &self,
+        session: SessionId,
+        replay: &Replay,
+    ) -> Result<Option<(ObjectId, u64, u64)>, String> {
+        let request = &replay.request;
+        Ok(match request.operation {
+            // The client was not told where it went.
+            Operation::Write {
+                object,
+                append: true,
+                ..
+            } if !was_answered(replay) => {
+                let kept = namespace::kept_reply(&Keys(&self.brick), session, request.slot);
+                let kept = kept.map_err(|e| e.to_string())?;
+                match kept.filter(|kept| kept.number == request.number) {
+                    Some(KeptReply {
+                        outcome: Outcome::Written { offset, .. },
+                        ..
+                    }) => Some((object, offset, request.payload.len() as u64)),
+                    _ => None,
+                }
+            }
+            Operation::Write { object, offset, .. } => {
+                Some((object, offset, request.payload.len() as u64))
+            }
+            // What it copied, the client does not have: what of it is missing is lost.
+            Operation::CopyRange {
+                object,
+                offset,
+                len,
+                ..
+            } => Some((object, offset, u64::from(len))),
+            _ => None,
+        })
+    }
+
     /// The record of a large write is here; what a crash took of its data is written again, but for
     /// what a later write put in its place. What was confirmed is not put back behind what others
     /// may have seen without it: then it is lost.
@@ -134,18 +180,8 @@ impl<M: Medium> Driver<M> {
         session: SessionId,
         replay: &Replay,
     ) -> Result<Data, String> {
-        let (object, offset, len) = match replay.request.operation {
-            Operation::Write { object, offset, .. } => {
-                (object, offset, replay.request.payload.len() as u64)
-            }
-            // What it copied, the client does not have: what of it is missing is lost.
-            Operation::CopyRange {
-                object,
-                offset,
-                len,
-                ..
-            } => (object, offset, u64::from(len)),
-            _ => return Ok(Data::Here),
+        let Some((object, offset, len)) = self.data_of(session, replay)? else {
+            return Ok(Data::Here);
         };
         let place = if was_answered(replay) {
             replay.at

@@ -119,6 +119,13 @@ impl Leasing {
         ends
     }
 
+    /// Time goes by. Whether anything ended now.
+    fn expire(&mut self, now: Duration) -> bool {
+        let ends = self.table.expire(now);
+        self.ended |= ends;
+        ends
+    }
+
     fn take_aside(&mut self) -> VecDeque<(SessionId, Box<Request>)> {
         self.aside_bytes = 0;
         std::mem::take(&mut self.aside)

@@ -1,8 +1,10 @@
 //! How long sessions live, and what they hold open.
 
+use std::net::SocketAddr;
 use std::rc::Rc;
 
 use bytes::Bytes;
+use namespace::Owner;
 use protocol::fs::{FS_VERSION, Hello, HelloReply, refusal};
 use protocol::ids::{NodeId, SessionId};
 use protocol::mistakes::{Mistake, made};
@@ -44,6 +46,11 @@ impl<M: Medium> Driver<M> {
                         mounted_at_ms: session.mounted_at_ms,
                         read_only: session.read_only,
                         began: session.began,
+                        peer: match session.owner {
+                            Owner::Key(key) => Some(key),
+                            Owner::Local | Owner::Unknown => None,
+                        },
+                        owner_known: session.owner != Owner::Unknown,
                         heard: now,
                         ..Session::default()
                     });
@@ -80,7 +87,7 @@ impl<M: Medium> Driver<M> {
         let now = self.now();
         let id = hello.session;
         if !self.sessions.by_id.contains_key(&id) {
-            self.begin_session(hello, &right, outbox)?;
+            self.begin_session(hello, asks.peer, &right, outbox)?;
         }
         let known = self.sessions.is_known(id, hello.confirmed);
         self.forget_waits(id);
@@ -100,7 +107,8 @@ impl<M: Medium> Driver<M> {
             state.read_only = hello.read_only || right.read_only;
             state.address = asks.address;
             state.peer = asks.peer;
-            state.was_here = true;
+            state.owner_known = true;
+            state.only_reads = right.read_only;
             state.heard = now;
             state.presents = true;
             state.was_unknown = !known && !hello.kept_terms.is_empty();
@@ -136,7 +144,13 @@ impl<M: Medium> Driver<M> {
     }
 
     /// Makes a session known. What one of before under the same id had is given back first.
-    fn begin_session(&mut self, hello: &Hello, right: &Right, outbox: &Rc<Outbox>) -> Option<()> {
+    fn begin_session(
+        &mut self,
+        hello: &Hello,
+        peer: Option<NodeId>,
+        right: &Right,
+        outbox: &Rc<Outbox>,
+    ) -> Option<()> {
         if self.sessions.by_id.len() >= SESSIONS_MAX {
             outbox.send(
                 HelloReply::Refused {
@@ -159,6 +173,7 @@ impl<M: Medium> Driver<M> {
                 mounted_at_ms: hello.mounted_at_ms,
                 read_only: hello.read_only || right.read_only,
                 began,
+                owner: peer.map_or(Owner::Local, Owner::Key),
             },
         );
         match self.order(vec![change], Bytes::new()) {
@@ -211,17 +226,47 @@ impl<M: Medium> Driver<M> {
         }
     }
 
+    /// The right of who comes with this identity from this address (HOST:PORT, or none: from this
+    /// machine); or why he is not let in.
+    pub(super) fn admits(
+        &self,
+        peer: Option<NodeId>,
+        address: Option<&str>,
+    ) -> Result<Right, String> {
+        let Some(right) = self.right_of(peer) else {
+            return Err("this identity has no right to the volume".to_owned());
+        };
+        let (name, mut addresses) = match &right.client {
+            Some(name) => (name.clone(), Vec::new()),
+            None => self.host.known_as(peer),
+        };
+        let from = address.and_then(|text| text.parse::<SocketAddr>().ok());
+        addresses.extend(from.map(|from| from.ip()));
+        if self.settings.allow.admits(&addresses, &name) {
+            return Ok(right);
+        }
+        let whence = from.map_or_else(String::new, |from| format!(" at {}", from.ip()));
+        Err(format!(
+            "option `auth.allow` of volume `{}` does not let `{name}`{whence} in",
+            self.spec.name
+        ))
+    }
+
     /// Whether the session's identity has the right to read only.
     pub(super) fn may_only_read(&self, session: SessionId) -> bool {
         let peer = self.sessions.by_id.get(&session).map(|known| known.peer);
         peer.is_some_and(|peer| self.right_of(peer).is_none_or(|right| right.read_only))
     }
 
-    /// The pool's clients may have changed: who lost the right to the volume is cut off, and its
-    /// session ends, with its locks and what it held open.
+    /// The pool's clients, or whom the volume lets in, may have changed: who lost the right to the
+    /// volume is cut off, and its session ends, with its locks and what it held open.
     pub(super) fn end_revoked(&mut self) {
         let sessions = self.sessions.by_id.iter();
-        let revoked = |session: &Session| self.right_of(session.peer).is_none();
+        // From where somebody comes who is not here is seen when he does.
+        let revoked = |s: &Session| match s.connection {
+            Some(_) => self.admits(s.peer, s.address.as_deref()).is_err(),
+            None => self.right_of(s.peer).is_none(),
+        };
         let gone = sessions.filter(|(_, session)| revoked(session));
         let gone: Vec<SessionId> = gone.map(|(id, _)| *id).collect();
         for session in gone {

@@ -69,6 +69,7 @@ mod verify;
 mod words;
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -161,6 +162,11 @@ pub trait Host: Send + Sync {
         let _ = (identity, volume);
         Some(Right::default())
     }
+    /// Name and addresses of a member of the pool; `None`: of this node.
+    fn known_as(&self, node: Option<NodeId>) -> (String, Vec<IpAddr>) {
+        let _ = node;
+        (String::new(), Vec::new())
+    }
     /// What the pool agreed about the volume's roles; `None`: its bricks decide.
     fn agreed(&self, volume: VolumeId) -> Option<Agreed>;
     /// Version of the volume's replicas ([`protocol::volume::Layout`]) that this node knows of.
@@ -247,6 +253,24 @@ impl Host for RealHost {
             client: Some(client),
             read_only: access == Access::ReadOnly,
         })
+    }
+
+    fn known_as(&self, node: Option<NodeId>) -> (String, Vec<IpAddr>) {
+        let member = self.context.pool.member(node.unwrap_or(self.context.node));
+        let (name, address) = member.map_or_else(
+            || (self.context.node_name.clone(), String::new()),
+            |member| (member.name, member.address),
+        );
+        let host = address.rsplit_once(':').map_or("", |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let mut addresses: Vec<IpAddr> = host.parse().into_iter().collect();
+        if node.is_none() {
+            addresses.extend([
+                Ipv4Addr::LOCALHOST.into(),
+                IpAddr::from(Ipv6Addr::LOCALHOST),
+            ]);
+        }
+        (name, addresses)
     }
 
     fn agreed(&self, volume: VolumeId) -> Option<Agreed> {

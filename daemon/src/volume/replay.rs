@@ -411,7 +411,12 @@ impl<M: Medium> Driver<M> {
         }
         // What has no place comes here only where a part of it is stored: it is not refused for want
         // of room.
-        let refused = self.refuse_change(session, request);
+        let refused = if was_answered(replay) {
+            // What was confirmed before the volume became read-only is put back.
+            self.refuse_for_room(request)
+        } else {
+            self.refuse_change(session, request)
+        };
         if refused.is_some_and(|errno| errno != ENOSPC || replay.order.is_some()) {
             return Ok(self.refuse_replay(session, replay));
         }

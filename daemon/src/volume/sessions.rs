@@ -53,8 +53,11 @@ pub(super) struct Session {
     pub(super) address: Option<String>,
     /// Whose key proved who it is, at its last connection; `None`: it is of this machine.
     pub(super) peer: Option<NodeId>,
-    /// It was connected to this primary; what is known of it is not of before a take-over alone.
-    pub(super) was_here: bool,
+    /// It is known who that is; of a session that an older version wrote down it is not, until it
+    /// comes back.
+    pub(super) owner_known: bool,
+    /// Its identity has the right to read only.
+    pub(super) only_reads: bool,
     /// Its connection now, with a number that tells it from older ones.
     pub(super) connection: Option<(u64, Rc<Outbox>)>,
     pub(super) slots: BTreeMap<u16, Slot>,
@@ -313,7 +316,7 @@ impl Sessions {
     /// name it to others, whose changes it made.
     pub(super) fn belongs_to_another(&self, session: SessionId, peer: Option<NodeId>) -> bool {
         let known = self.by_id.get(&session);
-        known.is_some_and(|known| known.was_here && known.peer != peer)
+        known.is_some_and(|known| known.owner_known && known.peer != peer)
     }
 
     /// Closes a session's connection, if it has one. Its client's name.
@@ -457,13 +460,10 @@ mod tests {
         let mut sessions = Sessions::default();
         assert!(!sessions.belongs_to_another(a, one), "nobody has it");
         sessions.by_id.insert(a, Session::default());
-        assert!(
-            !sessions.belongs_to_another(a, one),
-            "of before a take-over"
-        );
+        assert!(!sessions.belongs_to_another(a, one), "of an older version");
         let session = Session {
             peer: one,
-            was_here: true,
+            owner_known: true,
             ..Session::default()
         };
         sessions.by_id.insert(a, session);

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use protocol::allow::AllowList;
 use protocol::link::LinkTimes;
 use protocol::options::Options;
 use protocol::packed::ZSTD;
@@ -45,6 +46,10 @@ pub(super) struct Settings {
     pub(super) failback_delay: Duration,
     /// Nobody writes.
     pub(super) read_only: bool,
+    /// Who mounts.
+    pub(super) allow: AllowList,
+    /// Root of mounts is nobody, and permissions are checked here.
+    pub(super) root_squash: bool,
     /// What goes to other replicas is compressed.
     pub(super) compression: bool,
 }
@@ -82,6 +87,8 @@ impl Settings {
             failback: options.on("failback"),
             failback_delay: options.duration("failback-delay"),
             read_only: options.on("read-only"),
+            allow: options.allowed(),
+            root_squash: options.on("root-squash"),
             compression: options.text("compression") == ZSTD,
         }
     }

@@ -519,6 +519,9 @@ impl<M: Medium> Driver<M> {
         self.machine.set_agreement(now, agreed);
         self.learn_agreement();
         self.keep_spec(&spec);
+        if self.failed.is_none() && !self.stopping {
+            self.end_revoked();
+        }
         self.finish_turn_if_up();
     }
 

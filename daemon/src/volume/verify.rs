@@ -6,6 +6,7 @@
 //! record since the question, is asked again; what differs otherwise is a difference.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use protocol::replica::{HASH_BYTES, ITEMS_MAX, Message, Scope};
@@ -23,6 +24,9 @@ use super::source::{Pairs, after_key, hash_blocks, range_of_keys};
 
 /// How often something is compared that is changed each time meanwhile.
 const ROUNDS_MAX: usize = 16;
+/// One question is about an extent at most, which a slow disk reads in seconds: a replica that lives and
+/// takes longer is not compared.
+const ANSWERS_WITHIN: Duration = Duration::from_secs(60);
 /// Differences that are listed; more are counted.
 const DIFFERENCES_MAX: usize = 1000;
 /// Objects of one question.
@@ -282,6 +286,11 @@ pub(super) async fn verify<M: Medium>(shared: &Shared<M>, repair: bool) -> Verdi
     verdict
 }
 
+/// `None`: the replica went away, or follows and does not say what it holds.
+async fn answered(wait: oneshot::Receiver<Answer>) -> Option<Answer> {
+    tokio::time::timeout(ANSWERS_WITHIN, wait).await.ok()?.ok()
+}
+
 struct Comparison<'a, M: Medium> {
     shared: &'a Shared<M>,
     replica: usize,
@@ -386,7 +395,7 @@ impl<M: Medium> Comparison<'_, M> {
                 scanned.ok()?;
                 (wait, of_pairs(&pairs), asked_at)
             };
-            let theirs = wait.await.ok()?;
+            let theirs = answered(wait).await?;
             let bad = differing_keys(&own, &theirs);
             let touched = self.touched_since(asked_at, bad.len());
             let is_over = rounds.take(
@@ -414,7 +423,7 @@ impl<M: Medium> Comparison<'_, M> {
         let mut rounds = Rounds::new();
         for _ in 0..ROUNDS_MAX {
             let (wait, asked_at) = self.ask(scope.clone())?;
-            let theirs = wait.await.ok()?;
+            let theirs = answered(wait).await?;
             let own = self
                 .shared
                 .borrow()
@@ -465,7 +474,7 @@ impl<M: Medium> Comparison<'_, M> {
         for _ in 0..ROUNDS_MAX {
             let (wait, asked_at) = self.ask(Scope::Extent { object, extent })?;
             let own = of_extent(self.shared, object, extent).await;
-            let theirs = wait.await.ok()?;
+            let theirs = answered(wait).await?;
             let bad = differing_blocks(&own, &theirs);
             blocks = (own.hashes.len() / HASH_BYTES) as u64;
             next = own

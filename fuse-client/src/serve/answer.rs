@@ -62,6 +62,16 @@ pub(crate) enum Shape {
 }
 
 impl Shape {
+    /// What is to be opened.
+    fn opens(&self) -> Option<u64> {
+        match self {
+            Self::Create { handle }
+            | Self::Open { handle, .. }
+            | Self::OpenDirectory { handle, .. } => Some(*handle),
+            _ => None,
+        }
+    }
+
     /// Whether it is only a close that waits: what it gives back is given back all the same.
     pub(crate) fn is_close(&self) -> bool {
         matches!(self, Self::Closed { .. })
@@ -110,7 +120,12 @@ impl FileSystem {
                 self.reply(unique, 0, &[&body.entry(0, &nothing, fresh).0]);
             }
             // An entry that the kernel got with attributes only, as Open answers.
-            (_, Outcome::Error(errno)) => self.reply(unique, errno, &[]),
+            (shape, Outcome::Error(errno)) => {
+                if let Some(handle) = shape.opens() {
+                    self.openers.closed(handle);
+                }
+                self.reply(unique, errno, &[]);
+            }
             (Shape::Entry, Outcome::Entry(a)) => {
                 let mut body = Body::with_capacity(ENTRY_OUT_BYTES);
                 self.reply(unique, 0, &[&body.entry(self.node(a.object), &a, fresh).0]);

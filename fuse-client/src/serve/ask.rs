@@ -32,7 +32,8 @@ pub(super) fn plain(operation: Operation, shape: Shape) -> Plan {
     Plan::Ask(operation, Bytes::new(), shape)
 }
 
-fn caller(header: &InHeader) -> Caller {
+/// Who asks, as the kernel says.
+pub(super) fn caller(header: &InHeader) -> Caller {
     Caller {
         uid: header.uid,
         gid: header.gid,
@@ -86,8 +87,12 @@ impl FileSystem {
             _ => None,
         };
         if let Some(shape) = opens {
+            if let Shape::Open { handle, .. } | Shape::OpenDirectory { handle, .. } = &shape {
+                self.openers.opens(*handle, caller(header));
+            }
             let waiting = Waiting {
                 unique: header.unique,
+                thread: header.thread,
                 through: None,
                 shape,
             };
@@ -102,10 +107,14 @@ impl FileSystem {
         let (through, operation, payload, shape) = match plan {
             Plan::Ask(operation, payload, shape) => (None, operation, payload, shape),
             Plan::Make(umask, operation, shape) => {
+                if let Shape::Create { handle } = &shape {
+                    self.openers.opens(*handle, caller);
+                }
                 caller.umask = umask & 0o777;
                 (None, operation, Bytes::new(), shape)
             }
             Plan::Through(handle, operation, shape) => {
+                caller = self.openers.of(handle, caller);
                 (Some(handle), operation, Bytes::new(), shape)
             }
             Plan::Refuse(errno) => {
@@ -118,6 +127,7 @@ impl FileSystem {
         };
         let waiting = Waiting {
             unique: header.unique,
+            thread: header.thread,
             through,
             shape,
         };
@@ -356,13 +366,14 @@ impl FileSystem {
         };
         let waiting = Waiting {
             unique: header.unique,
+            thread: header.thread,
             through: Some(handle),
             shape: Shape::Written {
                 strips: (write_flags & write::KILL_SUIDGID != 0).then_some(header.node),
             },
         };
-        self.session
-            .submit(waiting, caller(header), operation, payload);
+        let caller = self.openers.of(handle, caller(header));
+        self.session.submit(waiting, caller, operation, payload);
         Ok(())
     }
 }

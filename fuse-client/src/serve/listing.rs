@@ -4,9 +4,10 @@
 use std::collections::{HashMap, VecDeque};
 
 use parking_lot::Mutex;
-use protocol::fs::{Attributes, Caller, DirectoryEntry, Operation};
+use protocol::fs::{Attributes, DirectoryEntry, Operation};
 use protocol::units::ObjectId;
 
+use super::ask::caller;
 use super::{FileSystem, Shape};
 use crate::abi::{Body, ENTRY_OUT_BYTES, Fields, InHeader, ShortRequest, dirent_bytes, opcode};
 use crate::session::leases::Fresh;
@@ -89,6 +90,7 @@ impl FileSystem {
         }
         let waiting = Waiting {
             unique: header.unique,
+            thread: header.thread,
             through: None,
             shape: Shape::Directory(Box::new(ask)),
         };
@@ -98,11 +100,7 @@ impl FileSystem {
             bytes_max: size.max(ASK_BYTES),
             plus,
         };
-        let caller = Caller {
-            uid: header.uid,
-            gid: header.gid,
-            umask: 0,
-        };
+        let caller = self.openers.of(handle, caller(header));
         self.session
             .submit(waiting, caller, operation, bytes::Bytes::new());
         Ok(())

@@ -24,6 +24,7 @@ use crate::session::{Key, Range, Waiting};
 /// A request for a lock, until it is answered.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ask {
+    thread: u32,
     handle: u64,
     object: ObjectId,
     lock: Lock,
@@ -35,6 +36,22 @@ pub(crate) struct Ask {
 impl Ask {
     fn key(&self) -> (ObjectId, LockOwner) {
         (self.object, self.lock.owner)
+    }
+}
+
+/// The request that is to be answered, and the thread that waits for it.
+#[derive(Debug, Clone, Copy)]
+struct Who {
+    unique: u64,
+    thread: u32,
+}
+
+impl From<&InHeader> for Who {
+    fn from(header: &InHeader) -> Self {
+        Self {
+            unique: header.unique,
+            thread: header.thread,
+        }
     }
 }
 
@@ -135,7 +152,7 @@ impl FileSystem {
                 end,
             };
             let shape = Shape::Unlocked(Box::new((key, range)));
-            self.submit_lock(header.unique, None, unlock, shape);
+            self.submit_lock(header.into(), None, unlock, shape);
             return Ok(());
         };
         let lock = Lock {
@@ -147,10 +164,11 @@ impl FileSystem {
         };
         if header.opcode == opcode::GETLK {
             let test = Operation::TestLock { object, lock };
-            self.submit_lock(header.unique, Some(asked.handle), test, Shape::LockTest);
+            self.submit_lock(header.into(), Some(asked.handle), test, Shape::LockTest);
             return Ok(());
         }
         let ask = Ask {
+            thread: header.thread,
             handle: asked.handle,
             object,
             lock,
@@ -162,9 +180,10 @@ impl FileSystem {
         Ok(())
     }
 
-    fn submit_lock(&self, unique: u64, through: Option<u64>, operation: Operation, shape: Shape) {
+    fn submit_lock(&self, who: Who, through: Option<u64>, operation: Operation, shape: Shape) {
         let waiting = Waiting {
-            unique,
+            unique: who.unique,
+            thread: who.thread,
             through,
             shape,
         };
@@ -180,7 +199,11 @@ impl FileSystem {
             waits: ask.waits,
         };
         let shape = Shape::Lock(Box::new(ask));
-        self.submit_lock(unique, Some(ask.handle), take, shape);
+        let who = Who {
+            unique,
+            thread: ask.thread,
+        };
+        self.submit_lock(who, Some(ask.handle), take, shape);
     }
 
     fn await_lock(&self, unique: u64, mut ask: Ask) {
@@ -193,7 +216,11 @@ impl FileSystem {
             ticket: ask.ticket,
         };
         let shape = Shape::LockWait(Box::new(ask));
-        self.submit_lock(unique, Some(ask.handle), wait, shape);
+        let who = Who {
+            unique,
+            thread: ask.thread,
+        };
+        self.submit_lock(who, Some(ask.handle), wait, shape);
     }
 
     /// The answer to *Lock*.
@@ -262,7 +289,7 @@ impl FileSystem {
             return false;
         }
         let shape = Shape::Closed { told };
-        self.submit_lock(header.unique, None, everything(object, owner), shape);
+        self.submit_lock(header.into(), None, everything(object, owner), shape);
         true
     }
 

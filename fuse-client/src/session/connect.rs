@@ -196,7 +196,7 @@ impl Shared {
                 session: self.id,
                 client_name: self.config.client_name.clone(),
                 mounted_at_ms: self.mounted_at_ms,
-                read_only: self.config.read_only,
+                read_only: self.read_only.load(Ordering::Relaxed),
                 opens: state.opens.list(OPENS_MAX),
                 confirmed: state.seen,
                 kept_terms: state.keep.terms(),

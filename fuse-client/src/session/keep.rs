@@ -13,7 +13,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use bytes::Bytes;
 use protocol::frame::RawFrame;
-use protocol::fs::{AUTHORS_MAX, Author, Operation, Outcome, Place, Present, Replay, Reply, kind};
+use protocol::fs::{
+    AUTHORS_MAX, Author, Operation, Outcome, Place, Present, Replay, Reply, Request, kind,
+};
 use protocol::mistakes::{Mistake, made};
 use protocol::units::{ObjectId, Sequence, Term, Timestamp};
 
@@ -234,7 +236,7 @@ impl Keep {
             ),
             locking: is_locking(operation).then(|| operation.clone()),
             presented: false,
-            request: request.clone(),
+            request: placed(operation, request, &reply.outcome),
         };
         self.bytes += kept.bytes();
         self.by_key.insert((reply.slot, reply.number), at);
@@ -361,6 +363,11 @@ impl Keep {
         } else if let Some(kept) = self.kept.get_mut(&order) {
             kept.at = (self.term, reply.sequence);
             kept.presented = false;
+            if let (Outcome::Written { .. }, Ok(again)) =
+                (&reply.outcome, Request::decode(&kept.request))
+            {
+                kept.request = placed(&again.operation, &kept.request, &reply.outcome);
+            }
         }
         true
     }
@@ -377,6 +384,23 @@ impl Keep {
 
 fn is_locking(operation: &Operation) -> bool {
     matches!(operation, Operation::Lock { .. } | Operation::Unlock { .. })
+}
+
+/// The request of what was appended says where that went, for a primary that has the record and may
+/// lack the data.
+fn placed(operation: &Operation, request: &RawFrame, outcome: &Outcome) -> RawFrame {
+    let (Operation::Write { append: true, .. }, Outcome::Written { offset: went, .. }) =
+        (operation, outcome)
+    else {
+        return request.clone();
+    };
+    let Ok(mut again) = Request::decode(request) else {
+        return request.clone(); // it was encoded here
+    };
+    if let Operation::Write { offset, .. } = &mut again.operation {
+        *offset = *went;
+    }
+    again.encode()
 }
 
 /// Slot and number stand first in a request.

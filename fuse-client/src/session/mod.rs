@@ -20,12 +20,14 @@ mod losses;
 mod opens;
 mod places;
 mod requests;
+mod signals;
 mod table;
 #[cfg(test)]
 mod tests;
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
@@ -86,7 +88,7 @@ pub struct SessionConfig {
     pub local_socket: Option<PathBuf>,
     /// How the client is called in `volume status`.
     pub client_name: String,
-    /// The mount cannot write.
+    /// The mount cannot write, to begin with.
     pub read_only: bool,
     /// Operations fail with EIO once there was no primary for so long; none: they wait.
     pub no_primary_eio: Option<Duration>,
@@ -111,6 +113,8 @@ pub trait Replies: Send + Sync {
 pub struct Waiting {
     /// The kernel's number of the request.
     pub unique: u64,
+    /// The thread that asks; 0 where the kernel does not tell.
+    pub thread: u32,
     /// The open file through which it is asked, where that matters: it fails once locks that were
     /// held through the file are lost.
     pub(crate) through: Option<u64>,
@@ -167,6 +171,8 @@ struct Shared {
     /// Locked for a moment only, and nothing else is locked under it.
     cache: Arc<Mutex<Cache>>,
     forgets: Mutex<Option<Sender<Forget>>>,
+    /// The mount cannot write now.
+    read_only: AtomicBool,
 }
 
 /// A mount's session.
@@ -233,6 +239,7 @@ impl Session {
             locks: Locks::default(),
             cache: Arc::default(),
             forgets: Mutex::new(Some(forgets)),
+            read_only: AtomicBool::new(config.read_only),
             config,
         });
         let welcomed = shared.begin()?;
@@ -331,7 +338,9 @@ impl Session {
     pub fn interrupt(&self, unique: u64) -> bool {
         let mut state = self.shared.state.lock();
         let connected = state.link.is_some();
-        let result = state.table.interrupt(unique, Instant::now(), connected);
+        let result = state
+            .table
+            .interrupt(unique, Instant::now(), connected, dies);
         let link = state.refill();
         drop(state);
         go(link);
@@ -353,6 +362,17 @@ impl Session {
     /// What applications may hold locked.
     pub(crate) fn locks(&self) -> &Locks {
         &self.shared.locks
+    }
+
+    /// The mount was remounted: whether it can write is told to the primary by another hello.
+    pub fn set_read_only(&self, read_only: bool) {
+        if self.shared.read_only.swap(read_only, Ordering::Relaxed) == read_only {
+            return;
+        }
+        let link = self.shared.state.lock().link.clone();
+        if let Some(link) = link {
+            link.close();
+        }
     }
 
     /// What carries the session now, for people.
@@ -436,6 +456,11 @@ fn go(link: Option<Arc<Link>>) {
     if let Some(link) = link {
         link.go();
     }
+}
+
+/// Whether who waits is about to end.
+fn dies(waiter: &Waiter) -> bool {
+    matches!(waiter, Waiter::Kernel(waiting) if signals::end(waiting.thread))
 }
 
 /// A request that no application asked.
@@ -654,8 +679,8 @@ impl Shared {
         state.presenting = None;
         state.returns.clear();
         state.disconnected_since = Instant::now();
-        // Whoever was interrupted before does not wait for the next primary.
-        let gone = state.table.impatient(Instant::now(), false);
+        // Whoever is about to end does not wait for the next primary.
+        let gone = state.table.impatient(Instant::now(), false, dies);
         state.refill();
         drop(state);
         self.changed.notify_all();
@@ -723,7 +748,7 @@ impl Shared {
             self.changed.wait_for(&mut state, TICK);
             let now = Instant::now();
             let connected = state.link.is_some();
-            let interrupted = state.table.impatient(now, connected);
+            let interrupted = state.table.impatient(now, connected, dies);
             let closes = |waiter: &Waiter| match waiter {
                 Waiter::Kernel(waiting) => waiting.shape.is_close(),
                 Waiter::Caller(_) | Waiter::Flush => false,

@@ -17,9 +17,13 @@ use super::caching::Asked;
 /// Requests that wait for a slot. Each blocks a thread of an application, so there are few; more
 /// than this are refused with EAGAIN.
 const WAITING_MAX: usize = 16_384;
-/// A request that was interrupted is given up when its answer takes so long. Before, the answer
-/// is awaited: a signal must not make a healthy file system fail reads.
+/// What somebody asked who is about to end is given up when its answer takes so long, or there is
+/// no connection.
 pub(super) const INTERRUPT_PATIENCE: Duration = Duration::from_secs(1);
+/// What somebody asked who handled a signal, so that its call would fail with EINTR, is given up
+/// when its answer takes so long, connection or not: longer than a failover takes, on long lines as
+/// well, or every program with a timer would see errors in it.
+pub(super) const SIGNAL_PATIENCE: Duration = Duration::from_secs(10);
 /// A close waits so long for a primary to confirm what it gives back: a process that was killed
 /// cannot leave before.
 pub(super) const CLOSE_PATIENCE: Duration = Duration::from_secs(1);
@@ -57,6 +61,15 @@ struct Pending<W> {
     again: bool,
     asked: Asked,
     early: bool,
+}
+
+/// A change that waits for a slot.
+#[derive(Debug)]
+struct Waiting<W> {
+    order: u64,
+    submission: Submission<W>,
+    submitted: Instant,
+    interrupted: bool,
 }
 
 type Key = (u16, u64);
@@ -124,7 +137,7 @@ pub(super) struct Table<W> {
     pending: BTreeMap<u64, (Key, Pending<W>)>,
     by_key: HashMap<Key, u64>,
     by_unique: HashMap<u64, u64>,
-    waiting: VecDeque<(u64, Submission<W>, Instant, bool)>,
+    waiting: VecDeque<Waiting<W>>,
     next_order: u64,
     /// No change begins for now.
     held_up: bool,
@@ -241,7 +254,12 @@ impl<W> Table<W> {
                 if self.waiting.len() >= WAITING_MAX {
                     return Submitted::Full(submission.waiter);
                 }
-                self.waiting.push_back((order, submission, now, false));
+                self.waiting.push_back(Waiting {
+                    order,
+                    submission,
+                    submitted: now,
+                    interrupted: false,
+                });
                 return Submitted::Waits;
             };
             self.numbers[usize::from(slot)] += 1;
@@ -250,17 +268,22 @@ impl<W> Table<W> {
             self.next_plain += 1;
             (SLOT_NONE, self.next_plain)
         };
-        Submitted::Send(self.start(order, key, submission, now, connected))
+        let begins = Waiting {
+            order,
+            submission,
+            submitted: now,
+            interrupted: false,
+        };
+        Submitted::Send(self.start(key, begins, connected))
     }
 
-    fn start(
-        &mut self,
-        order: u64,
-        key: Key,
-        submission: Submission<W>,
-        submitted: Instant,
-        sent: bool,
-    ) -> RawFrame {
+    fn start(&mut self, key: Key, begins: Waiting<W>, sent: bool) -> RawFrame {
+        let Waiting {
+            order,
+            submission,
+            submitted,
+            interrupted,
+        } = begins;
         let request = Request {
             slot: key.0,
             number: key.1,
@@ -286,7 +309,7 @@ impl<W> Table<W> {
             operation: request.operation,
             frame: frame.clone(),
             submitted,
-            interrupted: false,
+            interrupted,
             sent,
             again: false,
             asked: submission.asked,
@@ -333,36 +356,31 @@ impl<W> Table<W> {
         } else {
             self.waiting.pop_front()
         };
-        let Some((order, submission, submitted, _)) = next else {
+        let Some(begins) = next else {
             self.free.push(slot);
             return None;
         };
         let number = &mut self.numbers[usize::from(slot)];
         *number += 1;
         let key = (slot, *number);
-        Some(self.start(order, key, submission, submitted, connected))
+        Some(self.start(key, begins, connected))
     }
 
-    /// A signal came for whoever waits for `unique`.
+    /// A signal came for whoever waits for `unique`; `dies` tells whether it ends him.
     pub(super) fn interrupt(
         &mut self,
         unique: u64,
         now: Instant,
         connected: bool,
+        dies: impl Fn(&W) -> bool,
     ) -> Interrupted<W> {
-        if let Some(at) = self
-            .waiting
-            .iter()
-            .position(|(_, s, ..)| s.unique == Some(unique))
-        {
-            let waiter = if must_happen(&self.waiting[at].1.operation) {
-                self.waiting[at].1.waiter.take()
-            } else {
-                // Not sent: it never happened.
-                let gone = self.waiting.remove(at);
-                gone.and_then(|(_, submission, ..)| submission.waiter)
-            };
-            return match waiter {
+        let asked = |waiting: &Waiting<W>| waiting.submission.unique == Some(unique);
+        if let Some(at) = self.waiting.iter().position(asked) {
+            self.waiting[at].interrupted = true;
+            if !self.waiting[at].is_due(now, &dies) {
+                return Interrupted::Noted;
+            }
+            return match self.withdraw(at) {
                 Some(waiter) => Interrupted::Answer(waiter),
                 None => Interrupted::Unknown,
             };
@@ -380,9 +398,7 @@ impl<W> Table<W> {
         pending.interrupted = true;
         // Who waits for a lock gets nothing by that alone.
         let waits = matches!(pending.operation, Operation::AwaitLock { .. });
-        let young = now.duration_since(pending.submitted) < INTERRUPT_PATIENCE;
-        let patient = connected && young && !waits;
-        if patient {
+        if !waits && !pending.is_due(now, connected, &dies) {
             return Interrupted::Noted;
         }
         match self.give_up(order) {
@@ -392,12 +408,30 @@ impl<W> Table<W> {
     }
 
     /// The waiters of interrupted requests whose answer takes too long.
-    pub(super) fn impatient(&mut self, now: Instant, connected: bool) -> Vec<W> {
-        let due = |pending: &Pending<W>| {
-            pending.interrupted
-                && (!connected || now.duration_since(pending.submitted) >= INTERRUPT_PATIENCE)
-        };
-        self.give_up_where(|pending| due(pending))
+    pub(super) fn impatient(
+        &mut self,
+        now: Instant,
+        connected: bool,
+        dies: impl Fn(&W) -> bool,
+    ) -> Vec<W> {
+        let mut waiters = self.give_up_where(|pending| pending.is_due(now, connected, &dies));
+        // From the end, as what is withdrawn is gone.
+        for at in (0..self.waiting.len()).rev() {
+            if self.waiting[at].is_due(now, &dies) {
+                waiters.extend(self.withdraw(at));
+            }
+        }
+        waiters
+    }
+
+    /// Nobody waits any more for what waits for a slot. It was not sent, so it never happens,
+    /// unless it must.
+    fn withdraw(&mut self, at: usize) -> Option<W> {
+        if must_happen(&self.waiting[at].submission.operation) {
+            return self.waiting[at].submission.waiter.take();
+        }
+        let gone = self.waiting.remove(at);
+        gone.and_then(|gone| gone.submission.waiter)
     }
 
     /// The waiters of everything that was submitted before `limit`.
@@ -406,10 +440,10 @@ impl<W> Table<W> {
         waiters.extend(self.syncs.drain(..).map(|sync| sync.waiter));
         let mut kept = VecDeque::new();
         for mut entry in self.waiting.drain(..) {
-            if entry.2 <= limit {
-                waiters.extend(entry.1.waiter.take());
+            if entry.submitted <= limit {
+                waiters.extend(entry.submission.waiter.take());
             }
-            if entry.2 > limit || must_happen(&entry.1.operation) {
+            if entry.submitted > limit || must_happen(&entry.submission.operation) {
                 kept.push_back(entry);
             }
         }
@@ -435,9 +469,14 @@ impl<W> Table<W> {
             late && must_happen(operation) && waiter.as_ref().is_some_and(&choose)
         };
         let mut waiters = self.give_up_where(|p| sure(&p.operation, &p.waiter, p.submitted));
-        for (_, waiting, submitted, _) in &mut self.waiting {
-            if sure(&waiting.operation, &waiting.waiter, *submitted) {
-                waiters.extend(waiting.waiter.take());
+        for waiting in &mut self.waiting {
+            let Waiting {
+                submission,
+                submitted,
+                ..
+            } = waiting;
+            if sure(&submission.operation, &submission.waiter, *submitted) {
+                waiters.extend(submission.waiter.take());
             }
         }
         waiters
@@ -449,8 +488,8 @@ impl<W> Table<W> {
         let mut waiters = self.drop_where(|_, pending| pending.through.is_some_and(&lost));
         let waiting = std::mem::take(&mut self.waiting);
         for mut entry in waiting {
-            if entry.1.through.is_some_and(&lost) {
-                waiters.extend(entry.1.waiter.take());
+            if entry.submission.through.is_some_and(&lost) {
+                waiters.extend(entry.submission.waiter.take());
             } else {
                 self.waiting.push_back(entry);
             }
@@ -579,6 +618,28 @@ pub(super) fn changed_object(operation: &Operation) -> Option<ObjectId> {
         Operation::Write { object, .. } | Operation::SetAttributes { object, .. } => Some(*object),
         _ => None,
     }
+}
+
+impl<W> Pending<W> {
+    /// Whether a signal came for who waits, and he waits no longer.
+    fn is_due(&self, now: Instant, connected: bool, dies: &impl Fn(&W) -> bool) -> bool {
+        let waited = now.duration_since(self.submitted);
+        let healthy = connected && waited < INTERRUPT_PATIENCE;
+        self.interrupted && !healthy && is_over(waited, self.waiter.as_ref(), dies)
+    }
+}
+
+impl<W> Waiting<W> {
+    /// The same. No answer is under way that could be awaited.
+    fn is_due(&self, now: Instant, dies: &impl Fn(&W) -> bool) -> bool {
+        let waited = now.duration_since(self.submitted);
+        self.interrupted && is_over(waited, self.submission.waiter.as_ref(), dies)
+    }
+}
+
+/// Whether who waited so long, and got a signal, waits no longer.
+fn is_over<W>(waited: Duration, waiter: Option<&W>, dies: &impl Fn(&W) -> bool) -> bool {
+    waited >= SIGNAL_PATIENCE || waiter.is_some_and(dies)
 }
 
 /// Whether a request is sent although nobody waits for it any more: nothing else would give the

@@ -12,7 +12,9 @@ use protocol::units::{ObjectId, Timestamp};
 
 use super::caching::Asked;
 use super::opens::Opens;
-use super::table::{CLOSE_PATIENCE, INTERRUPT_PATIENCE, Interrupted, Submission, Submitted, Table};
+use super::table::{
+    CLOSE_PATIENCE, INTERRUPT_PATIENCE, Interrupted, SIGNAL_PATIENCE, Submission, Submitted, Table,
+};
 
 const OBJECT: ObjectId = ObjectId(9);
 
@@ -123,6 +125,10 @@ fn request(frame: &RawFrame) -> Request {
     Request::decode(frame).expect("our own encoding")
 }
 
+/// What a signal does to who waits.
+const DIES: fn(&u64) -> bool = |_| true;
+const HANDLES_IT: fn(&u64) -> bool = |_| false;
+
 #[test]
 fn numbers_of_a_slot_rise_by_one_and_a_slot_carries_one_request() {
     let mut bench = Bench::new();
@@ -202,13 +208,16 @@ fn releases_are_not_sent_again_since_the_hello_says_what_is_open() {
 }
 
 #[test]
-fn a_signal_is_patient_while_connected_and_not_otherwise() {
+fn who_is_about_to_end_waits_a_second_while_connected_and_not_otherwise() {
     let mut bench = Bench::new();
     let asked = bench.sent(1, look());
     let now = bench.now;
-    assert_eq!(bench.table.interrupt(1, now, true), Interrupted::Noted);
-    assert!(bench.table.impatient(now, true).is_empty());
-    assert_eq!(bench.table.impatient(now, false), [1]);
+    assert_eq!(
+        bench.table.interrupt(1, now, true, DIES),
+        Interrupted::Noted
+    );
+    assert!(bench.table.impatient(now, true, DIES).is_empty());
+    assert_eq!(bench.table.impatient(now, false, DIES), [1]);
     // Given up: its answer is nobody's.
     assert!(
         bench
@@ -218,11 +227,70 @@ fn a_signal_is_patient_while_connected_and_not_otherwise() {
     );
     bench.sent(2, look());
     let late = now + INTERRUPT_PATIENCE;
-    assert_eq!(bench.table.interrupt(2, late, true), Interrupted::Answer(2));
-    assert_eq!(bench.table.interrupt(2, late, true), Interrupted::Unknown);
+    assert_eq!(
+        bench.table.interrupt(2, late, true, DIES),
+        Interrupted::Answer(2)
+    );
+    assert_eq!(
+        bench.table.interrupt(2, late, true, DIES),
+        Interrupted::Unknown
+    );
     bench.sent(3, look());
-    assert_eq!(bench.table.interrupt(3, now, true), Interrupted::Noted);
-    assert_eq!(bench.table.impatient(late, true), [3]);
+    assert_eq!(
+        bench.table.interrupt(3, now, true, DIES),
+        Interrupted::Noted
+    );
+    assert_eq!(bench.table.impatient(late, true, DIES), [3]);
+}
+
+/// A program with a timer wrote while the primary died, and its write failed with EINTR: FO-1 says
+/// that it sees a pause.
+#[test]
+fn a_signal_that_is_handled_outlasts_a_failover_and_does_not_wait_for_ever() {
+    let mut bench = Bench::new();
+    let now = bench.now;
+    for unique in 1..=u64::from(SLOTS_MAX) {
+        bench.sent(unique, change());
+    }
+    // One more, which has no slot.
+    bench.submit(1000, change(), true);
+    for unique in [1, 1000] {
+        let noted = bench.table.interrupt(unique, now, false, HANDLES_IT);
+        assert_eq!(noted, Interrupted::Noted);
+    }
+    let soon = now + SIGNAL_PATIENCE / 2;
+    for connected in [true, false] {
+        let impatient = bench.table.impatient(soon, connected, HANDLES_IT);
+        assert!(impatient.is_empty());
+    }
+    let late = now + SIGNAL_PATIENCE;
+    let impatient = bench.table.impatient(late, true, HANDLES_IT);
+    assert_eq!(impatient, [1, 1000]);
+    let again = bench.table.interrupt(2, late, true, HANDLES_IT);
+    assert_eq!(again, Interrupted::Answer(2));
+    // Killed after a signal that it handled: the kernel tells of the first one only.
+    assert_eq!(
+        bench.table.interrupt(3, soon, false, HANDLES_IT),
+        Interrupted::Noted
+    );
+    assert_eq!(bench.table.impatient(soon, false, DIES), [3]);
+}
+
+#[test]
+fn a_handled_signal_is_not_forgotten_when_a_slot_becomes_free() {
+    let mut bench = Bench::new();
+    let now = bench.now;
+    let first = bench.sent(0, change());
+    for unique in 1..u64::from(SLOTS_MAX) {
+        bench.sent(unique, change());
+    }
+    bench.submit(1000, change(), true);
+    let noted = bench.table.interrupt(1000, now, true, HANDLES_IT);
+    assert_eq!(noted, Interrupted::Noted);
+    bench.answer(&first);
+    assert!(bench.table.impatient(now, true, HANDLES_IT).is_empty());
+    let late = now + SIGNAL_PATIENCE;
+    assert_eq!(bench.table.impatient(late, true, HANDLES_IT), [1000]);
 }
 
 #[test]
@@ -230,7 +298,10 @@ fn a_change_that_was_given_up_keeps_its_slot_until_it_is_answered() {
     let mut bench = Bench::new();
     let sent = bench.sent(1, change());
     let now = bench.now;
-    assert_eq!(bench.table.interrupt(1, now, false), Interrupted::Answer(1));
+    assert_eq!(
+        bench.table.interrupt(1, now, false, DIES),
+        Interrupted::Answer(1)
+    );
     let again: Vec<_> = bench.resend().iter().map(request).collect();
     assert_eq!(again, std::slice::from_ref(&sent));
     assert_eq!(bench.answer(&sent), None);
@@ -246,7 +317,10 @@ fn a_change_that_was_never_sent_goes_when_it_is_interrupted() {
         bench.submit(1, change(), false),
         Submitted::Send(_)
     ));
-    assert_eq!(bench.table.interrupt(1, now, false), Interrupted::Answer(1));
+    assert_eq!(
+        bench.table.interrupt(1, now, false, DIES),
+        Interrupted::Answer(1)
+    );
     assert!(bench.resend().is_empty());
     assert_eq!(bench.table.len(), 0);
     // Its number is skipped, its slot is free.
@@ -265,7 +339,7 @@ fn an_interrupted_change_that_waits_for_a_slot_never_happens() {
     ));
     let now = bench.now;
     assert_eq!(
-        bench.table.interrupt(1000, now, true),
+        bench.table.interrupt(1000, now, true, DIES),
         Interrupted::Answer(1000)
     );
     assert_eq!(bench.table.len(), usize::from(SLOTS_MAX));
@@ -282,7 +356,10 @@ fn a_slot_freed_by_giving_up_goes_to_who_waits_for_one() {
         Submitted::Waits
     ));
     let now = bench.now;
-    assert_eq!(bench.table.interrupt(3, now, false), Interrupted::Answer(3));
+    assert_eq!(
+        bench.table.interrupt(3, now, false, DIES),
+        Interrupted::Answer(3)
+    );
     let frames = bench.table.refill(true);
     assert_eq!(frames.len(), 1);
     assert_eq!(bench.answer(&request(&frames[0])), Some(1000));
@@ -293,11 +370,17 @@ fn an_open_given_up_by_its_process_is_still_answered_so_that_it_can_be_undone() 
     let mut bench = Bench::new();
     let open = bench.sent(1, Operation::Open { object: OBJECT });
     let now = bench.now;
-    assert_eq!(bench.table.interrupt(1, now, false), Interrupted::Answer(1));
+    assert_eq!(
+        bench.table.interrupt(1, now, false, DIES),
+        Interrupted::Answer(1)
+    );
     assert_eq!(bench.answer(&open), None);
     // Unless the connection went, and with it what the primary counted.
     bench.sent(2, Operation::Open { object: OBJECT });
-    assert_eq!(bench.table.interrupt(2, now, false), Interrupted::Answer(2));
+    assert_eq!(
+        bench.table.interrupt(2, now, false, DIES),
+        Interrupted::Answer(2)
+    );
     assert!(bench.resend().is_empty());
 }
 
@@ -378,7 +461,7 @@ fn who_waits_for_a_lock_is_interrupted_at_once_and_its_answer_is_nobodys() {
     let mut bench = Bench::new();
     let wait = bench.sent(1, await_lock());
     assert_eq!(wait.slot, SLOT_NONE, "it takes no slot");
-    let interrupted = bench.table.interrupt(1, bench.now, true);
+    let interrupted = bench.table.interrupt(1, bench.now, true, DIES);
     assert_eq!(interrupted, Interrupted::Answer(1));
     let late = bench.table.answered(wait.slot, wait.number, true);
     assert!(late.is_none());
@@ -394,7 +477,7 @@ fn a_lock_is_given_back_whoever_waits_for_that_or_not() {
     let mut bench = Bench::new();
     // Not sent, as there is no connection.
     bench.submit(1, unlock(), false);
-    let interrupted = bench.table.interrupt(1, bench.now, false);
+    let interrupted = bench.table.interrupt(1, bench.now, false, DIES);
     assert_eq!(interrupted, Interrupted::Answer(1));
     assert_eq!(bench.resend().len(), 1);
     bench.submit(2, unlock(), false);
@@ -405,7 +488,7 @@ fn a_lock_is_given_back_whoever_waits_for_that_or_not() {
     bench.submit(3, unlock(), false);
     bench.submit(4, unlock(), false);
     bench.submit(5, change(), false);
-    let interrupted = bench.table.interrupt(3, bench.now, false);
+    let interrupted = bench.table.interrupt(3, bench.now, false, DIES);
     assert_eq!(interrupted, Interrupted::Answer(3));
     let now = bench.now;
     assert!(bench.table.need_not_wait(|_| true, now, true).is_empty());

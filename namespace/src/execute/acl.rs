@@ -22,7 +22,12 @@ pub(super) struct Beginning {
     default: Option<Bytes>,
 }
 
-fn read<S: Store>(tx: &Transaction<'_, S>, object: ObjectId, name: &[u8]) -> Step<Option<Acl>, S> {
+/// The object's ACL of that name.
+pub(super) fn read<S: Store>(
+    tx: &Transaction<'_, S>,
+    object: ObjectId,
+    name: &[u8],
+) -> Step<Option<Acl>, S> {
     let key = keys::xattr(object, name);
     let Some(value) = tx.get(&key)? else {
         return Ok(None);

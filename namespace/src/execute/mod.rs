@@ -7,6 +7,7 @@ mod data;
 mod look;
 mod remove;
 mod rename;
+mod squash;
 mod xattr;
 
 use bytes::Bytes;
@@ -21,6 +22,7 @@ use crate::transaction::{Step, Stop, Transaction, read_totals};
 use crate::{ChangeSet, Context, ExecuteError, Executed, Store, keys, locks};
 
 pub(crate) use remove::delete_object;
+pub use squash::{NOBODY, squash};
 
 /// How far an operation got by itself.
 enum Next {

@@ -61,6 +61,8 @@ struct Lease {
     given: bool,
     /// Nobody else holds one, or is told anything of the object.
     exclusive: bool,
+    /// A primary before this one gave it, which had everything that was confirmed.
+    before: bool,
     recalled: Option<Recalled>,
 }
 
@@ -296,7 +298,7 @@ impl Leases {
         for object in before.difference(&presented) {
             self.drop_lease(session, *object);
         }
-        if awaited && whole {
+        if awaited {
             // Until it is heard again they end as they would have with the primary of before.
             if let Some(of) = self.sessions.get_mut(&session) {
                 of.until = of.until.max(now + self.time);
@@ -307,17 +309,21 @@ impl Leases {
                     debug_assert_ne!(given, Given::Nothing, "nobody changed anything");
                     self.set_alone(session, *object, alone.contains(object));
                 }
+                if let Some(lease) = self.lease_mut(session, *object) {
+                    lease.before = !whole;
+                }
             }
         }
         // An answer that made it exclusive was lost on the way.
         for object in before.difference(&alone) {
             self.set_alone(session, *object, false);
         }
+        // What is put back is what it knows already; whatever comes after that waits.
         let holds = |object: &ObjectId| {
             let lease = self.lease(session, *object);
             lease.is_some_and(|lease| {
                 let kind = lease.exclusive || !alone.contains(object);
-                lease.given && kind && lease.recalled.is_none()
+                lease.given && !lease.before && kind && lease.recalled.is_none()
             })
         };
         let refused = presented.into_iter().filter(|object| !holds(object));
@@ -367,6 +373,11 @@ impl Leases {
         leases.iter().find(|l| l.0 == session).map(|l| &l.1)
     }
 
+    fn lease_mut(&mut self, session: SessionId, object: ObjectId) -> Option<&mut Lease> {
+        let leases = self.objects.get_mut(&object)?;
+        leases.iter_mut().find(|l| l.0 == session).map(|l| &mut l.1)
+    }
+
     /// A question was decided on that tells of an object: the answer may give a lease, if
     /// [`Leases::give`] says so as it leaves. `None`: there is none to be had.
     pub fn grant(&mut self, session: SessionId, object: ObjectId, now: Duration) -> Option<Grant> {
@@ -392,6 +403,7 @@ impl Leases {
                     grant,
                     given: false,
                     exclusive: false,
+                    before: false,
                     recalled: None,
                 };
                 leases.push((session, lease));
@@ -496,15 +508,25 @@ impl Leases {
         // What it has alone nobody who is awaited holds.
         let unsure = !objects.iter().all(|object| self.is_alone(author, *object));
         let awaits = unsure && self.awaited.iter().any(|of| *of != author);
-        match self.put_back(author, objects, now) {
+        match self.waits_for(author, objects, false, now) {
             Verdict::Free(_) if awaits => Verdict::Wait(Vec::new()),
             verdict => verdict,
         }
     }
 
     /// The same of a change that was confirmed by a primary before this one and is put back: who has
-    /// not come may know of it already.
+    /// not come, or holds a lease from before, may know of it already.
     pub fn put_back(&mut self, author: SessionId, objects: &[ObjectId], now: Duration) -> Verdict {
+        self.waits_for(author, objects, true, now)
+    }
+
+    fn waits_for(
+        &mut self,
+        author: SessionId,
+        objects: &[ObjectId],
+        put_back: bool,
+        now: Duration,
+    ) -> Verdict {
         let mut waits = false;
         let mut recalls: BTreeMap<SessionId, Vec<ObjectId>> = BTreeMap::new();
         let mut old = Vec::new();
@@ -517,7 +539,7 @@ impl Leases {
                 } else if holder == author {
                     old.push(*object);
                     waits |= lease.recalled.is_some() && made(Mistake::HoldsUpTheHolder);
-                } else {
+                } else if !(put_back && lease.before) {
                     waits = true;
                     if lease.recalled.is_none() {
                         self.shared.insert(*object, now);

@@ -167,7 +167,14 @@ fn who_presents_to_a_primary_that_may_lack_something_keeps_nothing() {
     leases.take_over([A].into_iter(), ms(0));
     leases.let_in(A, 100, true);
     let refused = leases.present(A, (&[X], &[]), false, ms(10));
-    assert_eq!(refused.expect("all of it").objects, [X]);
+    let refused = refused.expect("all of it");
+    assert_eq!(refused.objects, [X]);
+    // Its kernel does not know that yet. What is put back it knows.
+    leases.let_in(B, 100, true);
+    assert_eq!(leases.put_back(B, &[X], ms(20)), Verdict::Free(Vec::new()));
+    assert_eq!(leases.change(B, &[X], ms(30)), Verdict::Wait(Vec::new()));
+    leases.given_back(A, refused.number, &[X]);
+    assert_eq!(leases.change(B, &[X], ms(40)), Verdict::Free(Vec::new()));
 }
 
 #[test]

@@ -5,6 +5,7 @@ mod collisions;
 mod errnos;
 mod model;
 mod sessions;
+mod squash;
 mod unnamed;
 mod values;
 

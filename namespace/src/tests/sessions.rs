@@ -90,6 +90,7 @@ fn an_ended_session_leaves_nothing_and_others_stay() {
         mounted_at_ms: 1_700_000_000_000,
         read_only: false,
         began: Default::default(),
+        owner: crate::Owner::Local,
     };
     let (one, two) = (SessionId([1; 16]), SessionId([2; 16]));
     for id in [one, two] {

@@ -74,7 +74,7 @@ impl Hello {
                 w.u64(term.0);
             }
         }
-        if self.version >= 6 {
+        if self.version >= 7 {
             w.u32(self.leases).u8(u8::from(self.early));
         }
         frame(kind::HELLO, &mut w, Bytes::new())
@@ -113,7 +113,7 @@ impl Hello {
                 kept_terms.push(r.term("kept term")?);
             }
         }
-        let (leases, early) = match version >= 6 {
+        let (leases, early) = match version >= 7 {
             true => (r.u32("leases")?, flag(&mut r, "early")?),
             false => (0, false),
         };

@@ -167,6 +167,12 @@ impl SimMedium {
         lock(&self.state).capacity = bytes;
     }
 
+    /// How often something was refused for want of room, also before the last crash.
+    #[must_use]
+    pub fn refused(&self) -> u64 {
+        lock(&self.state).refused
+    }
+
     /// Work ends at one poll in `n` only, as on a slow disk.
     pub fn slow_down(&self, n: u64) {
         lock(&self.state).slowness = n;

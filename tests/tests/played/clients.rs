@@ -5,17 +5,50 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::fs::{IO_BYTES_MAX, Operation, Outcome, SLOT_NONE};
+use protocol::fs::{HelloReply, IO_BYTES_MAX, Operation, Outcome, SLOT_NONE, refusal};
+use protocol::ids::SessionId;
+use protocol::preamble::Purpose;
 use protocol::replica::Message;
 use protocol::report::ReplicaReport;
 use protocol::units::Sequence;
 use protocol::volume::Quorum;
 use replication::state::{Disk, Report};
 
-use super::mount::{Mount, create};
-use super::stage::{Stage, room, run, spec};
+use super::mount::{Mount, create, greet};
+use super::stage::{Stage, client_key, room, run, spec};
 
 const MIB: u64 = 1 << 20;
+
+/// Who had a session was known to the primary that let it in, and to no later one: after a take-over
+/// another client could go on with it, until its owner came back.
+#[test]
+fn bad_2_a_session_of_before_a_take_over_is_its_owners_alone() {
+    run(async {
+        let mut stage = Stage::new(spec(1, Quorum::Off), 0, None);
+        stage.until(|status| status.serving).await;
+        let purpose = Purpose::Client(stage.spec.id);
+        let of_node = Mount::new(&stage, 1).await;
+        let mut of_client = stage.connect(client_key(1), purpose);
+        let said = greet(&mut of_client, stage.spec.id, SessionId([2; 16]), 0).await;
+        assert!(matches!(said, HelloReply::Welcome { .. }), "{said:?}");
+        stage.start_anew().await;
+        stage.until(|status| status.serving).await;
+        drop((of_node, of_client));
+        for session in [1, 2] {
+            let mut other = stage.connect(client_key(2), purpose);
+            let said = greet(&mut other, stage.spec.id, SessionId([session; 16]), 0).await;
+            let HelloReply::Refused { code, message } = said else {
+                panic!("{session}: {said:?}");
+            };
+            assert_eq!(code, refusal::FORBIDDEN);
+            assert!(message.contains("belongs to another"), "{message}");
+        }
+        let mut owner = stage.connect(client_key(1), purpose);
+        let said = greet(&mut owner, stage.spec.id, SessionId([2; 16]), 0).await;
+        assert!(matches!(said, HelloReply::Welcome { .. }), "{said:?}");
+        Mount::new(&stage, 1).await;
+    });
+}
 
 /// A mount that asks and does not read what it is answered had every answer kept for it in memory.
 #[test]
@@ -202,5 +235,24 @@ fn bad_3_what_a_replica_has_not_applied_yet_is_taken_off_what_it_says_it_can_tak
         let taken = follower.taken.get();
         assert!(taken <= free, "{taken} bytes were ordered where {free} fit");
         assert_eq!(taken, written * MIB);
+    });
+}
+
+/// A comparison waited for ever for a replica that follows and does not say what it holds.
+#[test]
+fn a_comparison_ends_though_a_replica_follows_and_never_answers_it() {
+    run(async {
+        let stage = Stage::new(spec(2, Quorum::Off), 0, None);
+        let _follower = Follower::of(&stage).await;
+        let compared = tokio::time::timeout(Duration::from_secs(600), stage.verify()).await;
+        let verdict = compared.expect("it ends");
+        assert_eq!(verdict["equal"], false, "{verdict}");
+        assert_eq!(verdict["replicas_compared"], 1, "{verdict}");
+        let node = &stage.spec.replicas[1].node_name;
+        assert_eq!(
+            verdict["not_compared"],
+            serde_json::json!([node]),
+            "{verdict}"
+        );
     });
 }

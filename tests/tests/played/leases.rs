@@ -175,6 +175,8 @@ fn coh_1_who_waits_goes_on_when_a_lease_runs_out_whatever_else_happens() {
         let mut one = mounted(&stage, 1).await;
         let (file, other) = (one.create("file").await, one.create("other").await);
         let mut silent = mounted(&stage, 2).await;
+        // Not when deadlines are looked at.
+        tokio::time::sleep(Duration::from_millis(23)).await;
         let look = Operation::GetAttributes { object: file };
         silent.call(SLOT_NONE, look).await;
         let mut busy = mounted(&stage, 3).await;

@@ -32,7 +32,13 @@ fn plain(kind: u8) -> RawFrame {
     }
 }
 
-async fn greet(link: &mut Played, volume: VolumeId, session: SessionId, leases: u32) {
+/// Says hello as this session.
+pub(crate) async fn greet(
+    link: &mut Played,
+    volume: VolumeId,
+    session: SessionId,
+    leases: u32,
+) -> HelloReply {
     let hello = Hello {
         version: FS_VERSION,
         volume,
@@ -48,7 +54,12 @@ async fn greet(link: &mut Played, volume: VolumeId, session: SessionId, leases: 
     };
     link.say_frame(&hello.encode()).await;
     let frame = link.hear_frame().await.expect("it is answered");
-    let welcome = HelloReply::decode(&frame).expect("a greeting");
+    HelloReply::decode(&frame).expect("a greeting")
+}
+
+/// As [`greet`], and it is let in.
+async fn welcomed(link: &mut Played, volume: VolumeId, session: SessionId, leases: u32) {
+    let welcome = greet(link, volume, session, leases).await;
     assert!(matches!(welcome, HelloReply::Welcome { .. }), "{welcome:?}");
 }
 
@@ -61,7 +72,7 @@ impl Mount {
     /// One that may hold so many leases, on a connection from anywhere.
     pub(crate) async fn over(stage: &Stage, mut link: Played, session: u8, leases: u32) -> Self {
         let session = SessionId([session; 16]);
-        greet(&mut link, stage.spec.id, session, leases).await;
+        welcomed(&mut link, stage.spec.id, session, leases).await;
         // There is nothing to present.
         link.say_frame(&plain(kind::PRESENTED)).await;
         Self {
@@ -77,11 +88,12 @@ impl Mount {
     pub(crate) async fn comes_back(&mut self, stage: &Stage, leases: u32) {
         self.link = stage.mount();
         self.recalls.clear();
-        greet(&mut self.link, stage.spec.id, self.session, leases).await;
+        welcomed(&mut self.link, stage.spec.id, self.session, leases).await;
         let present = Present {
             authors: Vec::new(),
             stable: (Term(0), Sequence::ZERO),
             leases: self.leases.iter().copied().collect(),
+            exclusive: Vec::new(),
         };
         self.link.say_frame(&present.encode()).await;
         self.link.say_frame(&plain(kind::PRESENTED)).await;

@@ -11,6 +11,7 @@ use daemon::volume::{
 };
 use protocol::frame::{RawFrame, take_frame};
 use protocol::ids::{BrickId, GenerationId, NodeId, PoolId, VolumeId};
+use protocol::node_rpc::VolumeCommand;
 use protocol::preamble::Purpose;
 use protocol::replica::{HASH_BYTES, Message, REPLICA_VERSION, Scope};
 use protocol::report::ReplicaReport;
@@ -26,7 +27,7 @@ use storage::medium::sim::SimMedium;
 use storage::{Brick, JournalSizes, Options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadHalf, WriteHalf};
 use tokio::sync::{oneshot, watch};
-use tokio::task::LocalSet;
+use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
 const POOL: PoolId = PoolId([7; 16]);
@@ -37,6 +38,14 @@ const SOON: Duration = Duration::from_secs(20);
 /// The node at a place.
 pub(crate) fn node_id(place: usize) -> NodeId {
     NodeId([u8::try_from(place).expect("few places") + 1; 16])
+}
+
+/// Keys that begin with this or more are clients', others nodes'.
+const CLIENTS_FROM: u8 = 100;
+
+/// The key of a client.
+pub(crate) fn client_key(number: u8) -> NodeId {
+    NodeId([CLIENTS_FROM + number; 16])
 }
 
 /// A volume with so many replicas, node1 to nodeN.
@@ -102,7 +111,12 @@ impl Host for Alone {
 
     fn right(&self, identity: NodeId, _: VolumeId) -> Option<Right> {
         let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
-        (!revoked.contains(&identity)).then(Right::default)
+        (!revoked.contains(&identity)).then(|| Right {
+            client: identity.0[0]
+                .ge(&CLIENTS_FROM)
+                .then(|| format!("{identity}")),
+            read_only: false,
+        })
     }
 
     fn agreed(&self, _: VolumeId) -> Option<Agreed> {
@@ -141,16 +155,6 @@ fn sizes() -> Options {
     }
 }
 
-/// A replica runs over what is on its disk.
-fn start(spec: &VolumeSpec, me: usize, host: &Arc<Alone>, medium: &SimMedium) -> VolumeHandle {
-    let (brick, recovery) = Brick::open(medium.clone(), None, sizes()).expect("it opens");
-    let node: Arc<dyn Host> = host.clone();
-    let (handle, runs) = VolumeHandle::over(spec.clone(), me, node, brick, recovery)
-        .expect("a brick remembers its role");
-    tokio::task::spawn_local(runs);
-    handle
-}
-
 /// See the module.
 pub(crate) struct Stage {
     pub(crate) spec: VolumeSpec,
@@ -158,6 +162,38 @@ pub(crate) struct Stage {
     handle: VolumeHandle,
     host: Arc<Alone>,
     medium: SimMedium,
+    runs: JoinHandle<()>,
+}
+
+fn sizes() -> Options {
+    Options {
+        reserve_bytes: 1 << 20,
+        journal: JournalSizes {
+            segment_bytes: 1280 << 10,
+            total_bytes_max: 6 << 20,
+        },
+        ..Options::for_room(storage::Room {
+            total_bytes: DISK_BYTES,
+            free_bytes: DISK_BYTES,
+        })
+    }
+}
+
+/// A process of the replica begins.
+fn begin(
+    spec: &VolumeSpec,
+    me: usize,
+    host: &Arc<Alone>,
+    medium: &SimMedium,
+) -> (VolumeHandle, JoinHandle<()>) {
+    let (brick, recovery) = Brick::open(medium.clone(), None, sizes()).expect("it opens");
+    let node: Arc<dyn Host> = host.clone();
+    let (handle, runs) = VolumeHandle::over(spec.clone(), me, node, brick, recovery)
+        .expect("a brick remembers its role");
+    // With this the tasks that it starts end as well, as those of a process.
+    let process = LocalSet::new();
+    process.spawn_local(runs);
+    (handle, tokio::task::spawn_local(process))
 }
 
 impl Stage {
@@ -175,12 +211,14 @@ impl Stage {
             revoked: Mutex::default(),
             changes: watch::Sender::new(()),
         });
+        let (handle, runs) = begin(&spec, me, &host, &medium);
         Self {
-            handle: start(&spec, me, &host, &medium),
+            handle,
             spec,
             me,
             host,
             medium,
+            runs,
         }
     }
 
@@ -190,7 +228,7 @@ impl Stage {
         self.handle.stop().await;
         // What is left of it does nothing to this one.
         self.medium = self.medium.kill();
-        self.handle = start(&self.spec, self.me, &self.host, &self.medium);
+        (self.handle, self.runs) = begin(&self.spec, self.me, &self.host, &self.medium);
         self.until(|status| status.serving).await;
     }
 
@@ -199,6 +237,14 @@ impl Stage {
         let revoked = self.host.revoked.lock();
         revoked.unwrap_or_else(PoisonError::into_inner).push(node);
         self.host.changes.send_replace(());
+    }
+
+    /// The replica's process dies, and another one begins.
+    pub(crate) async fn start_anew(&mut self) {
+        self.runs.abort();
+        // It ends by that.
+        let _ = (&mut self.runs).await;
+        (self.handle, self.runs) = begin(&self.spec, self.me, &self.host, &self.medium);
     }
 
     /// The replica's disk.
@@ -213,6 +259,15 @@ impl Stage {
 
     pub(crate) async fn status(&self) -> ReplicaReport {
         self.handle.status().await
+    }
+
+    /// What an operator's comparison of the replicas finds.
+    pub(crate) async fn verify(&self) -> serde_json::Value {
+        let verify = VolumeCommand::Verify { repair: false };
+        self.handle
+            .command(verify)
+            .await
+            .expect("a primary compares")
     }
 
     /// Waits until the replica says so of itself.

@@ -619,7 +619,7 @@ impl Client {
                 let mut state = self.state.borrow_mut();
                 let forget = state.cache.recalled(recalled, self.now());
                 // Now and then a mount stands still: its leases run out.
-                if forget.number % STANDS_STILL != 0
+                if !forget.number.is_multiple_of(STANDS_STILL)
                     && let Some(given) = state.cache.gives_back(&forget, &[])
                 {
                     state.unsent.push(given.give_back());

@@ -315,6 +315,8 @@ pub(crate) struct Node {
     found_full: bool,
     /// Its brick was once seen to be a picture of one time, with something in it.
     whole: bool,
+    /// How often its disk had had no room when it was last seen outside of a resync.
+    refused: u64,
     /// The configuration that the replica was told last.
     told: u64,
     /// It is gone for good, for now.
@@ -396,6 +398,7 @@ impl Cluster {
             dark: false,
             found_full: false,
             whole: false,
+            refused: 0,
             told: 0,
             buried: false,
             lets_go: false,
@@ -554,7 +557,8 @@ impl Cluster {
         self.look_for_the_point(place);
     }
 
-    /// In the middle of a resync the picture before it must be there, and whole (RS-4).
+    /// In the middle of a resync the picture before it must be there, and whole (RS-4), unless there
+    /// was no room to keep it.
     fn look_for_the_point(&mut self, place: Place) {
         // Where the disk gives errors there is nothing to be seen.
         let Ok((brick, _)) = Brick::open_read_only(self.nodes[place].medium.clone()) else {
@@ -565,6 +569,10 @@ impl Cluster {
         let whole = matches!(state.disk, Disk::UpToDate | Disk::Consistent);
         let node = &mut self.nodes[place];
         node.whole |= whole && brick.applied() > Sequence::ZERO;
+        let refused = node.medium.refused();
+        if state.disk != Disk::Inconsistent {
+            node.refused = refused;
+        }
         if !node.whole || state.disk != Disk::Inconsistent {
             return;
         }
@@ -580,8 +588,9 @@ impl Cluster {
             });
             scanned.is_ok().then_some(keys)
         });
+        let given_up = found.is_none() && refused > node.refused;
         assert!(
-            keys.is_some_and(|keys| keys > 0),
+            given_up || keys.is_some_and(|keys| keys > 0),
             "node{} has no picture of before its resync: {state:?}",
             place + 1
         );

@@ -71,6 +71,51 @@ fn a_mount_that_comes_late_is_told_of_data_that_a_power_cut_took() {
     assert!(seen.iter().any(|(_, told)| *told));
 }
 
+/// The power goes everywhere, and the mounts come back at once with what they appended.
+fn is_appended(seed: u64) -> bool {
+    run(async {
+        let stage = Stage::with_seed(seed).await;
+        let (first, second) = (vec![6; 2 * LARGE], vec![7; LARGE]);
+        write(&stage.one, 0, stage.hollow, 0, first.clone()).await;
+        stage.one.call(0, Operation::SyncAll, Bytes::new()).await;
+        let append = Operation::Write {
+            object: stage.hollow,
+            offset: 0,
+            append: true,
+            kill_privileges: false,
+        };
+        let appends = stage.one.call(0, append, Bytes::from(second.clone()));
+        let cut = async {
+            // Before it is answered, or after.
+            tokio::time::sleep(Duration::from_millis(seed % 8 * 10)).await;
+            let mut cluster = stage.nodes.lock().await;
+            for node in [0, 1] {
+                cluster.power_off(node).await;
+            }
+            for node in [0, 1] {
+                cluster.start(node);
+            }
+        };
+        let (appended, ()) = tokio::join!(appends, cut);
+        assert!(matches!(appended, Outcome::Written { .. }), "{appended:?}");
+        stage.one.call(0, Operation::SyncAll, Bytes::new()).await;
+        let read = Operation::Read {
+            object: stage.hollow,
+            offset: 0,
+            len: 4 * LARGE as u32,
+        };
+        let found = stage.other.call(9, read, Bytes::new()).await;
+        found == Outcome::Data(Bytes::from([first, second].concat()))
+    })
+}
+
+/// An append says no offset: its data came back at the start of the file.
+#[test]
+fn dur_5_what_was_appended_is_put_back_where_it_went() {
+    let wrong: Vec<u64> = (0..80).filter(|seed| !is_appended(*seed)).collect();
+    assert_eq!(wrong, Vec::<u64>::new());
+}
+
 /// A primary lost its power and comes back, while a mount that kept what was lost cannot reach it.
 /// Then it is gone for good, and the other replica, which has everything, serves.
 fn is_whole_after_both(seed: u64) -> bool {

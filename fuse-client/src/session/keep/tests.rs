@@ -63,6 +63,46 @@ fn welcome(term: u64, ends: &[Place]) -> Welcome<'_> {
     }
 }
 
+/// An append says no place; who lacks its data has to know where it went.
+#[test]
+fn what_was_appended_is_presented_with_the_place_where_it_went() {
+    let went = |offset| match written(0) {
+        Outcome::Written {
+            len, attributes, ..
+        } => Outcome::Written {
+            len,
+            offset,
+            attributes,
+        },
+        other => other,
+    };
+    let (mut operation, request) = write(1, 1);
+    let mut request = Request::decode(&request).expect("it is well formed");
+    for operation in [&mut operation, &mut request.operation] {
+        if let Operation::Write { append, .. } = operation {
+            *append = true;
+        }
+    }
+    let mut keep = Keep::new();
+    keep.welcomed(welcome(1, &[]), [].into_iter());
+    keep.confirmed(&operation, &request.encode(), &reply(1, 11, 10, went(500)));
+    let place = |frames: &[RawFrame]| match replays(frames)[0].request.operation {
+        Operation::Write { offset, append, .. } => (offset, append),
+        ref other => panic!("{other:?}"),
+    };
+    let ends = [(Term(1), Sequence(10))];
+    let frames = keep.welcomed(welcome(2, &ends), [].into_iter());
+    assert_eq!(place(&frames), (500, true));
+    assert!(keep.replayed(&reply(1, 21, 10, went(400))));
+    let ends = [(Term(2), Sequence(20))];
+    let frames = keep.welcomed(welcome(3, &ends), [].into_iter());
+    assert_eq!(
+        place(&frames),
+        (400, true),
+        "it went elsewhere the second time"
+    );
+}
+
 /// With so many writes of so many bytes confirmed by the primary of term 1, at sequences from 11 on.
 fn keeping(count: u64, bytes: usize) -> Keep {
     let mut keep = Keep::new();

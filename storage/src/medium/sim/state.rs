@@ -62,6 +62,8 @@ pub(super) struct State {
     pub(super) capacity: u64,
     pub(super) slowness: u64,
     used: u64,
+    /// How often there was no room.
+    pub(super) refused: u64,
 }
 
 impl std::fmt::Debug for State {
@@ -162,6 +164,7 @@ impl State {
             unreadable: BTreeSet::new(),
             bad: BTreeSet::new(),
             capacity,
+            refused: 0,
             slowness: 1,
             used: 0,
         }
@@ -268,6 +271,7 @@ impl State {
 
     fn take_room(&mut self, bytes: u64) -> io::Result<()> {
         if self.used + bytes > self.capacity {
+            self.refused += 1;
             return Err(io::Error::from_raw_os_error(libc::ENOSPC));
         }
         self.used += bytes;
@@ -479,6 +483,7 @@ impl State {
             unreadable: self.unreadable.clone(),
             bad: self.bad.clone(),
             used: self.used,
+            refused: self.refused,
             slowness: self.slowness,
             random: self.random,
             ..Self::new(0, self.capacity)
@@ -490,6 +495,7 @@ impl State {
         let mut next = Self::new(seed, self.capacity);
         next.next_inode = self.next_inode;
         next.slowness = self.slowness;
+        next.refused = self.refused;
         next.bad.clone_from(&self.bad);
         // Sometimes nothing more gets to the disk, sometimes everything, mostly some.
         let keep = match next.random(5) {
