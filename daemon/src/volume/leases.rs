@@ -119,13 +119,6 @@ impl Leasing {
         ends
     }
 
-    /// Time goes by. Whether anything ended now.
-    fn expire(&mut self, now: Duration) -> bool {
-        let ends = self.table.expire(now);
-        self.ended |= ends;
-        ends
-    }
-
     fn take_aside(&mut self) -> VecDeque<(SessionId, Box<Request>)> {
         self.aside_bytes = 0;
         std::mem::take(&mut self.aside)
@@ -231,12 +224,17 @@ impl<M: Medium> Driver<M> {
     /// file for himself is told.
     pub(super) fn may_tell(&mut self, session: SessionId, file: Option<ObjectId>) -> bool {
         let now = self.now();
-        self.leasing.table.expire(now);
-        match self.leasing.table.ask(session, file.as_slice(), now) {
-            Verdict::Free(_) => true,
-            Verdict::Wait(recalls) => {
-                recalls.into_iter().for_each(|recall| self.tell(recall));
-                false
+        self.leasing.expire(now);
+        loop {
+            match self.leasing.table.ask(session, file.as_slice(), now) {
+                Verdict::Free(_) => return true,
+                Verdict::Wait(recalls) => {
+                    recalls.into_iter().for_each(|recall| self.tell(recall));
+                }
+            }
+            // What had run out before it was recalled has ended with that.
+            if !self.leasing.expire(now) {
+                return false;
             }
         }
     }
