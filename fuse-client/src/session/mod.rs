@@ -593,6 +593,11 @@ impl Shared {
             return;
         };
         let fresh = self.keep_answer(&state, &mut answered, &reply);
+        if let Outcome::Written { attributes: a, .. } | Outcome::Attributes(a) = &reply.outcome
+            && reply.changed
+        {
+            state.table.changed(a.object, a.ctime);
+        }
         let failed = match (&reply.outcome, answered.early) {
             (Outcome::Error(_), true) => table::changed_object(&answered.operation),
             _ => None,

@@ -144,6 +144,8 @@ pub(super) struct Table<W> {
     /// Changes under way that were answered already, with the bytes of their data.
     early: BTreeMap<u64, u64>,
     early_bytes: u64,
+    /// When their objects were changed, by answers since the first of them was asked.
+    changed_at: HashMap<ObjectId, Timestamp>,
     /// Syncs that wait for those of them that came before.
     syncs: Vec<Sync<W>>,
     /// Objects of such changes that were given up.
@@ -164,6 +166,7 @@ impl<W> Table<W> {
             held_up: false,
             early: BTreeMap::new(),
             early_bytes: 0,
+            changed_at: HashMap::new(),
             syncs: Vec::new(),
             lost: Vec::new(),
         }
@@ -218,6 +221,17 @@ impl<W> Table<W> {
 
     fn early_is_over(&mut self, order: u64) {
         self.early_bytes -= self.early.remove(&order).unwrap_or(0);
+        if self.early.is_empty() {
+            self.changed_at.clear();
+        }
+    }
+
+    /// An answer told when an object was changed: what is sent again of changes that were answered
+    /// early says so, as that was their own session's doing.
+    pub(super) fn changed(&mut self, object: ObjectId, at: Timestamp) {
+        if self.has_early() {
+            self.changed_at.insert(object, at);
+        }
     }
 
     /// Requests under way or waiting.
@@ -563,6 +577,10 @@ impl<W> Table<W> {
         let mut frames = Vec::with_capacity(self.pending.len());
         for (_, pending) in self.pending.values_mut() {
             pending.again |= std::mem::replace(&mut pending.sent, true);
+            let object = changed_object(&pending.operation).filter(|_| pending.early);
+            if let Some(at) = object.and_then(|object| self.changed_at.get(&object)) {
+                pending.frame = Request::known_later(&pending.frame, *at);
+            }
             frames.push(pending.frame.clone());
         }
         frames

@@ -716,6 +716,20 @@ impl Request {
         frame(kind::REQUEST, &mut w, self.payload.clone())
     }
 
+    /// A request that was answered early, with a later change time of its object. What is no request
+    /// stays what it is.
+    #[must_use]
+    pub fn known_later(frame: &RawFrame, changed_at: Timestamp) -> RawFrame {
+        match Self::decode(frame) {
+            Ok(request) if request.early.is_some() => Self {
+                early: Some(changed_at),
+                ..request
+            }
+            .encode(),
+            _ => frame.clone(),
+        }
+    }
+
     /// From a frame.
     pub fn decode(frame: &RawFrame) -> Result<Self, DecodeError> {
         let mut r = Reader::new(frame.meta.clone());

@@ -99,6 +99,8 @@ struct State {
     early_slots: Vec<u16>,
     /// Syncs that were answered before everything was that had been answered early before them.
     syncs: Vec<(u64, oneshot::Sender<Outcome>, Outcome)>,
+    /// When objects were changed, by the last answers.
+    changed_at: BTreeMap<ObjectId, Timestamp>,
     /// How often something was answered early.
     early_answers: u64,
     /// What could not be put back.
@@ -510,7 +512,12 @@ impl Client {
             leases: &leases,
             exclusive: &exclusive,
         };
-        let State { keep, pending, .. } = &mut *state;
+        let State {
+            keep,
+            pending,
+            changed_at,
+            ..
+        } = &mut *state;
         let sent = pending.values().filter(|(_, p)| p.sent);
         let sent = sent.filter(|(key, _)| key.0 != SLOT_NONE);
         let mut frames = keep.welcomed(welcome, sent.map(|(_, p)| &p.frame));
@@ -518,8 +525,13 @@ impl Client {
             frames.clear();
         }
         let after = welcomed.mark + 1;
-        let again = pending.range(after..).map(|(_, (_, p))| &p.frame);
-        frames.extend(again.cloned());
+        for (_, (_, pending)) in pending.range_mut(after..) {
+            let object = pending.early.as_ref().map(|early| early.object);
+            if let Some(at) = object.and_then(|object| changed_at.get(&object)) {
+                pending.frame = Request::known_later(&pending.frame, *at);
+            }
+            frames.push(pending.frame.clone());
+        }
         state.unsent = frames;
         state.sends = true;
         state.note_losses();
@@ -579,6 +591,11 @@ impl Client {
                     && let Some((_, pending)) = state.pending.remove(&order)
                 {
                     state.confirmed |= reply.changed;
+                    if let Outcome::Written { attributes: a, .. } | Outcome::Attributes(a) =
+                        &reply.outcome
+                    {
+                        state.changed_at.insert(a.object, a.ctime);
+                    }
                     let operation = &pending.operation;
                     let early = pending.early.is_some();
                     state.cache.over(operation, &pending.changes, early);
