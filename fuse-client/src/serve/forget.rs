@@ -70,6 +70,7 @@ impl FileSystem {
         };
         let waiting = Waiting {
             unique,
+            thread: 0, // it waits for nothing
             through: None,
             shape,
         };

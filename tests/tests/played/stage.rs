@@ -165,20 +165,6 @@ pub(crate) struct Stage {
     runs: JoinHandle<()>,
 }
 
-fn sizes() -> Options {
-    Options {
-        reserve_bytes: 1 << 20,
-        journal: JournalSizes {
-            segment_bytes: 1280 << 10,
-            total_bytes_max: 6 << 20,
-        },
-        ..Options::for_room(storage::Room {
-            total_bytes: DISK_BYTES,
-            free_bytes: DISK_BYTES,
-        })
-    }
-}
-
 /// A process of the replica begins.
 fn begin(
     spec: &VolumeSpec,
