@@ -24,9 +24,6 @@ use protocol::units::{ObjectId, Timestamp};
 #[cfg(test)]
 mod tests;
 
-#[cfg(test)]
-mod tests;
-
 /// Names that are kept, some 150 bytes each.
 const NAMES_MAX: usize = 256 << 10;
 /// From so many leases on, those that were used longest ago are offered back, so many at once.

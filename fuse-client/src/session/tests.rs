@@ -577,7 +577,7 @@ fn cl_1_a_sync_is_over_when_everything_is_that_was_answered_early_before_it() {
     assert_eq!(bench.synced(&one), None);
     assert_eq!(bench.answer(&second), None);
     assert!(bench.table.synced().is_empty(), "the first is not answered");
-    let interrupted = bench.table.interrupt(7, bench.now, true);
+    let interrupted = bench.table.interrupt(7, bench.now, true, |_| true);
     assert_eq!(interrupted, Interrupted::Answer(7));
     assert_eq!(bench.answer(&first), None);
     assert_eq!(bench.synced(&other), Some(8));

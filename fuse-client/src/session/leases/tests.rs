@@ -237,7 +237,7 @@ fn cl_1_nothing_is_answered_early_whose_outcome_is_not_sure() {
         ..SetAttributes::default()
     };
     let truncate = Operation::SetAttributes { object: FILE, set };
-    for unsure in [append, truncate, unlink()] {
+    for unsure in [append, truncate.clone(), unlink()] {
         assert!(alone().early(&unsure, 1, ms(2)).is_none(), "{unsure:?}");
     }
     assert!(alone().early(&write(u64::MAX), 1, ms(2)).is_none());
