@@ -493,7 +493,9 @@ impl Work {
                 continue;
             };
             let lost = matches!(end.outcome, Outcome::Error(_));
-            if end.lapsed {
+            // Room that was held back for it, and others on the disk have taken.
+            let full = self.habits.may_fail && end.outcome == Outcome::Error(ENOSPC);
+            if end.lapsed || full {
                 // Others may have looked before it was there.
                 entry.answered = if lost { u64::MAX } else { now };
                 entry.must = !lost;
