@@ -127,8 +127,8 @@ pub struct Leases {
     objects: HashMap<ObjectId, Vec<(SessionId, Lease)>>,
     held: usize,
     recalled: BTreeSet<(Duration, SessionId, ObjectId)>,
-    /// When leases of an object were last recalled as another session came.
-    shared: HashMap<ObjectId, Duration>,
+    /// When leases of an object were last recalled as another session came, and whether it changed it.
+    shared: HashMap<ObjectId, (Duration, bool)>,
     /// To whom a primary before this one may have granted something, until they come or then.
     awaited: BTreeSet<SessionId>,
     awaited_until: Duration,
@@ -383,7 +383,7 @@ impl Leases {
     pub fn grant(&mut self, session: SessionId, object: ObjectId, now: Duration) -> Option<Grant> {
         let of = self.sessions.get_mut(&session)?;
         let shared = self.shared.get(&object);
-        if shared.is_some_and(|since| now < *since + REST) {
+        if shared.is_some_and(|(since, changed)| *changed && now < *since + REST) {
             return None;
         }
         let leases = self.objects.entry(object).or_default();
@@ -443,7 +443,7 @@ impl Leases {
         }
         let early = self.sessions.get(&session).is_some_and(|of| of.early);
         let shared = self.shared.get(&object);
-        let lately = shared.is_some_and(|since| now < *since + SHARED_FOR);
+        let lately = shared.is_some_and(|(since, _)| now < *since + SHARED_FOR);
         if alone && early && !lately && holders == 1 {
             self.set_alone(session, object, true);
         }
@@ -487,7 +487,11 @@ impl Leases {
             };
             waits = true;
             if lease.recalled.is_none() {
-                self.shared.insert(*object, now);
+                // Both may look at it from now on.
+                let since = self.shared.entry(*object).or_insert((now, false));
+                if now >= since.0 + REST {
+                    *since = (now, false);
+                }
                 recalls.entry(*holder).or_default().push(*object);
             }
         }
@@ -542,7 +546,7 @@ impl Leases {
                 } else if !(put_back && lease.before) {
                     waits = true;
                     if lease.recalled.is_none() {
-                        self.shared.insert(*object, now);
+                        self.shared.insert(*object, (now, true));
                         recalls.entry(holder).or_default().push(*object);
                     }
                 }
@@ -636,7 +640,8 @@ impl Leases {
 
     /// Forgets what does not matter any more.
     pub fn tidy(&mut self, now: Duration) {
-        self.shared.retain(|_, since| now < *since + SHARED_FOR);
+        self.shared
+            .retain(|_, (since, _)| now < *since + SHARED_FOR);
         self.sessions
             .retain(|_, of| of.limit > 0 || !of.objects.is_empty());
     }

@@ -256,7 +256,10 @@ fn who_changes_what_nobody_else_looks_at_has_it_alone() {
     leases.given_back(A, recall.number, &[X]);
     assert!(!leases.is_alone(A, X) && leases.alone() == 0);
     assert_eq!(leases.ask(B, &[X], ms(3)), Verdict::Free(Vec::new()));
-    let soon = ms(1) + SHARED_FOR;
+    assert!(gets(&mut leases, B, X, ms(3)) && gets(&mut leases, A, X, ms(3)));
+    let recall = recall_of(leases.change(A, &[X], ms(4)));
+    leases.given_back(B, recall.number, &[X]);
+    let soon = ms(4) + SHARED_FOR;
     assert_eq!(changes(&mut leases, A, X, soon - ms(1)), Given::Shared);
     assert_eq!(changes(&mut leases, A, X, soon), Given::Exclusive);
 }
