@@ -11,6 +11,8 @@ use std::time::Duration;
 use protocol::fs::Attributes;
 use protocol::units::Timestamp;
 
+use crate::session::leases::Fresh;
+
 /// Interface version that is spoken: 7.45, down to [`MINOR_MIN`].
 pub(crate) const MAJOR: u32 = 7;
 pub(crate) const MINOR: u32 = 45;
@@ -45,6 +47,9 @@ opcodes! {
     READDIRPLUS = 44, RENAME2 = 45, LSEEK = 46, COPY_FILE_RANGE = 47, SYNCFS = 50, TMPFILE = 51, STATX = 52,
     COPY_FILE_RANGE_64 = 53,
 }
+
+/// Tells the kernel that what it keeps of a node is old (linux/fuse.h, fuse_notify_code).
+pub(crate) const NOTIFY_INVAL_INODE: i32 = 2;
 
 /// INIT flags.
 pub(crate) mod init {
@@ -234,12 +239,14 @@ impl Body {
         self.u32(a.rdev).u32(BLOCK_BYTES).u32(0)
     }
 
-    /// `fuse_entry_out`: name and attributes valid for `fresh` (COH-1: no time at all where others
-    /// may change them), generation 0 as ids are never reused.
-    pub(crate) fn entry(&mut self, node: u64, a: &Attributes, fresh: Duration) -> &mut Self {
-        let (seconds, nanoseconds) = (fresh.as_secs(), fresh.subsec_nanos());
-        self.u64(node).u64(0).u64(seconds).u64(seconds);
-        self.u32(nanoseconds).u32(nanoseconds).attributes(a)
+    /// `fuse_entry_out`: name and attributes valid as long as their leases (COH-1), generation 0 as
+    /// ids are never reused. Node 0: there is no such name.
+    pub(crate) fn entry(&mut self, node: u64, a: &Attributes, fresh: Fresh) -> &mut Self {
+        let Fresh { names, attributes } = fresh;
+        self.u64(node).u64(0);
+        self.u64(names.as_secs()).u64(attributes.as_secs());
+        self.u32(names.subsec_nanos());
+        self.u32(attributes.subsec_nanos()).attributes(a)
     }
 
     /// `fuse_attr_out`, valid for `fresh`.
@@ -326,7 +333,7 @@ mod tests {
     fn replies_have_the_sizes_of_the_kernels_structures() {
         let a = Attributes::default();
         assert_eq!(
-            Body::default().entry(1, &a, Duration::ZERO).0.len(),
+            Body::default().entry(1, &a, Fresh::default()).0.len(),
             ENTRY_OUT_BYTES
         );
         assert_eq!(Body::default().attr(&a, Duration::ZERO).0.len(), 104);

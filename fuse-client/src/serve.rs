@@ -1,12 +1,13 @@
 //! The file system towards the kernel: requests in, replies out.
 //!
 //! Node ids are object ids (the mount's root is 1, whatever object it is), so nothing has to be
-//! remembered about what the kernel looked up. Names and attributes are valid for no time at all
-//! and files are read and written directly, so each operation asks the primary (COH-1).
+//! remembered about what the kernel looked up. Names and attributes are valid as long as their
+//! leases, and are answered from memory under them; files are read and written directly (COH-1).
 
 mod answer;
 mod ask;
 mod attributes;
+mod forget;
 mod listing;
 mod lock;
 mod openers;
@@ -16,7 +17,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use protocol::fs::{Operation, Outcome};
 use protocol::units::ObjectId;
 
@@ -31,8 +32,6 @@ use openers::Openers;
 
 pub(crate) use answer::Shape;
 
-/// Tells the kernel that what it keeps of a node is old (linux/fuse.h, FUSE_NOTIFY_INVAL_INODE).
-const NOTIFY_INVAL_INODE: i32 = 2;
 const EIO: i32 = 5;
 const EAGAIN: i32 = 11;
 const EINVAL: i32 = 22;
@@ -60,6 +59,8 @@ pub struct FileSystem {
     openers: Openers,
     /// The kernel says more with SETXATTR than it did at first.
     long_setxattr: AtomicBool,
+    /// Held for reading from looking into the cache until the kernel has the answer.
+    answering: RwLock<()>,
     ready: Mutex<Option<Ready>>,
 }
 
@@ -78,6 +79,7 @@ impl FileSystem {
             next_handle: AtomicU64::new(1),
             openers: Openers::default(),
             long_setxattr: AtomicBool::new(false),
+            answering: RwLock::new(()),
             ready: Mutex::new(None),
         });
         session.set_replies(Arc::clone(&this) as Arc<dyn crate::session::Replies>);
@@ -148,16 +150,6 @@ impl FileSystem {
     fn reply(&self, unique: u64, errno: i32, body: &[&[u8]]) {
         if let Err(error) = self.transport.reply(unique, errno, body) {
             tracing::error!(%error, "the kernel did not take an answer");
-        }
-    }
-
-    /// The primary changed attributes that the kernel may have kept and does not know to be old.
-    fn attributes_changed(&self, node: u64) {
-        let mut body = Body::with_capacity(24);
-        // A negative offset: the attributes only (linux/fuse.h, fuse_notify_inval_inode_out).
-        body.u64(node).u64(u64::MAX).u64(0);
-        if let Err(error) = self.transport.notify(NOTIFY_INVAL_INODE, &[&body.0]) {
-            tracing::debug!(%error, "the kernel does not know the node any more");
         }
     }
 

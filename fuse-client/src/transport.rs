@@ -17,8 +17,8 @@ pub trait Transport: Send + Sync {
     /// error.
     fn reply(&self, unique: u64, errno: i32, body: &[&[u8]]) -> io::Result<()>;
 
-    /// Tells the kernel something that it did not ask for.
-    fn notify(&self, code: i32, body: &[&[u8]]) -> io::Result<()>;
+    /// Tells the kernel something that it did not ask for. False: it does not know the node.
+    fn notify(&self, code: i32, body: &[&[u8]]) -> io::Result<bool>;
 }
 
 /// `/dev/fuse`, read by several threads through one descriptor: cloning it for each thread needs
@@ -35,15 +35,17 @@ impl Device {
         Self { fd }
     }
 
-    fn send(&self, header: &[u8], body: &[&[u8]]) -> io::Result<()> {
+    /// False: what it is about is gone.
+    fn send(&self, header: &[u8], body: &[&[u8]]) -> io::Result<bool> {
         let mut parts = [IoSlice::new(header), IoSlice::new(&[]), IoSlice::new(&[])];
         assert!(body.len() < parts.len(), "replies have at most two parts");
         for (part, bytes) in parts[1..].iter_mut().zip(body) {
             *part = IoSlice::new(bytes);
         }
         match rustix::io::writev(&self.fd, &parts[..=body.len()]) {
-            // Gone meanwhile: aborted, or unmounted.
-            Ok(_) | Err(Errno::NOENT | Errno::NODEV) => Ok(()),
+            Ok(_) => Ok(true),
+            // Aborted, or unmounted; or the kernel has no such node.
+            Err(Errno::NOENT | Errno::NODEV) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -65,10 +67,11 @@ impl Transport for Device {
 
     fn reply(&self, unique: u64, errno: i32, body: &[&[u8]]) -> io::Result<()> {
         let bytes = body.iter().map(|part| part.len()).sum();
-        self.send(&out_header(unique, errno, bytes), body)
+        self.send(&out_header(unique, errno, bytes), body)?;
+        Ok(())
     }
 
-    fn notify(&self, code: i32, body: &[&[u8]]) -> io::Result<()> {
+    fn notify(&self, code: i32, body: &[&[u8]]) -> io::Result<bool> {
         let bytes = body.iter().map(|part| part.len()).sum();
         // A notification is a reply to nothing, its code in place of the error.
         self.send(&out_header(0, -code, bytes), body)

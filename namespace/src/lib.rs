@@ -25,6 +25,7 @@ pub mod errno;
 mod execute;
 mod inode;
 mod keys;
+pub mod leases;
 pub mod locks;
 pub mod memory;
 mod replies;

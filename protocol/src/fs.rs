@@ -5,6 +5,7 @@
 //! again under its number, after a reconnect or to another primary, gets the first answer and is
 //! not executed twice (FO-2).
 
+mod lease;
 mod lock;
 mod replay;
 mod wire;
@@ -16,6 +17,7 @@ use crate::frame::RawFrame;
 use crate::ids::{NodeId, SessionId, VolumeId};
 use crate::units::{ObjectId, Sequence, Term, Timestamp};
 
+pub use lease::{LEASES_OF_SESSION_MAX, Recalled, offer, offered};
 pub use lock::{LOCK_END_MAX, Lock, LockClass, LockKind, LockOwner};
 pub use replay::{AUTHORS_MAX, Author, Place, Present, Replay};
 
@@ -44,10 +46,18 @@ pub mod kind {
     pub const REPLAY: u8 = 25;
     /// Client to primary: that was all; requests follow. No meta.
     pub const PRESENTED: u8 = 26;
+    /// Primary to client: [`super::Recalled`]. What it names is not leased from now on, and is given
+    /// back as soon as nobody on the client's machine answers from it any more.
+    pub const RECALL: u8 = 27;
+    /// Client to primary: [`super::Recalled`], as it was recalled, or a part of it.
+    pub const GIVE_BACK: u8 = 28;
+    /// Client to primary: leases that it would give back; it is answered by a [`RECALL`] of those
+    /// that it holds.
+    pub const OFFER: u8 = 29;
 }
 
 /// Every kind of frame between clients and nodes, with its name, for logs and tests.
-pub const KINDS: [(u8, &str); 11] = [
+pub const KINDS: [(u8, &str); 14] = [
     (kind::HELLO, "client-hello"),
     (kind::HELLO_REPLY, "client-hello-reply"),
     (kind::REQUEST, "client-request"),
@@ -59,10 +69,13 @@ pub const KINDS: [(u8, &str); 11] = [
     (kind::PRESENT, "client-present"),
     (kind::REPLAY, "client-replay"),
     (kind::PRESENTED, "client-presented"),
+    (kind::RECALL, "client-recall"),
+    (kind::GIVE_BACK, "client-give-back"),
+    (kind::OFFER, "client-offer"),
 ];
 
 /// Version of this module's messages.
-pub const FS_VERSION: u16 = 6;
+pub const FS_VERSION: u16 = 7;
 /// Longest name of a directory entry.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest data of one read or write.
@@ -94,6 +107,9 @@ pub struct Hello {
     pub confirmed: (Term, Sequence),
     /// Terms of the primaries that confirmed what the client keeps until it is stable (DUR-5).
     pub kept_terms: Vec<Term>,
+    /// Leases that the client can hold; 0: it is recalled nothing. At most
+    /// [`LEASES_OF_SESSION_MAX`] count.
+    pub leases: u32,
 }
 
 /// The answer to [`Hello`].
@@ -499,15 +515,20 @@ pub struct Reply {
     pub sequence: Sequence,
     /// Everything up to here is stable (DUR-5).
     pub stable: Sequence,
-    /// The primary lets nobody else change anything of the volume for so many milliseconds from
-    /// its answer on, as nobody else has it mounted; 0: it promises nothing. What the answer tells
-    /// may be kept for a fifth of that, from the asking on: the rest is for a client that is slow.
-    pub fresh_ms: u16,
+    /// Every lease of the session lasts for so many milliseconds from when this request was sent; 0:
+    /// the answer lengthens none.
+    pub lease_ms: u16,
     /// It changed something: a record carries it out, the one at `sequence`.
     pub changed: bool,
     /// Requests of other sessions that records up to `sequence` carry out, as far as they are not
     /// stable and this connection was not told of them. At most [`AUTHORS_MAX`].
     pub authors: Vec<Author>,
+    /// Objects of which the session holds a lease since this answer, or did before: what it tells of
+    /// them may be kept.
+    pub leases: Vec<ObjectId>,
+    /// Objects that the request changed and of which the session holds a lease: what is kept of them
+    /// is old.
+    pub old: Vec<ObjectId>,
     /// The result.
     pub outcome: Outcome,
 }

@@ -48,11 +48,19 @@ pub enum Mistake {
     LosesTheGivenUp,
     /// A client does not put back what was confirmed and was not stable.
     ForgetsTheUnstable,
+    /// A lease is granted while it is recalled.
+    GrantsDuringRecall,
+    /// A mount counts a lease from when it was answered.
+    CountsFromTheAnswer,
+    /// A new primary does not await those who may hold leases.
+    ForgetsLeases,
+    /// An operation waits for a lease that its own mount holds.
+    HoldsUpTheHolder,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 24] = [
         Self::AnswersEarly,
         Self::WelcomesEarly,
         Self::ForgetsReplies,
@@ -73,6 +81,10 @@ impl Mistake {
         Self::SendsNewerData,
         Self::LosesTheGivenUp,
         Self::ForgetsTheUnstable,
+        Self::GrantsDuringRecall,
+        Self::CountsFromTheAnswer,
+        Self::ForgetsLeases,
+        Self::HoldsUpTheHolder,
     ];
 }
 

@@ -93,6 +93,48 @@ impl Mounted {
     }
 }
 
+/// The process that serves the mount at a place.
+///
+/// # Errors
+/// There is none.
+pub fn mount_pid(at: &Path) -> anyhow::Result<u32> {
+    let at = at.as_os_str().as_encoded_bytes();
+    let mut found = None;
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Ok(line) = fs::read(entry.path().join("cmdline")) else {
+            continue; // it ended meanwhile, or is none
+        };
+        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+        if words.contains(&&b"mount"[..]) && words.contains(&at) {
+            found = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
+        }
+    }
+    found.context("a mount has a process")
+}
+
+/// Waits until a process that was sent SIGSTOP stands still. One of its threads takes the signal, and
+/// until that one is scheduled all others go on.
+///
+/// # Errors
+/// There is no such process.
+pub fn wait_until_stopped(pid: u32) -> anyhow::Result<()> {
+    let stands = |task: &Path| -> io::Result<bool> {
+        let status = fs::read_to_string(task.join("status"))?;
+        Ok(status.lines().any(|line| line.starts_with("State:\tT")))
+    };
+    loop {
+        let mut all = true;
+        for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+            all &= stands(&task?.path())?;
+        }
+        if all {
+            return Ok(());
+        }
+        std::thread::yield_now();
+    }
+}
+
 /// Has the replicas of `volume` compared, through `node`.
 ///
 /// # Errors

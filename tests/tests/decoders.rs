@@ -8,7 +8,7 @@ use cairn_tests::{Random, setting};
 use protocol::frame::{FRAME_BYTES_MAX, RawFrame, take_frame};
 use protocol::fs::{
     Author, Hello, HelloReply, Lock, LockClass, LockKind, LockOwner, Operation, Outcome, Present,
-    Replay, Reply, Request,
+    Recalled, Replay, Reply, Request, offer, offered,
 };
 use protocol::ids::{GenerationId, SessionId, VolumeId};
 use protocol::packed::{Packer, Unpacker};
@@ -65,9 +65,11 @@ fn seeds() -> Vec<RawFrame> {
             number: 2,
             sequence,
             stable,
-            fresh_ms: 1500,
+            lease_ms: 1500,
             changed: true,
             authors: vec![author],
+            leases: vec![ObjectId(1), ObjectId(5)],
+            old: vec![ObjectId(6)],
             outcome,
         }
         .encode()
@@ -96,8 +98,13 @@ fn seeds() -> Vec<RawFrame> {
     let present = Present {
         authors: vec![author],
         stable: (Term(1), Sequence(2)),
+        leases: vec![ObjectId(4)],
     }
     .encode();
+    let recalled = Recalled {
+        number: 3,
+        objects: vec![ObjectId(5), ObjectId(6)],
+    };
     let replay = Replay {
         order: Some(author.at),
         at: author.at,
@@ -198,7 +205,7 @@ fn seeds() -> Vec<RawFrame> {
         reply(Outcome::Data(name.clone())),
         reply(Outcome::FileSystem(Default::default())),
         Hello {
-            version: 3,
+            version: 7,
             volume: VolumeId([2; 16]),
             session: SessionId([1; 16]),
             client_name: "c".into(),
@@ -207,11 +214,15 @@ fn seeds() -> Vec<RawFrame> {
             opens: vec![ObjectId(3)],
             confirmed: (Term(3), Sequence(5)),
             kept_terms: vec![Term(2), Term(3)],
+            leases: 9,
         }
         .encode(),
         welcome,
         present,
         replay,
+        recalled.recall(),
+        recalled.give_back(),
+        offer(&recalled.objects),
         Message::Record(record).encode(),
         Message::Doubts {
             items: Vec::new(),
@@ -277,6 +288,13 @@ fn decode_all(frame: &RawFrame) {
     }
     if let Ok(present) = Present::decode(frame) {
         assert_eq!(Present::decode(&present.encode()).as_ref(), Ok(&present));
+    }
+    if let Ok(recalled) = Recalled::decode(frame) {
+        let again = Recalled::decode(&recalled.give_back());
+        assert_eq!(again.as_ref(), Ok(&recalled));
+    }
+    if let Ok(objects) = offered(frame) {
+        assert_eq!(offered(&offer(&objects)), Ok(objects));
     }
     if let Ok(replay) = Replay::decode(frame) {
         let again = Replay::decode(&replay.encode());

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use cairn_lab::{Lab, is_in_sync, signal};
 use cairn_tests::locker::Locker;
-use cairn_tests::{Mounted, skip};
+use cairn_tests::{Mounted, mount_pid, skip, wait_until_stopped};
 
 const VOLUME: &str = "v1";
 const IN_SYNC_WITHIN: Duration = Duration::from_secs(60);
@@ -73,26 +73,9 @@ impl Bench {
         Ok(())
     }
 
-    /// The process that serves the second mount.
-    fn mount_pid(&self) -> Result<u32> {
-        let at = self.b.as_os_str().as_encoded_bytes();
-        let mut found = None;
-        for entry in std::fs::read_dir("/proc")? {
-            let entry = entry?;
-            let Ok(line) = std::fs::read(entry.path().join("cmdline")) else {
-                continue; // it ended meanwhile, or is none
-            };
-            let words: Vec<_> = line.split(|byte| *byte == 0).collect();
-            if words.contains(&&b"mount"[..]) && words.contains(&at) {
-                found = entry.file_name().to_str().and_then(|pid| pid.parse().ok());
-            }
-        }
-        found.context("a mount has a process")
-    }
-
     /// Kills the process that serves the second mount, then who has a file open there.
     fn kill_mount(&mut self, mut sits_there: Locker) -> Result<()> {
-        signal(self.mount_pid()?, "KILL")?;
+        signal(mount_pid(&self.b)?, "KILL")?;
         sits_there.kill();
         self.lab.umount(&self.b)?;
         Ok(())
@@ -328,13 +311,15 @@ fn fo_6_a_mount_that_stood_still_does_nothing_under_the_locks_that_it_lost() -> 
         bench.lab.cairn(0, &reset)?;
         two.expect(lock, "ok")?;
         two.expect("write f before", "ok")?;
-        signal(bench.mount_pid()?, "STOP")?;
+        let process = mount_pid(&bench.b)?;
+        signal(process, "STOP")?;
+        wait_until_stopped(process)?;
         two.expect_wait(asked)?;
         one.expect_wait(lock)?;
         bench.shorten_sessions()?;
         ensure!(one.wait()? == "ok", "the session ended: {lock}");
         one.expect("write f theirs", "ok")?;
-        signal(bench.mount_pid()?, "CONT")?;
+        signal(process, "CONT")?;
         let answer = two.wait()?;
         ensure!(answer == "EIO", "`{asked}` under {lock}: {answer}");
         for ask in asks {

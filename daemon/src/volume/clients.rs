@@ -4,11 +4,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use namespace::{Admission, Context, ExecuteError, Executed};
+use namespace::leases::touched;
+use namespace::{Admission, ChangeSet, Context, ExecuteError, Executed};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
-    Author, Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Replay, Reply, Request,
-    SLOT_NONE, SLOTS_MAX, kind, refusal,
+    Author, Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Recalled, Replay, Reply,
+    Request, SLOT_NONE, SLOTS_MAX, kind, offered, refusal,
 };
 use protocol::ids::{NodeId, SessionId};
 use protocol::mistakes::{Mistake, made};
@@ -21,6 +22,7 @@ use super::copying::{self, Piece};
 use super::driver::{Driver, OrderError, Shared, Token};
 use super::held::{FlushWaiter, Held, PendingReply};
 use super::keys::Keys;
+use super::leases::Leased;
 use super::outbox::Outbox;
 use super::repair::finish_read;
 use super::replay::Presented;
@@ -40,6 +42,13 @@ pub(super) const EIO: i32 = 5;
 const ENFILE: i32 = 23;
 pub(super) const ENOSPC: i32 = 28;
 const EROFS: i32 = 30;
+
+/// What an answer says of leases.
+#[derive(Default)]
+struct Told {
+    leases: Vec<ObjectId>,
+    old: Vec<ObjectId>,
+}
 
 /// What has to be tried again when something changed.
 #[derive(Default)]
@@ -66,7 +75,7 @@ enum Wait {
 }
 
 /// What became of a request.
-enum Taken {
+pub(super) enum Taken {
     /// It is under way or answered.
     Yes,
     /// It must be tried again when something changed.
@@ -86,10 +95,7 @@ pub(super) async fn serve_client<M: Medium>(driver: Shared<M>, stream: Stream) {
     let greeted =
         tokio::time::timeout(GREETING_TIMEOUT, next_frame(&mut reader, &mut buffer)).await;
     let opened = match greeted {
-        Ok(Some(frame)) => {
-            wait_until_let_in(&driver, &frame, &asks).await;
-            open(&driver, &frame, asks, &outbox)
-        }
+        Ok(Some(frame)) => open(&driver, &frame, asks, &outbox),
         _ => None,
     };
     if let Some((session, connection)) = opened {
@@ -110,25 +116,6 @@ pub(super) async fn serve_client<M: Medium>(driver: Shared<M>, stream: Stream) {
     }
     outbox.close();
     let _ = tokio::time::timeout(GREETING_TIMEOUT, writing).await;
-}
-
-/// The only mount of the volume may rely for a moment on being alone: another one waits.
-async fn wait_until_let_in<M: Medium>(driver: &Shared<M>, frame: &RawFrame, asks: &Asks) {
-    let Ok(hello) = Hello::decode(frame) else {
-        return; // refused in a moment
-    };
-    let wait = {
-        let mut d = driver.borrow_mut();
-        let now = d.now();
-        let wait = d.sessions.wait_for(hello.session, now);
-        if d.admits(asks.peer, asks.address.as_deref()).is_err() || wait.is_zero() {
-            return;
-        }
-        d.sessions.newcomers += 1;
-        wait
-    };
-    tokio::time::sleep(wait).await;
-    driver.borrow_mut().sessions.newcomers -= 1;
 }
 
 /// The next frame; `None`: the connection ended, or what came is none.
@@ -319,11 +306,21 @@ impl<M: Medium> Driver<M> {
             match frame.kind {
                 kind::REQUEST => {
                     let request = Request::decode(&frame).map_err(|e| e.to_string())?;
+                    let now = self.now();
+                    self.leasing.table.renew(session, now);
                     return Ok(Some(Box::new(request)));
+                }
+                kind::GIVE_BACK => {
+                    let given = Recalled::decode(&frame).map_err(|e| e.to_string())?;
+                    self.leases_given_back(session, &given);
+                }
+                kind::OFFER => {
+                    let objects = offered(&frame).map_err(|e| e.to_string())?;
+                    self.leases_offered(session, &objects);
                 }
                 kind::PING | kind::PONG => self.answer_ping(session, frame),
                 kind::GOODBYE => {
-                    self.end_session(session);
+                    self.end_session(session, true);
                     return Err("the client said goodbye".to_owned());
                 }
                 other => return Err(format!("frame kind {other} is not a client's")),
@@ -344,7 +341,7 @@ impl<M: Medium> Driver<M> {
         }
     }
 
-    fn take(
+    pub(super) fn take(
         &mut self,
         shared: &Shared<M>,
         session: SessionId,
@@ -354,6 +351,9 @@ impl<M: Medium> Driver<M> {
         if changes {
             if request.slot >= SLOTS_MAX {
                 return Err(format!("a change came in slot {}", request.slot));
+            }
+            if self.leasing.has_aside(session, request.slot) {
+                return Err(format!("slot {} was used before its answer", request.slot));
             }
             if let Some(taken) = self.answer_again(session, &mut request)? {
                 return Ok(taken);
@@ -400,7 +400,9 @@ impl<M: Medium> Driver<M> {
                 }
             }
         }
-        self.execute(shared, session, &request)?;
+        if !self.execute(shared, session, &request)? {
+            return Ok(self.leasing.park(session, request));
+        }
         self.after_locking(session, &request.operation);
         Ok(Taken::Yes)
     }
@@ -437,7 +439,7 @@ impl<M: Medium> Driver<M> {
             if let Some(done) = done {
                 // It tells what was true when it was asked first.
                 let again = (request.slot, request.number);
-                self.answer(session, again, done, 0);
+                self.answer(session, again, done, Told::default());
             }
             return Ok(Some(Taken::Yes));
         }
@@ -480,6 +482,7 @@ impl<M: Medium> Driver<M> {
                     sequence,
                     changed: true,
                     since: None,
+                    leased: Leased::default(),
                     outcome,
                 };
                 self.waiting.push(self.machine.last(), Held::Reply(reply));
@@ -546,6 +549,7 @@ impl<M: Medium> Driver<M> {
             sequence: self.machine.confirmed(),
             since: None,
             changed: false,
+            leased: Leased::default(),
             outcome: Outcome::Error(errno),
         }
     }
@@ -577,17 +581,25 @@ impl<M: Medium> Driver<M> {
         }
     }
 
+    /// False: it waits for leases of others, and nothing came of it.
     fn execute(
         &mut self,
         shared: &Shared<M>,
         session: SessionId,
         request: &Request,
-    ) -> Result<(), String> {
+    ) -> Result<bool, String> {
         let now = self.timestamp();
         let term = self.machine.durable().term;
         let next = self.machine.last().next();
         let new_object = ObjectId::allocate(term, next).ok_or("the volume is out of object ids")?;
         let executed = self.decide_on(session, request, now, new_object);
+        let mut old = Vec::new();
+        if let Ok(Executed::Change(set)) = &executed {
+            match self.may_change(session, &touched(&set.changes)) {
+                Some(known) => old = known,
+                None => return Ok(false),
+            }
+        }
         if request.operation.changes() {
             self.note_slot(session, request);
         }
@@ -600,29 +612,20 @@ impl<M: Medium> Driver<M> {
             sequence,
             since,
             changed: false,
+            leased: Leased::default(),
             outcome,
         };
         match executed {
             Ok(Executed::Answer(outcome)) => {
                 let outcome = self.count_open(session, request, outcome);
-                self.reply_when_confirmed(pending(outcome));
+                let grants = self.grants_of(session, &request.operation, &outcome);
+                self.reply_when_confirmed(PendingReply {
+                    leased: Leased { grants, old },
+                    ..pending(outcome)
+                });
             }
             Ok(Executed::Change(set)) => {
-                let outcome = self.count_open(session, request, set.outcome);
-                match self.order(set.changes, set.payload) {
-                    Ok(sequence) => {
-                        self.note_author(session, request, sequence);
-                        self.replays.changers.note(session);
-                        let reply = PendingReply {
-                            sequence,
-                            changed: true,
-                            ..pending(outcome)
-                        };
-                        self.waiting.push(sequence, Held::Reply(reply));
-                    }
-                    Err(OrderError::Brick(error)) => self.fail(&error),
-                    Err(OrderError::Refused(refusal)) => return Err(refusal.to_string()),
-                }
+                self.carry_out_change(session, request, set, old, pending(Outcome::Done))?;
             }
             Ok(Executed::Read {
                 object,
@@ -670,6 +673,36 @@ impl<M: Medium> Driver<M> {
                 self.host.event("metadata_damaged", &self.spec.name, &text);
                 self.reply_when_confirmed(pending(Outcome::Error(EIO)));
             }
+        }
+        Ok(true)
+    }
+
+    /// A change that nothing stands in the way of becomes the next record.
+    fn carry_out_change(
+        &mut self,
+        session: SessionId,
+        request: &Request,
+        set: ChangeSet,
+        old: Vec<ObjectId>,
+        reply: PendingReply,
+    ) -> Result<(), String> {
+        let outcome = self.count_open(session, request, set.outcome);
+        match self.order(set.changes, set.payload) {
+            Ok(sequence) => {
+                self.note_author(session, request, sequence);
+                self.replays.changers.note(session);
+                let grants = self.grants_of(session, &request.operation, &outcome);
+                let reply = PendingReply {
+                    sequence,
+                    changed: true,
+                    leased: Leased { grants, old },
+                    outcome,
+                    ..reply
+                };
+                self.waiting.push(sequence, Held::Reply(reply));
+            }
+            Err(OrderError::Brick(error)) => self.fail(&error),
+            Err(OrderError::Refused(refusal)) => return Err(refusal.to_string()),
         }
         Ok(())
     }
@@ -754,6 +787,7 @@ impl<M: Medium> Driver<M> {
             sequence,
             since,
             changed,
+            leased,
             outcome,
         } = reply;
         let done = Done {
@@ -772,24 +806,22 @@ impl<M: Medium> Driver<M> {
         if let Some(since) = since {
             self.throttle.answered(now, now.saturating_sub(since));
         }
-        let fresh_ms = match &done.outcome {
-            Outcome::Entry(_) | Outcome::Attributes(_) | Outcome::Entries(_)
-                if self.machine.may_answer(now) =>
-            {
-                self.sessions.promise(session, sequence, now)
-            }
-            _ => 0,
+        let table = &mut self.leasing.table;
+        let grants = leased.grants.into_iter();
+        let given = grants.filter(|(object, grant)| table.give(session, *object, *grant));
+        let told = Told {
+            leases: given.map(|(object, _)| object).collect(),
+            old: leased.old,
         };
-        self.answer(session, (slot, number), done, fresh_ms);
+        self.answer(session, (slot, number), done, told);
     }
 
-    fn answer(
-        &mut self,
-        session: SessionId,
-        (slot, number): (u16, u64),
-        done: Done,
-        fresh_ms: u16,
-    ) {
+    fn answer(&mut self, session: SessionId, (slot, number): (u16, u64), done: Done, told: Told) {
+        // Who may have been replaced lengthens no lease: another primary may count already.
+        let lease_ms = match self.machine.may_answer(self.now()) {
+            true => self.leasing.table.time().as_millis(),
+            false => 0,
+        };
         let stable = self.machine.stable_everywhere();
         let alone = self.sessions.by_id.len() < 2;
         let Some(state) = self.sessions.by_id.get_mut(&session) else {
@@ -810,9 +842,11 @@ impl<M: Medium> Driver<M> {
                 number,
                 sequence: done.sequence,
                 stable,
-                fresh_ms,
+                lease_ms: u16::try_from(lease_ms).expect("a few seconds"),
                 changed: done.changed,
                 authors,
+                leases: told.leases,
+                old: told.old,
                 outcome: done.outcome,
             }
             .encode(),

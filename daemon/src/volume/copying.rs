@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use namespace::Executed;
+use namespace::leases::touched;
 use protocol::fs::{Outcome, Request};
 use protocol::ids::SessionId;
 use protocol::units::{ObjectId, Sequence, Term};
@@ -22,6 +23,7 @@ use super::clients::EIO;
 use super::driver::{Driver, OrderError, Shared};
 use super::held::{FlushWaiter, PendingReply};
 use super::keys::Keys;
+use super::leases::Leased;
 use super::repair::read_surely;
 
 /// Something changed may have been told before it was waited for: it is looked again so soon.
@@ -48,7 +50,7 @@ enum Step {
     /// Something must change first.
     Later,
     /// It is a record; told when that is stable.
-    Ordered(Sequence, Outcome, oneshot::Receiver<()>),
+    Ordered(Sequence, Outcome, Leased, oneshot::Receiver<()>),
     /// It ends with this, and nothing changed.
     Answered(Outcome),
     /// Nobody waits for an answer from this primary.
@@ -81,7 +83,7 @@ impl Copying {
                 let mut d = shared.borrow_mut();
                 d.tell_failed_read(&error);
                 let sequence = d.machine.last();
-                return self.answer(&mut d, sequence, false, Outcome::Error(EIO));
+                return self.answer(&mut d, sequence, Outcome::Error(EIO), None);
             }
             None => return, // the brick is closing
         };
@@ -96,16 +98,16 @@ impl Copying {
                 Step::Later => {
                     let _ = tokio::time::timeout(LOOK_AGAIN, changed.notified()).await;
                 }
-                Step::Ordered(sequence, outcome, stable) => {
+                Step::Ordered(sequence, outcome, leased, stable) => {
                     if stable.await.is_ok() {
-                        self.answer(&mut shared.borrow_mut(), sequence, true, outcome);
+                        self.answer(&mut shared.borrow_mut(), sequence, outcome, Some(leased));
                     }
                     return; // else the client asks the next primary
                 }
                 Step::Answered(outcome) => {
                     let mut d = shared.borrow_mut();
                     let sequence = d.machine.last();
-                    return self.answer(&mut d, sequence, false, outcome);
+                    return self.answer(&mut d, sequence, outcome, None);
                 }
                 Step::Over => return,
             }
@@ -160,6 +162,9 @@ impl Copying {
                 return Step::Answered(Outcome::Error(EIO));
             }
         };
+        let Some(old) = d.may_change(self.session, &touched(&set.changes)) else {
+            return Step::Later;
+        };
         match d.order(set.changes, set.payload) {
             Ok(sequence) => {
                 d.note_author(self.session, write, sequence);
@@ -167,7 +172,8 @@ impl Copying {
                 let (done, stable) = oneshot::channel();
                 d.sync_all = true;
                 d.sync_waiters.push(FlushWaiter::Task(done));
-                Step::Ordered(sequence, set.outcome, stable)
+                let grants = d.grants_of(self.session, &write.operation, &set.outcome);
+                Step::Ordered(sequence, set.outcome, Leased { grants, old }, stable)
             }
             Err(OrderError::Brick(error)) => {
                 d.fail(&error);
@@ -181,8 +187,8 @@ impl Copying {
         self,
         d: &mut Driver<M>,
         sequence: Sequence,
-        changed: bool,
         outcome: Outcome,
+        changed: Option<Leased>,
     ) {
         if !self.is_awaited(d) {
             return;
@@ -193,7 +199,8 @@ impl Copying {
             number: self.request.number,
             sequence,
             since: self.since,
-            changed,
+            changed: changed.is_some(),
+            leased: changed.unwrap_or_default(),
             outcome,
         });
         d.finish_turn();

@@ -30,6 +30,7 @@ use tokio::sync::{Notify, Semaphore, oneshot};
 
 use super::Host;
 use super::held::{FlushWaiter, Held, PendingReply, Unconfirmed};
+use super::leases::Leased;
 use super::links::{Asker, LinkIo};
 use super::repair::Repairs;
 use super::replay::Replays;
@@ -105,6 +106,8 @@ pub(super) struct Driver<M: Medium> {
     pub(super) seen: Vec<Seen>,
     /// Who waits for a lock.
     pub(super) locks: super::locks::Locks,
+    /// What mounts may answer from their caches.
+    pub(super) leasing: super::leases::Leasing,
     pub(super) failed: Option<String>,
     pub(super) throttled: bool,
     /// Clients were not read when the last round ended.
@@ -196,6 +199,7 @@ impl<M: Medium> Driver<M> {
             repairs: Repairs::default(),
             seen: (0..REPLICAS_MAX).map(|_| Seen::default()).collect(),
             locks: super::locks::Locks::default(),
+            leasing: super::leases::Leasing::default(),
             failed: None,
             throttled: false,
             blocked: false,
@@ -629,6 +633,7 @@ impl<M: Medium> Driver<M> {
                         sequence,
                         since,
                         changed: false,
+                        leased: Leased::default(),
                         outcome,
                     }));
                 }
@@ -694,6 +699,7 @@ impl<M: Medium> Driver<M> {
         self.sessions.send_elsewhere(&elsewhere.encode());
         self.replays.stop();
         self.locks.stop();
+        self.leasing.stop();
         self.waiting.clear();
         self.flushed.clear();
         self.flush_waiters.clear();
@@ -802,6 +808,7 @@ impl<M: Medium> Driver<M> {
         self.renew_promises(now);
         self.tell_stable();
         self.tend_gathering();
+        self.expire_leases();
         self.look_after_journal();
         self.machine.set_journal_from(self.brick.oldest_kept());
         self.finish_turn();

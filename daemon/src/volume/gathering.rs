@@ -367,6 +367,7 @@ mod tests {
         gathering.presented(Present {
             authors: vec![author],
             stable: place(2),
+            leases: Vec::new(),
         });
         assert_eq!(gathering.turn(B, place(3), now), Turn::Mine);
         assert_eq!(gathering.turn(B, place(5), now), Turn::Held(place(4)));
@@ -383,8 +384,11 @@ mod tests {
         let mut gathering = Gathering::begin([A, B], Duration::ZERO, AWAITED);
         let place = |term, sequence| (Term(term), Sequence(sequence));
         for stable in [place(13, 100), place(14, 0), place(15, 40)] {
-            let authors = Vec::new();
-            gathering.presented(Present { authors, stable });
+            gathering.presented(Present {
+                authors: Vec::new(),
+                stable,
+                leases: Vec::new(),
+            });
         }
         assert!(gathering.is_stable(place(13, 100)) && gathering.is_stable(place(12, 90)));
         assert!(!gathering.is_stable(place(13, 101)));

@@ -10,6 +10,7 @@ use protocol::ids::SessionId;
 use protocol::units::Sequence;
 use tokio::sync::oneshot;
 
+use super::leases::Leased;
 use super::outbox::Outbox;
 
 /// Answers that may wait before clients are not read any more.
@@ -51,6 +52,7 @@ pub(super) struct PendingReply {
     pub(super) since: Option<Duration>,
     /// The record at `sequence` carries the request out.
     pub(super) changed: bool,
+    pub(super) leased: Leased,
     pub(super) outcome: Outcome,
 }
 

@@ -277,9 +277,11 @@ async fn answer<M: Medium>(shared: &Shared<M>, point: PointId, request: Request)
             number: request.number,
             sequence,
             stable: sequence,
-            fresh_ms: 0,
+            lease_ms: 0,
             changed: false,
             authors: Vec::new(),
+            leases: Vec::new(),
+            old: Vec::new(),
             outcome,
         });
     }

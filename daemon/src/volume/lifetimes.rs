@@ -59,8 +59,8 @@ impl<M: Medium> Driver<M> {
             }
             Err(error) => tracing::error!(%error, "the sessions cannot be read"),
         }
-        self.sessions.inherit_promise(now);
-        self.sessions.count_again(self.machine.last());
+        let known = self.sessions.by_id.keys().copied();
+        self.leasing.table.take_over(known, now);
         if !self.sessions.by_id.is_empty() {
             self.sessions.grace_until = Some(now + self.settings.session_timeout);
         }
@@ -91,6 +91,8 @@ impl<M: Medium> Driver<M> {
         }
         let known = self.sessions.is_known(id, hello.confirmed);
         self.forget_waits(id);
+        let leases = usize::try_from(hello.leases).unwrap_or(usize::MAX);
+        self.leasing.table.let_in(id, leases);
         let ends = self.ends_of(hello);
         let connection = self.sessions.next_id();
         let mut settled = false;
@@ -187,7 +189,6 @@ impl<M: Medium> Driver<M> {
             ..Session::default()
         };
         self.sessions.by_id.insert(id, session);
-        self.sessions.count_again(self.machine.last());
         self.ask_promises();
         self.hurry.notify_one();
         Some(())
@@ -205,7 +206,7 @@ impl<M: Medium> Driver<M> {
         self.release_left_over_locks();
         for session in unheard {
             tracing::info!(volume = %self.spec.name, session = %session.short(), "a session ended");
-            self.end_session(session);
+            self.end_session(session, false);
         }
         if self.sessions.grace_until.is_some_and(|until| now >= until) {
             self.sessions.grace_until = None;
@@ -273,12 +274,17 @@ impl<M: Medium> Driver<M> {
                 "a mount is cut off: its right to the volume has ended"
             );
             if self.machine.serves() {
-                self.end_session(session);
+                self.end_session(session, true);
             }
         }
     }
 
-    pub(super) fn end_session(&mut self, session: SessionId) {
+    /// A session is over. `at_once`: so are its leases, as its mount ended it, or nobody waits for
+    /// who has no right to the volume.
+    pub(super) fn end_session(&mut self, session: SessionId, at_once: bool) {
+        let now = self.now();
+        self.leasing.forget_aside(session);
+        self.leasing.table.end(session, at_once, now);
         self.not_awaited(session);
         self.sessions.remove(session);
         match namespace::end_session(&Keys(&self.brick), session) {
@@ -290,8 +296,8 @@ impl<M: Medium> Driver<M> {
             Err(error) => tracing::error!(%error, "a session's replies cannot be read"),
         }
         self.release_locks_of(session);
-        self.sessions.count_again(self.machine.last());
         self.release_orphans();
+        self.try_aside();
     }
 
     pub(super) fn release_orphans(&mut self) {

@@ -16,6 +16,7 @@ use storage::{Medium, ReadError};
 use super::driver::Driver;
 use super::held::PendingReply;
 use super::keys::Keys;
+use super::leases::Leased;
 
 const EAGAIN: i32 = 11;
 const EIO: i32 = 5;
@@ -147,11 +148,12 @@ impl<M: Medium> Driver<M> {
         }
     }
 
-    /// The connection of a session ended, or another one took its place: whoever waits there asks
-    /// again.
+    /// The connection of a session ended, or another one took its place: whoever waits there, for
+    /// a lock or with a change for leases of others, asks again.
     pub(super) fn forget_waits(&mut self, session: SessionId) {
         let news = self.locks.waits.forget_session(session);
         self.call_waits(news);
+        self.leasing.forget_aside(session);
     }
 
     /// A session ended, and with it what it had locked. False: the rest is released later.
@@ -231,6 +233,7 @@ impl<M: Medium> Driver<M> {
             sequence,
             since: None,
             changed: false,
+            leased: Leased::default(),
             outcome,
         });
     }

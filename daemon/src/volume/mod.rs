@@ -43,6 +43,7 @@ mod gathering;
 mod held;
 mod kept;
 mod keys;
+mod leases;
 mod lifetimes;
 mod links;
 mod locks;

@@ -2,6 +2,7 @@
 //! from whom, and what cannot be put back any more.
 
 use bytes::{Bytes, BytesMut};
+use namespace::leases::touched;
 use namespace::{Executed, KeptReply};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{Hello, Operation, Outcome, Place, Present, Replay, Request, SLOTS_MAX, kind};
@@ -18,6 +19,7 @@ use super::driver::{Driver, OrderError, Token};
 use super::gathering::{Authors, Changers, Gathering, Turn};
 use super::held::{Held, PendingReply};
 use super::keys::Keys;
+use super::leases::Leased;
 use super::sessions::Done;
 
 const EIO: i32 = 5;
@@ -188,6 +190,7 @@ impl<M: Medium> Driver<M> {
         match frame.kind {
             kind::PRESENT => {
                 let present = Present::decode(&frame).map_err(|e| e.to_string())?;
+                self.leases_presented(session, &present.leases);
                 if let Some(gathering) = &mut self.replays.gathering {
                     gathering.presented(present);
                     gathering.brings(session, now);
@@ -208,6 +211,8 @@ impl<M: Medium> Driver<M> {
                 if let Some(state) = self.sessions.by_id.get_mut(&session) {
                     state.presents = false;
                 }
+                self.leasing.table.presented(session);
+                self.try_aside();
                 match &mut self.replays.gathering {
                     Some(gathering) => gathering.done(session),
                     None => self.tell_losses(),
@@ -216,7 +221,7 @@ impl<M: Medium> Driver<M> {
             }
             kind::PING | kind::PONG => self.answer_ping(session, frame),
             kind::GOODBYE => {
-                self.end_session(session);
+                self.end_session(session, true);
                 return Err("the client said goodbye".to_owned());
             }
             other => return Err(format!("frame kind {other} comes too early")),
@@ -503,6 +508,9 @@ impl<M: Medium> Driver<M> {
         if makes && taken {
             return Ok(self.refuse_replay(session, replay));
         }
+        if self.may_change(session, &touched(&set.changes)).is_none() {
+            return Ok(Put::Later);
+        }
         let outcome = set.outcome;
         match self.order(set.changes, set.payload) {
             Ok(sequence) => {
@@ -591,6 +599,7 @@ impl<M: Medium> Driver<M> {
             sequence,
             changed: true,
             since: None,
+            leased: Leased::default(),
             outcome,
         };
         self.waiting.push(self.machine.last(), Held::Reply(reply));

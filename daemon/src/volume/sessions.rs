@@ -100,12 +100,6 @@ pub(super) struct Sessions {
     /// Unlinked while the grace lasted, or closed for the last time: to be looked at.
     pub(super) to_release: BTreeSet<ObjectId>,
     last_id: u64,
-    /// Mounts that wait to be let in until a promise to the only one has ended.
-    pub(super) newcomers: u32,
-    /// From this record on there has been one mount only; `None`: there are none, or several.
-    sole_since: Option<Sequence>,
-    /// Until then nobody else is let in: the only mount was promised that.
-    promised_until: Duration,
     /// When it was last looked for sessions of which nothing is heard, and whether they were served.
     looked: Option<(Duration, bool)>,
 }
@@ -114,42 +108,7 @@ pub(super) struct Sessions {
 /// or its machine stood still or the volume was not served, is not held against them.
 const LOOK_WITHIN: Duration = Duration::from_secs(2);
 
-/// How long the only mount of a volume is promised to stay so, from each answer on.
-const SOLE_PROMISE: Duration = Duration::from_millis(1500);
-
 impl Sessions {
-    /// Sessions came or went; `last` is the last record.
-    pub(super) fn count_again(&mut self, last: Sequence) {
-        self.sole_since = match (self.by_id.len(), self.sole_since) {
-            (1, since) => since.or(Some(last)),
-            _ => None,
-        };
-    }
-
-    /// This primary takes up the volume: its predecessor's promise may still hold.
-    pub(super) fn inherit_promise(&mut self, now: Duration) {
-        self.promised_until = now + SOLE_PROMISE;
-    }
-
-    /// What the session may rely on when it gets an answer that holds at `sequence`, in
-    /// milliseconds.
-    pub(super) fn promise(&mut self, session: SessionId, sequence: Sequence, now: Duration) -> u16 {
-        let sole = self.sole_since.is_some_and(|since| sequence >= since);
-        if !sole || self.newcomers > 0 || !self.by_id.contains_key(&session) {
-            return 0;
-        }
-        self.promised_until = self.promised_until.max(now + SOLE_PROMISE);
-        u16::try_from(SOLE_PROMISE.as_millis()).expect("a second or two")
-    }
-
-    /// How long a session has to wait before it is let in. One that is known has been counted.
-    pub(super) fn wait_for(&self, session: SessionId, now: Duration) -> Duration {
-        if self.by_id.is_empty() || self.by_id.contains_key(&session) {
-            return Duration::ZERO;
-        }
-        self.promised_until.saturating_sub(now)
-    }
-
     /// Sessions of which nothing was heard for so long. Only time counts in which they were served
     /// and could be heard.
     pub(super) fn unheard(
@@ -340,7 +299,6 @@ impl Sessions {
             }
         }
         self.by_id.clear();
-        self.sole_since = None;
         self.held.clear();
         self.to_release.clear();
     }
@@ -531,39 +489,5 @@ mod tests {
         );
         assert!(!sessions.is_known(a, place(2, 100)));
         assert!(sessions.is_known(a, place(3, 7)) && sessions.is_known(a, place(4, 0)));
-    }
-
-    #[test]
-    fn only_a_mount_that_is_alone_is_promised_anything_and_newcomers_wait_for_the_end() {
-        let (a, b) = (SessionId([1; 16]), SessionId([2; 16]));
-        let at = Duration::from_secs;
-        let mut sessions = Sessions::default();
-        sessions.by_id.insert(a, Session::default());
-        sessions.count_again(Sequence(5));
-        assert_eq!(
-            sessions.promise(a, Sequence(4), at(9)),
-            0,
-            "read while others were there"
-        );
-        assert_eq!(sessions.wait_for(b, at(9)), Duration::ZERO);
-        assert!(sessions.promise(a, Sequence(5), at(10)) > 0);
-        assert_eq!(sessions.wait_for(a, at(10)), Duration::ZERO, "it is known");
-        assert_eq!(sessions.wait_for(b, at(10)), SOLE_PROMISE);
-        sessions.newcomers = 1;
-        assert_eq!(
-            sessions.promise(a, Sequence(9), at(11)),
-            0,
-            "somebody waits"
-        );
-        assert_eq!(sessions.wait_for(b, at(12)), Duration::ZERO);
-        sessions.newcomers = 0;
-        sessions.by_id.insert(b, Session::default());
-        sessions.count_again(Sequence(9));
-        assert_eq!(sessions.promise(a, Sequence(9), at(12)), 0, "there are two");
-        // The other changes something and goes: what was read before that stays unpromised.
-        sessions.remove(b);
-        sessions.count_again(Sequence(20));
-        assert_eq!(sessions.promise(a, Sequence(19), at(13)), 0);
-        assert!(sessions.promise(a, Sequence(20), at(13)) > 0);
     }
 }

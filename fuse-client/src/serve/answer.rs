@@ -1,14 +1,13 @@
 //! From outcomes to the kernel's replies.
 
-use std::time::Duration;
-
-use protocol::fs::{FileSystemStatistics, Outcome};
+use protocol::fs::{Attributes, FileSystemStatistics, Outcome};
 use protocol::units::ObjectId;
 
 use super::FileSystem;
 use super::listing;
 use super::lock::{self, Ask};
 use crate::abi::{Body, ENTRY_OUT_BYTES, STATX_OUT_BYTES, open};
+use crate::session::leases::{Forget, Fresh};
 use crate::session::{Key, Range, Replies, Waiting};
 
 const EIO: i32 = 5;
@@ -97,12 +96,29 @@ fn statistics(s: &FileSystemStatistics) -> Body {
 }
 
 impl Replies for FileSystem {
-    fn answer(&self, waiting: Waiting, outcome: Outcome, fresh: Duration) {
+    fn answer(&self, waiting: Waiting, outcome: Outcome, fresh: Fresh) {
+        self.answer_fresh(waiting, outcome, fresh);
+    }
+
+    fn forget(&self, forget: &Forget) -> Vec<ObjectId> {
+        self.have_forgotten(forget)
+    }
+}
+
+impl FileSystem {
+    /// Tells the kernel an outcome; it may keep it for `fresh`.
+    pub(super) fn tell(&self, waiting: Waiting, outcome: Outcome, fresh: Fresh) {
         let unique = waiting.unique;
         match (waiting.shape, outcome) {
             (Shape::Lock(ask), outcome) => self.lock_taken(unique, *ask, &outcome),
             (Shape::LockWait(ask), outcome) => self.lock_awaited(unique, *ask, &outcome),
             (Shape::Unlocked(what), outcome) => self.unlocked(unique, *what, &outcome),
+            (Shape::Entry, Outcome::Error(_)) if !fresh.names.is_zero() => {
+                // There is no such name, and that may be kept.
+                let mut body = Body::with_capacity(ENTRY_OUT_BYTES);
+                let nothing = Attributes::default();
+                self.reply(unique, 0, &[&body.entry(0, &nothing, fresh).0]);
+            }
             // An entry that the kernel got with attributes only, as Open answers.
             (shape, Outcome::Error(errno)) => {
                 if let Some(handle) = shape.opens() {
@@ -133,11 +149,11 @@ impl Replies for FileSystem {
             }
             (Shape::Attributes, Outcome::Attributes(a)) => {
                 let mut body = Body::with_capacity(104);
-                self.reply(unique, 0, &[&body.attr(&a, fresh).0]);
+                self.reply(unique, 0, &[&body.attr(&a, fresh.attributes).0]);
             }
             (Shape::Statx, Outcome::Attributes(a)) => {
                 let mut body = Body::with_capacity(STATX_OUT_BYTES);
-                self.reply(unique, 0, &[&body.statx(&a, fresh).0]);
+                self.reply(unique, 0, &[&body.statx(&a, fresh.attributes).0]);
             }
             (Shape::Empty, Outcome::Done | Outcome::Attributes(_)) => self.reply(unique, 0, &[]),
             (Shape::Synced { handle }, Outcome::Done) => {
@@ -171,7 +187,7 @@ impl Replies for FileSystem {
                 self.reply(unique, 0, &[&body.u64(u64::from(len)).0]);
             }
             (Shape::Directory(ask), Outcome::Entries(entries)) => {
-                self.list(unique, *ask, entries.into(), fresh);
+                self.list(unique, *ask, entries.into());
             }
             (Shape::Statistics, Outcome::FileSystem(s)) => {
                 self.reply(unique, 0, &[&statistics(&s).0]);

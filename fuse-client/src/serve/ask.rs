@@ -122,6 +122,9 @@ impl FileSystem {
                 return Ok(());
             }
         };
+        let Some(shape) = self.answer_kept(header.unique, &operation, shape) else {
+            return Ok(());
+        };
         let waiting = Waiting {
             unique: header.unique,
             thread: header.thread,

@@ -2,15 +2,16 @@
 //! rest waits at the handle, and only there: a new handle, or going back, asks again.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use protocol::fs::{DirectoryEntry, Operation};
+use protocol::fs::{Attributes, DirectoryEntry, Operation};
+use protocol::units::ObjectId;
 
 use super::ask::caller;
 use super::{FileSystem, Shape};
 use crate::abi::{Body, ENTRY_OUT_BYTES, Fields, InHeader, ShortRequest, dirent_bytes, opcode};
-use crate::session::Waiting;
+use crate::session::leases::Fresh;
+use crate::session::{Waiting, clock};
 
 /// Bytes of entries that the primary is asked for, encoded, and that wait at a handle at most.
 const ASK_BYTES: u32 = 64 << 10;
@@ -23,6 +24,7 @@ const S_IFDIR: u32 = 0o040_000;
 #[derive(Debug)]
 pub(crate) struct Ask {
     handle: u64,
+    directory: ObjectId,
     plus: bool,
     size: usize,
     /// What the answer begins with: `.` and `..`, which are not stored.
@@ -35,8 +37,6 @@ pub(super) struct Listings(pub(super) Mutex<HashMap<u64, Listing>>);
 pub(super) struct Listing {
     /// The cookie that the next entry follows.
     cookie: u64,
-    /// Until then what is told of the entries may be kept.
-    fresh_until: Instant,
     entries: VecDeque<DirectoryEntry>,
 }
 
@@ -74,6 +74,7 @@ impl FileSystem {
         let cookie = if offset <= AFTER_DOT_DOT { 0 } else { offset };
         let ask = Ask {
             handle,
+            directory: object,
             plus,
             size: size as usize,
             body: body.0,
@@ -84,11 +85,7 @@ impl FileSystem {
             .take(handle, cookie)
             .filter(|_| offset > AFTER_DOT_DOT)
         {
-            // Read some time ago: what is left of it.
-            let fresh = listing
-                .fresh_until
-                .saturating_duration_since(Instant::now());
-            self.list(header.unique, ask, listing.entries, fresh);
+            self.list(header.unique, ask, listing.entries);
             return Ok(());
         }
         let waiting = Waiting {
@@ -109,14 +106,10 @@ impl FileSystem {
         Ok(())
     }
 
-    /// Answers with as many entries as fit and keeps the rest.
-    pub(super) fn list(
-        &self,
-        unique: u64,
-        ask: Ask,
-        mut entries: VecDeque<DirectoryEntry>,
-        fresh: Duration,
-    ) {
+    /// Answers with as many entries as fit and keeps the rest. They may have been read some time ago:
+    /// what the kernel may keep of them is what is known now.
+    pub(super) fn list(&self, unique: u64, ask: Ask, mut entries: VecDeque<DirectoryEntry>) {
+        let _answering = self.answering.read();
         let mut body = Body(ask.body);
         let mut last = None;
         while let Some(entry) = entries.front() {
@@ -126,7 +119,8 @@ impl FileSystem {
             }
             match (&entry.attributes, ask.plus) {
                 (Some(a), true) => {
-                    body.entry(self.node(entry.object), a, fresh);
+                    let (a, fresh) = self.known_entry(ask.directory, entry, a);
+                    body.entry(self.node(entry.object), &a, fresh);
                 }
                 (None, true) => {
                     body.zeros(ENTRY_OUT_BYTES);
@@ -138,13 +132,25 @@ impl FileSystem {
             entries.pop_front();
         }
         if let (Some(cookie), false) = (last, entries.is_empty()) {
-            let listing = Listing {
-                cookie,
-                fresh_until: Instant::now() + fresh,
-                entries,
-            };
+            let listing = Listing { cookie, entries };
             self.listings.0.lock().insert(ask.handle, listing);
         }
         self.reply(unique, 0, &[&body.0]);
+    }
+
+    /// What is known now of an entry that was read, and for how long.
+    fn known_entry(
+        &self,
+        directory: ObjectId,
+        entry: &DirectoryEntry,
+        read: &Attributes,
+    ) -> (Attributes, Fresh) {
+        let (mut cache, now) = (self.session.cache().lock(), clock());
+        let known = cache.attributes_of(entry.object, now).unwrap_or(*read);
+        let fresh = Fresh {
+            names: cache.hand_name(directory, &entry.name, Some(entry.object), now),
+            attributes: cache.hand_attributes(&known, now),
+        };
+        (known, fresh)
     }
 }

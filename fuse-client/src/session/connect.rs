@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use protocol::fs::{Elsewhere, FS_VERSION, Hello, Outcome};
+use protocol::fs::{Elsewhere, FS_VERSION, Hello, LEASES_OF_SESSION_MAX, Outcome};
 use protocol::ids::NodeId;
 
 use super::dial::{self, DialError, Welcomed};
@@ -132,6 +132,8 @@ impl Shared {
     fn refuse(&self) {
         let mut state = self.state.lock();
         state.refused = true;
+        // What it knew it may not tell either.
+        self.cache.lock().clear();
         let waiters = state.table.older_than(Instant::now());
         state.refill();
         drop(state);
@@ -198,6 +200,7 @@ impl Shared {
                 opens: state.opens.list(OPENS_MAX),
                 confirmed: state.seen,
                 kept_terms: state.keep.terms(),
+                leases: u32::try_from(LEASES_OF_SESSION_MAX).expect("65,536"),
             };
             (
                 state.places.to_try(),

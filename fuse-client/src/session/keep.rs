@@ -100,6 +100,8 @@ pub struct Welcome<'a> {
     pub gathers: bool,
     /// Data of large writes may be lost.
     pub in_doubt: bool,
+    /// Leases that the client holds.
+    pub leases: &'a [ObjectId],
 }
 
 impl Welcome<'_> {
@@ -302,7 +304,12 @@ impl Keep {
             let skip = self.authors.len().saturating_sub(AUTHORS_MAX);
             authors.extend(self.authors.values().skip(skip).copied());
         }
-        let mut frames = vec![Present { authors, stable }.encode()];
+        let present = Present {
+            authors,
+            stable,
+            leases: welcome.leases.to_vec(),
+        };
+        let mut frames = vec![present.encode()];
         if welcome.gathers {
             let place = Place::default();
             let unplaced = |request: &RawFrame| Replay::frame(None, place, Timestamp(0), request);

@@ -9,9 +9,11 @@
 //! interrupted. What was confirmed and may not be stable is kept in [`keep`], and presented to a
 //! primary that lacks it (DUR-5).
 
+mod caching;
 mod connect;
 mod dial;
 pub mod keep;
+pub mod leases;
 mod link;
 mod locks;
 mod losses;
@@ -26,7 +28,7 @@ mod tests;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -34,16 +36,19 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 use protocol::frame::RawFrame;
-use protocol::fs::{Caller, Elsewhere, Operation, Outcome, Reply, kind};
+use protocol::fs::{Caller, Elsewhere, Operation, Outcome, Recalled, Reply, kind};
 use protocol::ids::{SessionId, VolumeId};
 use protocol::units::{ObjectId, Sequence, Term};
 
 use crate::connection::{Connector, FrameReader};
+use caching::Asked;
+pub(crate) use caching::clock;
 use connect::RETRY_MAX;
 pub use dial::DialError;
 use dial::Welcomed;
 pub(crate) use dial::ask;
 use keep::{Keep, Welcome};
+use leases::{Cache, Forget, Fresh};
 use link::Link;
 use locks::Locks;
 pub(crate) use locks::{Key, Range};
@@ -66,9 +71,6 @@ const PING_WAITING_AFTER_MS: u64 = 150;
 const DOUBT_AFTER_MS: u64 = 300;
 /// A connection that gave none for so long is left.
 const DEAD_AFTER_MS: u64 = 5_000;
-/// What part of a promise that nobody else changes anything is made use of: the kernel counts
-/// from when it gets an answer, which may be late.
-const KEPT_PART: u32 = 5;
 /// Longest wait for answers at the end of a session.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -94,7 +96,11 @@ pub struct SessionConfig {
 /// Takes the answers to what the kernel asked.
 pub trait Replies: Send + Sync {
     /// Answers a request. What it tells may be kept for `fresh`.
-    fn answer(&self, waiting: Waiting, outcome: Outcome, fresh: Duration);
+    fn answer(&self, waiting: Waiting, outcome: Outcome, fresh: Fresh);
+
+    /// Has the kernel forget, before leases are given back. Returns those of which it is not sure:
+    /// they run out instead.
+    fn forget(&self, forget: &Forget) -> Vec<ObjectId>;
 }
 
 /// A request of the kernel that waits for its answer.
@@ -129,6 +135,8 @@ struct State {
     /// What was presented has to be answered before anything is asked: asked up to this mark of the
     /// table before the hello.
     presenting: Option<u64>,
+    /// Leases that are given back once that is over.
+    returns: Vec<RawFrame>,
     disconnected_since: Instant,
     /// When the last sign of life was asked for.
     pinged: Instant,
@@ -155,6 +163,9 @@ struct Shared {
     replies: OnceLock<Arc<dyn Replies>>,
     losses: Losses,
     locks: Locks,
+    /// Locked for a moment only, and nothing else is locked under it.
+    cache: Arc<Mutex<Cache>>,
+    forgets: Mutex<Option<Sender<Forget>>>,
     /// The mount cannot write now.
     read_only: AtomicBool,
 }
@@ -194,6 +205,7 @@ impl Session {
         let places = Places::new(config.local_socket.clone(), &config.hosts);
         let now = Instant::now();
         let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        let (forgets, to_forget) = channel();
         let shared = Arc::new(Shared {
             connector,
             id: SessionId(rand::random()),
@@ -206,6 +218,7 @@ impl Session {
                 volume: VolumeId::NONE,
                 link: None,
                 presenting: None,
+                returns: Vec::new(),
                 disconnected_since: now,
                 pinged: now,
                 seen: Default::default(),
@@ -219,6 +232,8 @@ impl Session {
             replies: OnceLock::new(),
             losses: Losses::default(),
             locks: Locks::default(),
+            cache: Arc::default(),
+            forgets: Mutex::new(Some(forgets)),
             read_only: AtomicBool::new(config.read_only),
             config,
         });
@@ -226,6 +241,7 @@ impl Session {
         let (link, frames) = shared.take_into_use(welcomed).map_err(StartError::Thread)?;
         let receiver = Arc::clone(&shared);
         let ticker = Arc::clone(&shared);
+        let forgetter = Arc::clone(&shared);
         let spawn = |name: &str, work: Box<dyn FnOnce() + Send>| {
             std::thread::Builder::new()
                 .name(name.to_owned())
@@ -238,6 +254,10 @@ impl Session {
                 Box::new(move || receiver.run(link, frames)),
             )?,
             spawn("cairn-tick", Box::new(move || ticker.tick()))?,
+            spawn(
+                "cairn-forget",
+                Box::new(move || forgetter.forget_all(&to_forget)),
+            )?,
         ];
         Ok(Arc::new(Self {
             shared,
@@ -259,6 +279,7 @@ impl Session {
             caller,
             operation,
             payload,
+            asked: Asked::default(),
         });
     }
 
@@ -273,6 +294,7 @@ impl Session {
             caller: Caller::default(),
             operation,
             payload: Bytes::new(),
+            asked: Asked::default(),
         });
         receiver.recv().unwrap_or(Outcome::Error(EIO))
     }
@@ -384,6 +406,7 @@ impl Session {
         state.ended = true;
         let left = state.table.older_than(Instant::now());
         let link = state.link.take();
+        *self.shared.forgets.lock() = None;
         self.shared.changed.notify_all();
         drop(state);
         for waiter in left {
@@ -430,6 +453,7 @@ fn plain(waiter: Option<Waiter>, operation: Operation) -> Submission<Waiter> {
         caller: Caller::default(),
         operation,
         payload: Bytes::new(),
+        asked: Asked::default(),
     }
 }
 
@@ -463,10 +487,10 @@ impl State {
 
 impl Shared {
     fn answer(&self, waiter: Option<Waiter>, outcome: Outcome) {
-        self.answer_fresh(waiter, outcome, Duration::ZERO);
+        self.answer_fresh(waiter, outcome, Fresh::default());
     }
 
-    fn answer_fresh(&self, waiter: Option<Waiter>, outcome: Outcome, fresh: Duration) {
+    fn answer_fresh(&self, waiter: Option<Waiter>, outcome: Outcome, fresh: Fresh) {
         match waiter {
             Some(Waiter::Kernel(waiting)) => match self.replies.get() {
                 Some(replies) => replies.answer(waiting, outcome, fresh),
@@ -512,6 +536,7 @@ impl Shared {
                     ..frame
                 }),
                 kind::PONG => {}
+                kind::RECALL => self.recalled(Recalled::decode(&frame).map_err(invalid)?),
                 kind::ELSEWHERE => {
                     let elsewhere = Elsewhere::decode(&frame).map_err(invalid)?;
                     self.state.lock().places.set_primary(elsewhere.primary);
@@ -533,8 +558,9 @@ impl Shared {
         state.keep.told(&reply);
         let connected = state.sending().is_some();
         let answered = state.table.answered(reply.slot, reply.number, connected);
-        let Some(answered) = answered else {
+        let Some(mut answered) = answered else {
             // It is to what was presented, or nobody's, as who asked gave up meanwhile.
+            self.cache.lock().changed(&reply.old);
             state.keep.replayed(&reply);
             let lost = state.keep.take_lost();
             let done = self.note_lost(&mut state, &lost);
@@ -546,6 +572,7 @@ impl Shared {
             self.answer_all(done);
             return;
         };
+        let fresh = self.keep_answer(&state, &mut answered, &reply);
         state
             .keep
             .confirmed(&answered.operation, &answered.frame, &reply);
@@ -570,12 +597,6 @@ impl Shared {
         }
         let link = state.sending().cloned();
         drop(state);
-        let fresh = Duration::from_millis(u64::from(reply.fresh_ms)) / KEPT_PART;
-        let fresh = if answered.submitted.elapsed() < fresh {
-            fresh
-        } else {
-            Duration::ZERO
-        };
         self.answer_fresh(answered.waiter, outcome, fresh);
         go(link);
     }
@@ -612,6 +633,7 @@ impl Shared {
         let mut state = self.state.lock();
         state.link = None;
         state.presenting = None;
+        state.returns.clear();
         state.disconnected_since = Instant::now();
         // Whoever is about to end does not wait for the next primary.
         let gone = state.table.impatient(Instant::now(), false, dies);
@@ -639,11 +661,13 @@ impl Shared {
             state.confirmed = false;
             failed = self.session_ended(&mut state);
         }
+        let leases = self.cache.lock().present(clock());
         let welcome = Welcome {
             term: welcomed.term,
             ends: &welcomed.ends,
             gathers: welcomed.gathers,
             in_doubt: welcomed.in_doubt,
+            leases: &leases,
         };
         let State { keep, table, .. } = &mut *state;
         let frames = keep.welcomed(welcome, table.unanswered());
@@ -688,6 +712,7 @@ impl Shared {
             {
                 failed = state.table.older_than(now);
             }
+            self.keep_leases(&mut state);
             let link = state.refill();
             let link_check = state.link.clone().filter(|_| !state.ended);
             let mut ping = None;

@@ -7,6 +7,7 @@ use std::time::Instant;
 use protocol::fs::{Lock, Operation, Outcome};
 use protocol::units::ObjectId;
 
+use super::caching::Asked;
 use super::table::{Answered, Submission, Submitted};
 use super::{EAGAIN, EINTR, EIO, Key, Range, Session, Shared, State, Waiter, go, keep, plain};
 
@@ -35,7 +36,7 @@ impl Shared {
     fn put(
         &self,
         state: &mut State,
-        submission: Submission<Waiter>,
+        mut submission: Submission<Waiter>,
     ) -> Option<(Option<Waiter>, Outcome)> {
         // What gives a lock back waits for a primary, whoever waits for it or not.
         let waits = matches!(submission.operation, Operation::Unlock { .. }) && !state.ended;
@@ -44,6 +45,7 @@ impl Shared {
         if fails || through.is_some_and(|handle| self.locks.are_lost(handle)) {
             return Some((submission.waiter, Outcome::Error(EIO)));
         }
+        submission.asked = Asked::new(&self.cache, &submission.operation);
         let connected = state.sending().is_some();
         match state.table.submit(submission, Instant::now(), connected) {
             Submitted::Send(frame) => state.queue(&[frame]),
@@ -73,6 +75,8 @@ impl Shared {
         if let Some(mark) = state.presenting.take() {
             let frames = state.table.resend(mark);
             state.queue(&frames);
+            let returns = std::mem::take(&mut state.returns);
+            state.queue(&returns);
             self.look_after_kept(state, None);
         }
     }

@@ -9,6 +9,8 @@ use bytes::Bytes;
 use protocol::frame::RawFrame;
 use protocol::fs::{Caller, Operation, Outcome, Request, SLOT_NONE, SLOTS_MAX};
 
+use super::caching::Asked;
+
 /// Requests that wait for a slot. Each blocks a thread of an application, so there are few; more
 /// than this are refused with EAGAIN.
 const WAITING_MAX: usize = 16_384;
@@ -34,6 +36,8 @@ pub(super) struct Submission<W> {
     pub(super) caller: Caller,
     pub(super) operation: Operation,
     pub(super) payload: Bytes,
+    /// As the cache is to know of it.
+    pub(super) asked: Asked,
 }
 
 /// A request under way.
@@ -48,6 +52,9 @@ struct Pending<W> {
     interrupted: bool,
     /// It may have reached a primary, on this connection or an earlier one.
     sent: bool,
+    /// It was sent more than once.
+    again: bool,
+    asked: Asked,
 }
 
 /// A change that waits for a slot.
@@ -69,12 +76,13 @@ pub(super) struct Answered<W> {
     pub(super) operation: Operation,
     /// As it was sent.
     pub(super) frame: RawFrame,
-    /// When it was asked for, at the latest.
-    pub(super) submitted: Instant,
     /// The request that waited for the slot.
     pub(super) next: Option<RawFrame>,
     /// A signal came for who waits.
     pub(super) interrupted: bool,
+    /// It was sent more than once.
+    pub(super) again: bool,
+    pub(super) asked: Asked,
 }
 
 /// What came of a submission.
@@ -216,6 +224,8 @@ impl<W> Table<W> {
             submitted,
             interrupted,
             sent,
+            again: false,
+            asked: submission.asked,
         };
         self.pending.insert(order, (key, pending));
         frame
@@ -242,9 +252,10 @@ impl<W> Table<W> {
             waiter: pending.waiter,
             operation: pending.operation,
             frame: pending.frame,
-            submitted: pending.submitted,
             next,
             interrupted: pending.interrupted,
+            again: pending.again,
+            asked: pending.asked,
         })
     }
 
@@ -455,7 +466,7 @@ impl<W> Table<W> {
         }
         let mut frames = Vec::with_capacity(self.pending.len());
         for (_, pending) in self.pending.values_mut() {
-            pending.sent = true;
+            pending.again |= std::mem::replace(&mut pending.sent, true);
             frames.push(pending.frame.clone());
         }
         frames

@@ -9,6 +9,7 @@ use protocol::fs::{
 };
 use protocol::units::ObjectId;
 
+use super::caching::Asked;
 use super::opens::Opens;
 use super::table::{
     CLOSE_PATIENCE, INTERRUPT_PATIENCE, Interrupted, SIGNAL_PATIENCE, Submission, Submitted, Table,
@@ -59,6 +60,7 @@ impl Bench {
             caller: Caller::default(),
             operation,
             payload: Bytes::new(),
+            asked: Asked::default(),
         };
         self.table.submit(submission, self.now, connected)
     }

@@ -6,11 +6,12 @@
 
 use bytes::Bytes;
 
+use super::lease::{read_objects, write_objects};
 use super::{Request, kind};
 use crate::codec::{DecodeError, Reader, Writer};
 use crate::frame::RawFrame;
 use crate::ids::SessionId;
-use crate::units::{Sequence, Term, Timestamp};
+use crate::units::{ObjectId, Sequence, Term, Timestamp};
 
 /// Authors that a [`Present`] or a reply can name: far below what a frame's meta can hold.
 pub const AUTHORS_MAX: usize = 16 << 10;
@@ -40,6 +41,8 @@ pub struct Present {
     pub authors: Vec<Author>,
     /// Up to where it knows everything to be stable.
     pub stable: Place,
+    /// Leases that it holds and that have not run out. What it may not keep is recalled at once.
+    pub leases: Vec<ObjectId>,
 }
 
 /// An operation that the primary may lack.
@@ -109,9 +112,11 @@ impl Present {
     #[must_use]
     pub fn encode(&self) -> RawFrame {
         assert!(self.authors.len() <= AUTHORS_MAX, "the sender keeps to it");
-        let mut w = Writer::with_capacity(20 + 42 * self.authors.len());
+        let bytes = 24 + 42 * self.authors.len() + 8 * self.leases.len();
+        let mut w = Writer::with_capacity(bytes);
         write_authors(&mut w, &self.authors);
         write_place(&mut w, self.stable);
+        write_objects(&mut w, &self.leases);
         RawFrame {
             kind: kind::PRESENT,
             meta: w.finish(),
@@ -124,8 +129,13 @@ impl Present {
         let mut r = Reader::new(frame.meta.clone());
         let authors = read_authors(&mut r)?;
         let stable = read_place(&mut r)?;
+        let leases = read_objects(&mut r)?;
         r.end("present")?;
-        Ok(Self { authors, stable })
+        Ok(Self {
+            authors,
+            stable,
+            leases,
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! Encoding of the messages between a mount and the primary.
 
+use super::lease::{read_objects, write_objects};
 use super::lock::{read_lock, read_owner, read_range, write_lock, write_owner};
 use super::replay::{read_authors, read_places, write_authors, write_places};
 use super::{
@@ -73,6 +74,9 @@ impl Hello {
                 w.u64(term.0);
             }
         }
+        if self.version >= 7 {
+            w.u32(self.leases);
+        }
         frame(kind::HELLO, &mut w, Bytes::new())
     }
 
@@ -109,6 +113,7 @@ impl Hello {
                 kept_terms.push(r.term("kept term")?);
             }
         }
+        let leases = if version >= 7 { r.u32("leases")? } else { 0 };
         r.end("hello")?;
         Ok(Self {
             version,
@@ -120,6 +125,7 @@ impl Hello {
             opens,
             confirmed,
             kept_terms,
+            leases,
         })
     }
 }
@@ -884,9 +890,11 @@ impl Reply {
             .u64(self.number)
             .u64(self.sequence.0)
             .u64(self.stable.0)
-            .u16(self.fresh_ms)
+            .u16(self.lease_ms)
             .u8(u8::from(self.changed));
         write_authors(&mut w, &self.authors);
+        write_objects(&mut w, &self.leases);
+        write_objects(&mut w, &self.old);
         self.outcome.write(&mut w);
         let payload = match &self.outcome {
             Outcome::Data(data) => data.clone(),
@@ -902,9 +910,11 @@ impl Reply {
         let number = r.u64("number")?;
         let sequence = r.sequence("sequence")?;
         let stable = r.sequence("stable")?;
-        let fresh_ms = r.u16("fresh")?;
+        let lease_ms = r.u16("lease")?;
         let changed = flag(&mut r, "changed")?;
         let authors = read_authors(&mut r)?;
+        let leases = read_objects(&mut r)?;
+        let old = read_objects(&mut r)?;
         let outcome = Outcome::read(&mut r, &frame.payload)?;
         r.end("reply")?;
         Ok(Self {
@@ -912,9 +922,11 @@ impl Reply {
             number,
             sequence,
             stable,
-            fresh_ms,
+            lease_ms,
             changed,
             authors,
+            leases,
+            old,
             outcome,
         })
     }

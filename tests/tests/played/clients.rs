@@ -5,123 +5,19 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::frame::RawFrame;
-use protocol::fs::{
-    Caller, FS_VERSION, Hello, HelloReply, IO_BYTES_MAX, Operation, Outcome, Reply, Request,
-    SLOT_NONE, kind, refusal,
-};
+use protocol::fs::{HelloReply, IO_BYTES_MAX, Operation, Outcome, SLOT_NONE, refusal};
 use protocol::ids::SessionId;
 use protocol::preamble::Purpose;
 use protocol::replica::Message;
 use protocol::report::ReplicaReport;
-use protocol::units::{ObjectId, Sequence, Term};
+use protocol::units::Sequence;
 use protocol::volume::Quorum;
 use replication::state::{Disk, Report};
 
-use super::stage::{Played, Stage, client_key, room, run, spec};
+use super::mount::{Mount, create, greet};
+use super::stage::{Stage, client_key, room, run, spec};
 
 const MIB: u64 = 1 << 20;
-
-/// Says hello as this session.
-async fn greet(stage: &Stage, link: &mut Played, session: u8) -> HelloReply {
-    let hello = Hello {
-        version: FS_VERSION,
-        volume: stage.spec.id,
-        session: SessionId([session; 16]),
-        client_name: "played".to_owned(),
-        mounted_at_ms: 0,
-        read_only: false,
-        opens: Vec::new(),
-        confirmed: (Term(0), Sequence::ZERO),
-        kept_terms: Vec::new(),
-    };
-    link.say_frame(&hello.encode()).await;
-    let frame = link.hear_frame().await.expect("it is answered");
-    HelloReply::decode(&frame).expect("a greeting")
-}
-
-/// A mount that asks and reads answers when the test says so.
-struct Mount {
-    link: Played,
-    numbers: u64,
-}
-
-impl Mount {
-    async fn new(stage: &Stage, session: u8) -> Self {
-        let mut link = stage.mount();
-        let welcome = greet(stage, &mut link, session).await;
-        assert!(matches!(welcome, HelloReply::Welcome { .. }), "{welcome:?}");
-        // There is nothing to present.
-        link.say_frame(&RawFrame {
-            kind: kind::PRESENTED,
-            meta: Bytes::new(),
-            payload: Bytes::new(),
-        })
-        .await;
-        Self { link, numbers: 0 }
-    }
-
-    async fn ask(&mut self, slot: u16, operation: Operation, payload: Bytes) {
-        self.numbers += 1;
-        let request = Request {
-            slot,
-            number: self.numbers,
-            caller: Caller::default(),
-            operation,
-            payload,
-        };
-        self.link.say_frame(&request.encode()).await;
-    }
-
-    async fn answer(&mut self) -> Outcome {
-        loop {
-            let frame = self.link.hear_frame().await.expect("it is answered");
-            if frame.kind == kind::REPLY {
-                return Reply::decode(&frame).expect("a reply").outcome;
-            }
-        }
-    }
-
-    async fn call(&mut self, slot: u16, operation: Operation) -> Outcome {
-        self.ask(slot, operation, Bytes::new()).await;
-        self.answer().await
-    }
-
-    async fn create(&mut self, name: &'static str) -> ObjectId {
-        match self.call(0, create(name)).await {
-            Outcome::Entry(attributes) => attributes.object,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    async fn write(&mut self, slot: u16, object: ObjectId, offset: u64) {
-        let operation = Operation::Write {
-            object,
-            offset,
-            append: false,
-            kill_privileges: false,
-        };
-        let payload = Bytes::from(vec![5; IO_BYTES_MAX as usize]);
-        self.ask(slot, operation, payload).await;
-    }
-
-    async fn finds(&mut self, name: &'static str) -> bool {
-        let (parent, name) = (ObjectId::ROOT, Bytes::from_static(name.as_bytes()));
-        let found = self
-            .call(SLOT_NONE, Operation::Lookup { parent, name })
-            .await;
-        matches!(found, Outcome::Entry(_))
-    }
-}
-
-fn create(name: &'static str) -> Operation {
-    Operation::Create {
-        parent: ObjectId::ROOT,
-        name: Bytes::from_static(name.as_bytes()),
-        mode: 0o644,
-        exclusive: true,
-    }
-}
 
 /// Who had a session was known to the primary that let it in, and to no later one: after a take-over
 /// another client could go on with it, until its owner came back.
@@ -133,14 +29,14 @@ fn bad_2_a_session_of_before_a_take_over_is_its_owners_alone() {
         let purpose = Purpose::Client(stage.spec.id);
         let of_node = Mount::new(&stage, 1).await;
         let mut of_client = stage.connect(client_key(1), purpose);
-        let said = greet(&stage, &mut of_client, 2).await;
+        let said = greet(&mut of_client, stage.spec.id, SessionId([2; 16]), 0).await;
         assert!(matches!(said, HelloReply::Welcome { .. }), "{said:?}");
         stage.start_anew().await;
         stage.until(|status| status.serving).await;
         drop((of_node, of_client));
         for session in [1, 2] {
             let mut other = stage.connect(client_key(2), purpose);
-            let said = greet(&stage, &mut other, session).await;
+            let said = greet(&mut other, stage.spec.id, SessionId([session; 16]), 0).await;
             let HelloReply::Refused { code, message } = said else {
                 panic!("{session}: {said:?}");
             };
@@ -148,7 +44,7 @@ fn bad_2_a_session_of_before_a_take_over_is_its_owners_alone() {
             assert!(message.contains("belongs to another"), "{message}");
         }
         let mut owner = stage.connect(client_key(1), purpose);
-        let said = greet(&stage, &mut owner, 2).await;
+        let said = greet(&mut owner, stage.spec.id, SessionId([2; 16]), 0).await;
         assert!(matches!(said, HelloReply::Welcome { .. }), "{said:?}");
         Mount::new(&stage, 1).await;
     });

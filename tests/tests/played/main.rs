@@ -4,6 +4,8 @@
 #![forbid(unsafe_code)]
 
 mod clients;
+mod leases;
 mod links;
 mod members;
+mod mount;
 mod stage;

@@ -77,7 +77,9 @@ struct Alone {
     agreed: Option<Agreed>,
     starts: Mutex<u8>,
     events: Mutex<Vec<String>>,
-    /// Nothing changes at the pool.
+    /// These have no right to the volume any more.
+    revoked: Mutex<Vec<NodeId>>,
+    /// Nothing else changes at the pool.
     changes: watch::Sender<()>,
 }
 
@@ -108,7 +110,8 @@ impl Host for Alone {
     }
 
     fn right(&self, identity: NodeId, _: VolumeId) -> Option<Right> {
-        Some(Right {
+        let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        (!revoked.contains(&identity)).then(|| Right {
             client: identity.0[0]
                 .ge(&CLIENTS_FROM)
                 .then(|| format!("{identity}")),
@@ -138,16 +141,6 @@ impl Host for Alone {
     }
 }
 
-/// See the module.
-pub(crate) struct Stage {
-    pub(crate) spec: VolumeSpec,
-    me: usize,
-    handle: VolumeHandle,
-    host: Arc<Alone>,
-    medium: SimMedium,
-    runs: JoinHandle<()>,
-}
-
 fn sizes() -> Options {
     Options {
         reserve_bytes: 1 << 20,
@@ -160,6 +153,16 @@ fn sizes() -> Options {
             free_bytes: DISK_BYTES,
         })
     }
+}
+
+/// See the module.
+pub(crate) struct Stage {
+    pub(crate) spec: VolumeSpec,
+    me: usize,
+    handle: VolumeHandle,
+    host: Arc<Alone>,
+    medium: SimMedium,
+    runs: JoinHandle<()>,
 }
 
 /// A process of the replica begins.
@@ -191,17 +194,35 @@ impl Stage {
             agreed,
             starts: Mutex::new(0),
             events: Mutex::default(),
+            revoked: Mutex::default(),
             changes: watch::Sender::new(()),
         });
         let (handle, runs) = begin(&spec, me, &host, &medium);
         Self {
+            handle,
             spec,
             me,
-            handle,
             host,
             medium,
             runs,
         }
+    }
+
+    /// The replica ends in order and takes the volume up anew: as after any take-over, nobody is
+    /// connected, and what it knows of mounts is what is written.
+    pub(crate) async fn restart(&mut self) {
+        self.handle.stop().await;
+        // What is left of it does nothing to this one.
+        self.medium = self.medium.kill();
+        (self.handle, self.runs) = begin(&self.spec, self.me, &self.host, &self.medium);
+        self.until(|status| status.serving).await;
+    }
+
+    /// A node has no right to the volume any more.
+    pub(crate) fn revoke(&self, node: NodeId) {
+        let revoked = self.host.revoked.lock();
+        revoked.unwrap_or_else(PoisonError::into_inner).push(node);
+        self.host.changes.send_replace(());
     }
 
     /// The replica's process dies, and another one begins.

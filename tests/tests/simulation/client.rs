@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use fuse_client::session::keep::{Keep, Lost, Welcome};
+use fuse_client::session::leases::Cache;
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
-    Caller, FS_VERSION, Hello, HelloReply, Operation, Outcome, Place as Ordered, Reply, Request,
-    SLOT_NONE, kind,
+    Caller, FS_VERSION, Hello, HelloReply, LEASES_OF_SESSION_MAX, Operation, Outcome,
+    Place as Ordered, Recalled, Reply, Request, SLOT_NONE, kind, offer,
 };
 use protocol::ids::{SessionId, VolumeId};
 use protocol::preamble::Purpose;
@@ -18,11 +19,12 @@ use protocol::units::{ObjectId, Sequence, Term};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::cluster::{CLIENTS_FROM, Directory, dial};
 use super::network::{End, Network, Place, Reader, Writer};
 
-/// A greeting may take as long as a promise to another mount, and a little.
+/// How long a greeting may take.
 const GREETING_WITHIN: Duration = Duration::from_secs(3);
 /// A node that says nothing for so long is left.
 const SILENCE: Duration = Duration::from_millis(600);
@@ -32,11 +34,18 @@ const PING_AFTER: Duration = Duration::from_millis(150);
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
+/// One recall of so many is not answered.
+const STANDS_STILL: u64 = 16;
+
 struct Pending {
     operation: Operation,
     frame: RawFrame,
-    /// It may have reached a primary.
+    /// It may have reached a primary, and did more than once.
     sent: bool,
+    again: bool,
+    /// When it was asked, and what it may change, for the cache.
+    at: Duration,
+    changes: Vec<ObjectId>,
     answer: Option<oneshot::Sender<Outcome>>,
 }
 
@@ -59,6 +68,10 @@ struct State {
     seen: (Term, Sequence),
     /// What was confirmed and may not be stable, as the shipped client keeps it.
     keep: Keep,
+    /// What may be answered without asking, as the shipped client keeps it.
+    cache: Cache,
+    /// How often it was.
+    kept_answers: u64,
     /// What could not be put back.
     lost: Vec<String>,
     /// The node that let the session in last.
@@ -71,7 +84,7 @@ impl State {
         let unsent = std::mem::take(&mut self.unsent);
         if !unsent.is_empty() {
             for (_, pending) in self.pending.values_mut() {
-                pending.sent = true;
+                pending.again |= std::mem::replace(&mut pending.sent, true);
             }
         }
         unsent
@@ -106,6 +119,7 @@ const NOTHING_LOST: Welcome<'_> = Welcome {
     ends: &[],
     gathers: false,
     in_doubt: false,
+    leases: &[],
 };
 
 /// One mount. Clones are one mount.
@@ -122,6 +136,7 @@ pub(crate) struct Client {
     only: Option<Place>,
     state: Rc<RefCell<State>>,
     wake: Rc<Notify>,
+    begun: Instant,
 }
 
 impl Client {
@@ -143,6 +158,7 @@ impl Client {
             only: None,
             state: Rc::default(),
             wake: Rc::default(),
+            begun: Instant::now(),
         }
     }
 
@@ -167,9 +183,14 @@ impl Client {
     /// Does an operation; `slot` is the caller's own, and carries one operation at a time. Waits
     /// for as long as it takes.
     pub(crate) async fn call(&self, slot: u16, operation: Operation, payload: Bytes) -> Outcome {
+        let now = self.now();
         let (answer, wait) = oneshot::channel();
         {
             let mut state = self.state.borrow_mut();
+            if let Some((outcome, _)) = state.cache.look(&operation, now) {
+                state.kept_answers += 1;
+                return outcome;
+            }
             let key = if operation.changes() {
                 let number = state.numbers.entry(slot).or_insert(0);
                 *number += 1;
@@ -178,6 +199,7 @@ impl Client {
                 state.plain += 1;
                 (SLOT_NONE, state.plain)
             };
+            let changes = state.cache.asks(&operation, now);
             let request = Request {
                 slot: key.0,
                 number: key.1,
@@ -193,12 +215,24 @@ impl Client {
                 operation: request.operation,
                 frame,
                 sent: false,
+                again: false,
+                at: now,
+                changes,
                 answer: Some(answer),
             };
             state.pending.insert(order, (key, pending));
         }
         self.wake.notify_one();
         wait.await.expect("the client outlives its callers")
+    }
+
+    fn now(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// How often it answered without asking.
+    pub(crate) fn kept_answers(&self) -> u64 {
+        self.state.borrow().kept_answers
     }
 
     /// The mount holds the object open from now on.
@@ -308,15 +342,18 @@ impl Client {
             opens: state.opens.clone(),
             confirmed: state.seen,
             kept_terms: state.keep.terms(),
+            leases: u32::try_from(LEASES_OF_SESSION_MAX).expect("65,536"),
         };
         let begins = state.keep.terms().is_empty() && state.pending.values().all(|(_, p)| !p.sent);
         if !self.impatient || !begins || node != state.likely {
             return (hello.encode(), Vec::new(), 0);
         }
+        // Whoever lets it in is told that nothing is held.
+        state.cache.clear();
         let mut frames = Keep::new().welcomed(NOTHING_LOST, std::iter::empty());
         for (_, pending) in state.pending.values_mut() {
             // Whether it is let in or not: the node may carry it out.
-            pending.sent = true;
+            pending.again |= std::mem::replace(&mut pending.sent, true);
             frames.push(pending.frame.clone());
         }
         (hello.encode(), frames, state.asked)
@@ -330,11 +367,16 @@ impl Client {
             state.seen = (welcomed.term, Sequence::ZERO);
         }
         state.forgotten |= state.confirmed && !welcomed.known;
+        let leases = match welcomed.presented {
+            true => Vec::new(),
+            false => state.cache.present(self.now()),
+        };
         let welcome = Welcome {
             term: welcomed.term,
             ends: &welcomed.ends,
             gathers: welcomed.gathers,
             in_doubt: welcomed.in_doubt,
+            leases: &leases,
         };
         let State { keep, pending, .. } = &mut *state;
         let sent = pending.values().filter(|(_, p)| p.sent);
@@ -384,6 +426,7 @@ impl Client {
                         return None;
                     }
                     send(&mut writer, &plain(kind::PING)).await?;
+                    self.keep_leases();
                 }
             }
         }
@@ -394,7 +437,7 @@ impl Client {
         match frame.kind {
             kind::REPLY => {
                 let reply = Reply::decode(frame).expect("a reply is well formed");
-                let mut state = self.state.borrow_mut();
+                let (now, mut state) = (self.now(), self.state.borrow_mut());
                 state.seen.1 = state.seen.1.max(reply.sequence);
                 state.keep.told(&reply);
                 let key = (reply.slot, reply.number);
@@ -403,6 +446,10 @@ impl Client {
                     && let Some((_, pending)) = state.pending.remove(&order)
                 {
                     state.confirmed |= reply.changed;
+                    let operation = &pending.operation;
+                    state.cache.over(operation, &pending.changes);
+                    let (at, again) = (pending.at, pending.again);
+                    state.cache.answered(operation, &reply, at, again, now);
                     state
                         .keep
                         .confirmed(&pending.operation, &pending.frame, &reply);
@@ -410,14 +457,64 @@ impl Client {
                         let _ = answer.send(reply.outcome);
                     }
                 } else {
+                    state.cache.changed(&reply.old);
                     state.keep.replayed(&reply);
                     state.note_losses();
+                }
+                Some(())
+            }
+            kind::RECALL => {
+                let recalled = Recalled::decode(frame).expect("a recall is well formed");
+                let mut state = self.state.borrow_mut();
+                let forget = state.cache.recalled(recalled, self.now());
+                // Now and then a mount stands still: its leases run out.
+                if !forget.number.is_multiple_of(STANDS_STILL)
+                    && let Some(given) = state.cache.gives_back(&forget, &[])
+                {
+                    state.unsent.push(given.give_back());
                 }
                 Some(())
             }
             kind::ELSEWHERE => None,
             _ => Some(()),
         }
+    }
+}
+
+impl Client {
+    /// Leases do not run out for want of a question.
+    fn keep_leases(&self) {
+        let (now, mut state) = (self.now(), self.state.borrow_mut());
+        if !state.cache.wants_to_ask(now) {
+            return;
+        }
+        let object = ObjectId::ROOT;
+        let operation = Operation::GetAttributes { object };
+        state.plain += 1;
+        state.asked += 1;
+        let (key, order) = ((SLOT_NONE, state.plain), state.asked);
+        let changes = state.cache.asks(&operation, now);
+        let request = Request {
+            slot: key.0,
+            number: key.1,
+            caller: Caller::default(),
+            operation,
+            payload: Bytes::new(),
+        };
+        let frame = request.encode();
+        state.unsent.push(frame.clone());
+        // As one that holds many: it gets it again.
+        state.unsent.push(offer(&[object]));
+        let pending = Pending {
+            operation: request.operation,
+            frame,
+            sent: false,
+            again: false,
+            at: now,
+            changes,
+            answer: None,
+        };
+        state.pending.insert(order, (key, pending));
     }
 }
 

@@ -57,6 +57,7 @@ fn number(name: &str) -> Option<u64> {
 #[derive(Default)]
 struct Sum {
     operations: Vec<u64>,
+    kept: Vec<u64>,
     faults: Vec<u64>,
     lasted: Vec<u64>,
     frames: BTreeMap<u8, u64>,
@@ -66,6 +67,7 @@ struct Sum {
 impl Sum {
     fn add(&mut self, seed: u64, outcome: Outcome) {
         self.operations.push(outcome.operations);
+        self.kept.push(outcome.kept);
         self.faults.push(outcome.faults);
         self.lasted.push(outcome.lasted);
         for (kind, count) in outcome.frames {
@@ -131,11 +133,13 @@ fn whatever_happens_the_volume_stays_one_volume() {
     let (told, never) = counters.told(&sum.frames);
     print!("{told}");
     println!(
-        "{count} seeds from {from}: {} failed; {:.0} seeds a minute; median {} operations, {} faults, \
+        "{count} seeds from {from}: {} failed; {:.0} seeds a minute; median {} operations, {} under leases, \
+         {} faults, \
          {} simulated seconds",
         sum.failed.len(),
         count as f64 * 60.0 / took,
         median(&mut sum.operations),
+        median(&mut sum.kept),
         median(&mut sum.faults),
         median(&mut sum.lasted),
     );
@@ -177,6 +181,11 @@ impl Erring {
                         | Mistake::IgnoresDoubts
                         | Mistake::RepairsOverNewer
                         | Mistake::WelcomesEarly
+                        // `namespace::leases` has schedules for these.
+                        | Mistake::GrantsDuringRecall
+                        | Mistake::CountsFromTheAnswer
+                        | Mistake::ForgetsLeases
+                        | Mistake::HoldsUpTheHolder
                 ) | Self::Machine(Bug::CoversTooMuch | Bug::IgnoresTheBasis)
             )
         };

@@ -52,6 +52,8 @@ const LOCKERS_IN: u64 = 4;
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) operations: u64,
+    /// Of them, those that a mount answered under its leases.
+    pub(crate) kept: u64,
     pub(crate) faults: u64,
     /// Simulated time, in seconds.
     pub(crate) lasted: u64,
@@ -221,6 +223,11 @@ impl Scene {
     fn outcome(&self, faults: u64) -> Outcome {
         Outcome {
             operations: self.work.done(),
+            kept: self
+                .clients
+                .iter()
+                .map(|(client, _)| client.kept_answers())
+                .sum(),
             faults,
             lasted: self.journal.now().as_secs(),
             frames: self.network.frames(),

@@ -30,7 +30,9 @@ fn reply(number: u64, sequence: u64, stable: u64, outcome: Outcome) -> Reply {
         number,
         sequence: Sequence(sequence),
         stable: Sequence(stable),
-        fresh_ms: 0,
+        lease_ms: 0,
+        leases: Vec::new(),
+        old: Vec::new(),
         changed: true,
         authors: Vec::new(),
         outcome,
@@ -54,6 +56,7 @@ fn welcome(term: u64, ends: &[Place]) -> Welcome<'_> {
         ends,
         gathers: false,
         in_doubt: false,
+        leases: &[],
     }
 }
 

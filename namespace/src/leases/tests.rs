@@ -1,0 +1,604 @@
+//! Leases by scenario, and under random schedules: mounts that are slow, stand still and come back,
+//! a primary that is replaced, and nobody who believes what is not so any more.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+use bytes::Bytes;
+use proptest::prelude::*;
+use protocol::fs::LEASES_OF_SESSION_MAX;
+use protocol::ids::SessionId;
+use protocol::mistakes::{Mistake, choose, made};
+use protocol::record::Change;
+use protocol::units::ObjectId;
+
+use super::{Grant, Leases, REST, Recall, Verdict, touched};
+use crate::keys;
+
+const A: SessionId = SessionId([1; 16]);
+const B: SessionId = SessionId([2; 16]);
+const X: ObjectId = ObjectId(7);
+const Y: ObjectId = ObjectId(8);
+const TIME: Duration = Duration::from_secs(2);
+
+fn ms(milliseconds: u64) -> Duration {
+    Duration::from_millis(milliseconds)
+}
+
+/// Two sessions, let in and just heard.
+fn two() -> Leases {
+    let mut leases = Leases::new(TIME);
+    for session in [A, B] {
+        leases.let_in(session, 100);
+        leases.renew(session, ms(0));
+    }
+    leases
+}
+
+fn gets(leases: &mut Leases, session: SessionId, object: ObjectId, now: Duration) -> bool {
+    let grant = leases.grant(session, object, now);
+    grant.is_some_and(|grant| leases.give(session, object, grant))
+}
+
+/// The one recall that a change waits for.
+fn recall_of(verdict: Verdict) -> Recall {
+    match verdict {
+        Verdict::Wait(mut recalls) if recalls.len() == 1 => recalls.remove(0),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_change_waits_for_the_leases_of_others_and_not_for_its_own() {
+    let mut leases = two();
+    assert!(gets(&mut leases, A, X, ms(0)) && gets(&mut leases, B, X, ms(0)));
+    let recall = recall_of(leases.change(B, &[X], ms(1)));
+    assert_eq!((recall.session, &recall.objects[..]), (A, &[X][..]));
+    assert_eq!(
+        leases.change(B, &[X], ms(2)),
+        Verdict::Wait(Vec::new()),
+        "told once"
+    );
+    assert_eq!(leases.change(B, &[Y], ms(2)), Verdict::Free(Vec::new()));
+    leases.given_back(A, recall.number + 1, &[X]);
+    assert_eq!(
+        leases.change(B, &[X], ms(3)),
+        Verdict::Wait(Vec::new()),
+        "another word's answer"
+    );
+    leases.given_back(A, recall.number, &[X]);
+    assert_eq!(leases.change(B, &[X], ms(3)), Verdict::Free(vec![X]));
+}
+
+#[test]
+fn who_still_holds_a_lease_is_not_held_up_by_the_recall_of_it() {
+    let mut leases = two();
+    assert!(gets(&mut leases, A, X, ms(0)) && gets(&mut leases, B, X, ms(0)));
+    let of_a = recall_of(leases.change(B, &[X], ms(1)));
+    // The kernel of A's mount holds the directory's lock until this one is answered.
+    let of_b = recall_of(leases.change(A, &[X], ms(1)));
+    assert_eq!(of_b.session, B);
+    leases.given_back(B, of_b.number, &[X]);
+    assert_eq!(leases.change(A, &[X], ms(2)), Verdict::Free(vec![X]));
+    leases.given_back(A, of_a.number, &[X]);
+    assert_eq!(leases.change(B, &[X], ms(3)), Verdict::Free(Vec::new()));
+}
+
+#[test]
+fn nothing_is_granted_while_it_is_recalled_nor_for_a_moment_after() {
+    let mut leases = two();
+    assert!(gets(&mut leases, A, X, ms(0)));
+    let recall = recall_of(leases.change(B, &[X], ms(1)));
+    for session in [A, B] {
+        assert_eq!(leases.grant(session, X, ms(2) + REST), None);
+    }
+    leases.given_back(A, recall.number, &[X]);
+    assert_eq!(leases.grant(A, X, ms(0) + REST), None);
+    assert!(gets(&mut leases, A, X, ms(1) + REST));
+}
+
+#[test]
+fn an_answer_from_before_a_change_gives_no_lease() {
+    let mut leases = two();
+    let old = leases.grant(A, X, ms(0)).expect("nobody holds it");
+    assert_eq!(leases.change(B, &[X], ms(1)), Verdict::Free(Vec::new()));
+    assert!(!leases.give(A, X, old));
+    let new = leases.grant(A, X, ms(2)).expect("nobody holds it");
+    assert!(!leases.give(A, X, old), "although there is a new one");
+    assert!(leases.give(A, X, new));
+}
+
+#[test]
+fn a_recall_that_is_not_answered_costs_the_lease_and_no_more() {
+    let mut leases = two();
+    leases.renew(A, ms(500));
+    assert!(gets(&mut leases, A, X, ms(500)) && gets(&mut leases, A, Y, ms(500)));
+    recall_of(leases.change(B, &[X], ms(1_000)));
+    // What it asks from then on is answered behind the recall.
+    leases.renew(A, ms(1_100));
+    assert!(!leases.expire(ms(2_499)));
+    assert!(leases.expire(ms(2_500)));
+    assert_eq!(leases.change(B, &[X], ms(2_500)), Verdict::Free(Vec::new()));
+    assert!(gets(&mut leases, A, Y, ms(2_600)), "the other one stays");
+}
+
+#[test]
+fn after_a_take_over_nobody_changes_anything_before_all_have_come_or_a_lease_time() {
+    let mut leases = two();
+    leases.take_over([A, B].into_iter(), ms(100));
+    leases.let_in(A, 100);
+    assert_eq!(
+        leases.present(A, &[X], true, ms(150)),
+        None,
+        "it keeps what it held"
+    );
+    assert_eq!(leases.change(A, &[Y], ms(200)), Verdict::Wait(Vec::new()));
+    leases.let_in(B, 100);
+    assert_eq!(leases.present(B, &[], true, ms(300)), None);
+    assert_eq!(leases.change(A, &[Y], ms(300)), Verdict::Free(Vec::new()));
+    recall_of(leases.change(B, &[X], ms(300)));
+
+    leases.take_over([A, B].into_iter(), ms(1_000));
+    leases.let_in(B, 100);
+    leases.presented(B);
+    assert_eq!(leases.change(B, &[X], ms(2_999)), Verdict::Wait(Vec::new()));
+    assert!(leases.expire(ms(3_000)));
+    assert_eq!(leases.change(B, &[X], ms(3_000)), Verdict::Free(Vec::new()));
+    leases.let_in(A, 100);
+    let refused = leases.present(A, &[X], true, ms(3_100));
+    assert_eq!(refused.expect("it came too late").objects, [X]);
+}
+
+#[test]
+fn who_presents_to_a_primary_that_may_lack_something_keeps_nothing() {
+    let mut leases = two();
+    leases.take_over([A].into_iter(), ms(0));
+    leases.let_in(A, 100);
+    let refused = leases.present(A, &[X], false, ms(10));
+    let refused = refused.expect("all of it");
+    assert_eq!(refused.objects, [X]);
+    // Its kernel does not know that yet. What is put back it knows.
+    leases.let_in(B, 100);
+    assert_eq!(leases.put_back(B, &[X], ms(20)), Verdict::Free(Vec::new()));
+    assert_eq!(leases.change(B, &[X], ms(30)), Verdict::Wait(Vec::new()));
+    leases.given_back(A, refused.number, &[X]);
+    assert_eq!(leases.change(B, &[X], ms(40)), Verdict::Free(Vec::new()));
+}
+
+#[test]
+fn a_session_that_comes_back_keeps_what_it_presents_and_loses_what_it_was_not_told() {
+    let mut leases = two();
+    for object in [X, Y] {
+        assert!(gets(&mut leases, A, object, ms(0)));
+    }
+    let on_its_way = leases
+        .grant(A, ObjectId(9), ms(0))
+        .expect("nobody holds it");
+    leases.let_in(A, 100);
+    assert!(
+        !leases.give(A, ObjectId(9), on_its_way),
+        "it was asked before"
+    );
+    assert_eq!(leases.present(A, &[X], true, ms(10)), None);
+    assert_eq!(leases.change(B, &[Y], ms(20)), Verdict::Free(Vec::new()));
+    let first = recall_of(leases.change(B, &[X], ms(20)));
+    leases.let_in(A, 100);
+    let again = leases
+        .present(A, &[X], true, ms(30))
+        .expect("it is still recalled");
+    leases.given_back(A, first.number, &[X]);
+    assert_eq!(leases.change(B, &[X], ms(40)), Verdict::Wait(Vec::new()));
+    leases.given_back(A, again.number, &[X]);
+    assert_eq!(leases.change(B, &[X], ms(40)), Verdict::Free(Vec::new()));
+}
+
+#[test]
+fn a_session_that_is_given_up_may_believe_for_a_lease_time() {
+    let mut leases = two();
+    for session in [A, B] {
+        assert!(gets(&mut leases, session, X, ms(0)));
+    }
+    leases.end(A, false, ms(1_000));
+    assert_eq!(leases.change(B, &[X], ms(1_000)), Verdict::Wait(Vec::new()));
+    assert!(leases.expire(ms(2_000)));
+    assert_eq!(leases.change(B, &[X], ms(2_000)), Verdict::Free(vec![X]));
+    leases.end(B, true, ms(2_000));
+    leases.tidy(ms(2_000));
+    assert!(leases.is_empty() && leases.sessions.is_empty());
+}
+
+#[test]
+fn a_session_holds_no_more_than_it_may() {
+    let mut leases = two();
+    leases.let_in(A, 2);
+    leases.let_in(B, usize::MAX);
+    for n in 0..LEASES_OF_SESSION_MAX as u64 + 5 {
+        let may = (n < 2, n < LEASES_OF_SESSION_MAX as u64);
+        let got = [A, B].map(|session| gets(&mut leases, session, ObjectId(n), ms(0)));
+        assert_eq!((got[0], got[1]), may, "{n}");
+    }
+    let recall = leases
+        .offered(A, &[ObjectId(0), ObjectId(3)])
+        .expect("one is its own");
+    assert_eq!(recall.objects, [ObjectId(0)]);
+    leases.given_back(A, recall.number, &recall.objects);
+    assert!(gets(&mut leases, A, ObjectId(9), ms(0)));
+}
+
+#[test]
+fn a_change_set_concerns_inodes_directories_and_files() {
+    let put = |key: &[u8]| Change::Put {
+        key: Bytes::copy_from_slice(key),
+        value: Bytes::new(),
+    };
+    let changes = [
+        put(&keys::inode(X)),
+        put(&keys::entry(Y, 77)),
+        put(&keys::reply(A, 3)),
+        put(keys::TOTALS),
+        put(&keys::xattr(ObjectId(9), b"user.a")),
+        Change::Drop {
+            object: ObjectId(11),
+        },
+        put(&keys::locks(ObjectId(12))),
+    ];
+    let expected = [X, Y, ObjectId(9), ObjectId(11)];
+    assert_eq!(touched(&changes), expected);
+}
+
+// ---- random schedules --------------------------------------------------------------------------
+
+const MOUNTS: usize = 3;
+const OBJECTS: u64 = 2;
+
+/// What a mount sends.
+#[derive(Debug, Clone)]
+enum Up {
+    Ask(ObjectId, Duration),
+    Change(ObjectId, Duration),
+    GiveBack(u64, Vec<ObjectId>),
+    Present(Vec<ObjectId>),
+}
+
+/// What a primary sends: `asked` is the mount's own clock.
+#[derive(Debug, Clone)]
+enum Down {
+    Told {
+        object: ObjectId,
+        version: u64,
+        leased: bool,
+        asked: Duration,
+    },
+    Changed {
+        object: ObjectId,
+        asked: Duration,
+    },
+    Recall(u64, Vec<ObjectId>),
+}
+
+#[derive(Default)]
+struct Mount {
+    up: VecDeque<Up>,
+    down: VecDeque<Down>,
+    cache: BTreeMap<ObjectId, u64>,
+    until: Duration,
+    /// Its process stands still.
+    stopped: bool,
+    connected: bool,
+    /// It asked for a change of this, and has no answer: it believes nothing of it meanwhile.
+    changes: Option<ObjectId>,
+    /// The kernel is told before anything is given back.
+    to_give: VecDeque<(u64, Vec<ObjectId>)>,
+}
+
+struct World {
+    leases: Leases,
+    mounts: Vec<Mount>,
+    now: Duration,
+    versions: BTreeMap<ObjectId, u64>,
+    /// What is decided and not confirmed: an answer for this mount.
+    held: VecDeque<(usize, Option<Grant>, Down)>,
+    parked: Vec<(usize, ObjectId, Duration)>,
+    /// Changes that were carried out and whose author was not answered yet.
+    own: BTreeSet<(usize, ObjectId)>,
+}
+
+fn session(mount: usize) -> SessionId {
+    SessionId([u8::try_from(mount).expect("few") + 1; 16])
+}
+
+impl World {
+    fn new() -> Self {
+        let mut world = Self {
+            leases: Leases::new(TIME),
+            mounts: (0..MOUNTS).map(|_| Mount::default()).collect(),
+            now: Duration::ZERO,
+            versions: BTreeMap::new(),
+            held: VecDeque::new(),
+            parked: Vec::new(),
+            own: BTreeSet::new(),
+        };
+        (0..MOUNTS).for_each(|mount| world.connect(mount));
+        world
+    }
+
+    fn connect(&mut self, mount: usize) {
+        let m = &mut self.mounts[mount];
+        if m.connected || m.stopped {
+            return;
+        }
+        m.connected = true;
+        self.leases.let_in(session(mount), 10);
+        // What has lapsed may have been given to others by a primary that is gone.
+        if self.now >= m.until {
+            m.cache.clear();
+            m.to_give.clear();
+        }
+        let given = m.to_give.drain(..).flat_map(|(_, objects)| objects);
+        let holds: BTreeSet<_> = m.cache.keys().copied().chain(given).collect();
+        m.up.push_back(Up::Present(holds.into_iter().collect()));
+        let asked = self.now;
+        let Some(object) = m.changes else {
+            return;
+        };
+        m.up.push_back(Up::Change(object, asked));
+    }
+
+    fn disconnect(&mut self, mount: usize) {
+        let m = &mut self.mounts[mount];
+        m.connected = false;
+        m.up.clear();
+        m.down.clear();
+        self.held.retain(|(of, ..)| *of != mount);
+        self.parked.retain(|(of, ..)| *of != mount);
+    }
+
+    fn send(&mut self, recalls: Vec<Recall>) {
+        for recall in recalls {
+            let mount = (0..MOUNTS).find(|m| session(*m) == recall.session);
+            let mount = &mut self.mounts[mount.expect("it is one of them")];
+            if mount.connected {
+                mount
+                    .down
+                    .push_back(Down::Recall(recall.number, recall.objects));
+            }
+        }
+    }
+
+    fn change(&mut self, mount: usize, object: ObjectId, asked: Duration) {
+        match self.leases.change(session(mount), &[object], self.now) {
+            Verdict::Free(_) => {
+                *self.versions.entry(object).or_insert(0) += 1;
+                self.own.insert((mount, object));
+                self.held
+                    .push_back((mount, None, Down::Changed { object, asked }));
+            }
+            Verdict::Wait(recalls) => {
+                self.send(recalls);
+                self.parked.push((mount, object, asked));
+            }
+        }
+    }
+
+    fn try_parked(&mut self) {
+        for (mount, object, asked) in std::mem::take(&mut self.parked) {
+            self.change(mount, object, asked);
+        }
+    }
+
+    /// The primary takes the next thing that a mount sent.
+    fn take(&mut self, mount: usize) {
+        let Some(up) = self.mounts[mount].up.pop_front() else {
+            return;
+        };
+        let id = session(mount);
+        match up {
+            Up::Ask(object, asked) => {
+                self.leases.renew(id, self.now);
+                let grant = self.leases.grant(id, object, self.now);
+                let version = self.versions.get(&object).copied().unwrap_or(0);
+                let leased = grant.is_some();
+                let told = Down::Told {
+                    object,
+                    version,
+                    leased,
+                    asked,
+                };
+                self.held.push_back((mount, grant, told));
+            }
+            Up::Change(object, asked) => {
+                self.leases.renew(id, self.now);
+                if self.own.contains(&(mount, object)) {
+                    // It was carried out before, and is answered as it was.
+                    let changed = Down::Changed { object, asked };
+                    self.held.push_back((mount, None, changed));
+                } else {
+                    self.change(mount, object, asked);
+                }
+            }
+            Up::GiveBack(number, objects) => {
+                self.leases.given_back(id, number, &objects);
+                self.try_parked();
+            }
+            Up::Present(objects) => {
+                let refused = self.leases.present(id, &objects, true, self.now);
+                self.leases.presented(id);
+                self.send(refused.into_iter().collect());
+                self.try_parked();
+            }
+        }
+    }
+
+    /// What was decided on first is confirmed.
+    fn confirm(&mut self) {
+        let Some((mount, grant, mut down)) = self.held.pop_front() else {
+            return;
+        };
+        if let Down::Told { object, leased, .. } = &mut down {
+            *leased = grant.is_some_and(|g| self.leases.give(session(mount), *object, g));
+        }
+        self.mounts[mount].down.push_back(down);
+    }
+
+    /// A mount reads the next thing that was sent to it.
+    fn read(&mut self, mount: usize) {
+        let now = self.now;
+        let m = &mut self.mounts[mount];
+        if m.stopped {
+            return;
+        }
+        let from = |asked| {
+            if made(Mistake::CountsFromTheAnswer) {
+                now
+            } else {
+                asked
+            }
+        };
+        match m.down.pop_front() {
+            Some(Down::Told {
+                object,
+                version,
+                leased,
+                asked,
+            }) => {
+                m.until = m.until.max(from(asked) + TIME * 98 / 100);
+                if leased && m.changes != Some(object) {
+                    m.cache.insert(object, version);
+                }
+            }
+            Some(Down::Changed { object, asked }) => {
+                m.until = m.until.max(from(asked) + TIME * 98 / 100);
+                m.changes = None;
+                m.cache.remove(&object);
+                self.own.remove(&(mount, object));
+            }
+            Some(Down::Recall(number, objects)) => {
+                for object in &objects {
+                    m.cache.remove(object);
+                }
+                m.to_give.push_back((number, objects));
+            }
+            None => {}
+        }
+    }
+
+    fn give_back(&mut self, mount: usize) {
+        let m = &mut self.mounts[mount];
+        // Its kernel holds locks until what is under way is answered.
+        if !m.stopped
+            && m.connected
+            && m.changes.is_none()
+            && let Some((number, objects)) = m.to_give.pop_front()
+        {
+            m.up.push_back(Up::GiveBack(number, objects));
+        }
+    }
+
+    fn take_over(&mut self) {
+        (0..MOUNTS).for_each(|mount| self.disconnect(mount));
+        self.leases.take_over((0..MOUNTS).map(session), self.now);
+    }
+
+    fn step(&mut self, what: u8, mount: usize, object: ObjectId, milliseconds: u64) {
+        let asked = self.now;
+        let m = &mut self.mounts[mount];
+        match what {
+            0..=2 if m.connected && !m.stopped => m.up.push_back(Up::Ask(object, asked)),
+            3 | 4 if m.connected && !m.stopped && m.changes.is_none() => {
+                m.changes = Some(object);
+                m.up.push_back(Up::Change(object, asked));
+            }
+            5..=8 => self.take(mount),
+            9..=11 => self.confirm(),
+            12..=15 => self.read(mount),
+            16 | 17 => self.give_back(mount),
+            18 => self.now += ms(milliseconds),
+            19 => {
+                self.now += ms(milliseconds);
+                if self.leases.expire(self.now) {
+                    self.try_parked();
+                }
+            }
+            20 if milliseconds.is_multiple_of(3) => m.stopped = !m.stopped,
+            21 if milliseconds.is_multiple_of(3) => self.disconnect(mount),
+            22 if milliseconds.is_multiple_of(7) => self.take_over(),
+            23 => self.connect(mount),
+            _ => {}
+        }
+    }
+
+    /// Nobody believes what is not so any more.
+    fn check(&self) -> Result<(), String> {
+        for (at, mount) in self.mounts.iter().enumerate() {
+            for (object, version) in &mount.cache {
+                let now = self.versions.get(object).copied().unwrap_or(0);
+                let believes = self.now < mount.until && mount.changes != Some(*object);
+                if believes && *version != now {
+                    return Err(format!(
+                        "mount {at} believes {version} of {object:?}, it is {now}"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+type Step = (u8, usize, u64, u64);
+
+fn schedule(steps: usize) -> impl Strategy<Value = Vec<Step>> {
+    let step = (0..24_u8, 0..MOUNTS, 0..OBJECTS, 0..600_u64);
+    proptest::collection::vec(step, steps)
+}
+
+fn play(steps: &[Step]) -> Result<(), String> {
+    let mut world = World::new();
+    for (what, mount, object, milliseconds) in steps {
+        world.step(*what, *mount, ObjectId(*object), *milliseconds);
+        world.check()?;
+    }
+    Ok(())
+}
+
+proptest! {
+    #[test]
+    fn coh_1_no_mount_believes_what_is_not_so_any_more(steps in schedule(600)) {
+        prop_assert_eq!(play(&steps), Ok(()));
+    }
+}
+
+/// In how many schedules a mistake is found.
+fn hunt(mistake: Mistake) -> Option<u32> {
+    use proptest::strategy::ValueTree as _;
+    use proptest::test_runner::TestRunner;
+    choose(Some(mistake));
+    let mut runner = TestRunner::deterministic();
+    let found = (1..=2_000).find(|_| {
+        let steps = schedule(600).new_tree(&mut runner).expect("no filter");
+        play(&steps.current()).is_err()
+    });
+    choose(None);
+    found
+}
+
+#[test]
+fn deliberate_mistakes_with_leases_are_found() {
+    let mistakes = [
+        Mistake::GrantsDuringRecall,
+        Mistake::CountsFromTheAnswer,
+        Mistake::ForgetsLeases,
+    ];
+    for mistake in mistakes {
+        let found = hunt(mistake);
+        assert!(found.is_some(), "{mistake:?} was not noticed");
+        println!("{mistake:?} is found in schedule {found:?}");
+    }
+    choose(Some(Mistake::HoldsUpTheHolder));
+    let held_up =
+        std::panic::catch_unwind(who_still_holds_a_lease_is_not_held_up_by_the_recall_of_it);
+    choose(None);
+    assert!(
+        held_up.is_err(),
+        "an operation that waits for its own mount was not noticed"
+    );
+}

@@ -1,0 +1,188 @@
+//! A mount that asks and reads answers when the test says so.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use protocol::frame::RawFrame;
+use protocol::fs::{
+    Caller, FS_VERSION, Hello, HelloReply, IO_BYTES_MAX, Operation, Outcome, Present, Recalled,
+    Reply, Request, SLOT_NONE, kind,
+};
+use protocol::ids::{SessionId, VolumeId};
+use protocol::units::{ObjectId, Sequence, Term};
+
+use super::stage::{Played, Stage};
+
+/// See the module.
+pub(crate) struct Mount {
+    link: Played,
+    session: SessionId,
+    numbers: u64,
+    /// What it was told that it holds.
+    pub(crate) leases: BTreeSet<ObjectId>,
+    /// What it was told to give back, and has not.
+    pub(crate) recalls: Vec<Recalled>,
+}
+
+fn plain(kind: u8) -> RawFrame {
+    RawFrame {
+        kind,
+        meta: Bytes::new(),
+        payload: Bytes::new(),
+    }
+}
+
+/// Says hello as this session.
+pub(crate) async fn greet(
+    link: &mut Played,
+    volume: VolumeId,
+    session: SessionId,
+    leases: u32,
+) -> HelloReply {
+    let hello = Hello {
+        version: FS_VERSION,
+        volume,
+        session,
+        client_name: "played".to_owned(),
+        mounted_at_ms: 0,
+        read_only: false,
+        opens: Vec::new(),
+        confirmed: (Term(0), Sequence::ZERO),
+        kept_terms: Vec::new(),
+        leases,
+    };
+    link.say_frame(&hello.encode()).await;
+    let frame = link.hear_frame().await.expect("it is answered");
+    HelloReply::decode(&frame).expect("a greeting")
+}
+
+/// As [`greet`], and it is let in.
+async fn welcomed(link: &mut Played, volume: VolumeId, session: SessionId, leases: u32) {
+    let welcome = greet(link, volume, session, leases).await;
+    assert!(matches!(welcome, HelloReply::Welcome { .. }), "{welcome:?}");
+}
+
+impl Mount {
+    /// One that keeps nothing.
+    pub(crate) async fn new(stage: &Stage, session: u8) -> Self {
+        Self::over(stage, stage.mount(), session, 0).await
+    }
+
+    /// One that may hold so many leases, on a connection from anywhere.
+    pub(crate) async fn over(stage: &Stage, mut link: Played, session: u8, leases: u32) -> Self {
+        let session = SessionId([session; 16]);
+        welcomed(&mut link, stage.spec.id, session, leases).await;
+        // There is nothing to present.
+        link.say_frame(&plain(kind::PRESENTED)).await;
+        Self {
+            link,
+            session,
+            numbers: 0,
+            leases: BTreeSet::new(),
+            recalls: Vec::new(),
+        }
+    }
+
+    /// The session goes on, on a new connection, and presents what it holds.
+    pub(crate) async fn comes_back(&mut self, stage: &Stage, leases: u32) {
+        self.link = stage.mount();
+        self.recalls.clear();
+        welcomed(&mut self.link, stage.spec.id, self.session, leases).await;
+        let present = Present {
+            authors: Vec::new(),
+            stable: (Term(0), Sequence::ZERO),
+            leases: self.leases.iter().copied().collect(),
+        };
+        self.link.say_frame(&present.encode()).await;
+        self.link.say_frame(&plain(kind::PRESENTED)).await;
+    }
+
+    /// Its connection is closed by the other end.
+    pub(crate) async fn is_cut_off(&mut self) {
+        while self.link.hear_frame().await.is_some() {}
+    }
+
+    /// It is unmounted.
+    pub(crate) async fn ends(mut self) {
+        self.link.say_frame(&plain(kind::GOODBYE)).await;
+        self.is_cut_off().await;
+    }
+
+    pub(crate) async fn ask(&mut self, slot: u16, operation: Operation, payload: Bytes) {
+        self.numbers += 1;
+        let request = Request {
+            slot,
+            number: self.numbers,
+            caller: Caller::default(),
+            operation,
+            payload,
+        };
+        self.link.say_frame(&request.encode()).await;
+    }
+
+    pub(crate) async fn answer(&mut self) -> Outcome {
+        loop {
+            let frame = self.link.hear_frame().await.expect("it is answered");
+            match frame.kind {
+                kind::REPLY => {
+                    let reply = Reply::decode(&frame).expect("a reply");
+                    self.leases.extend(reply.leases);
+                    return reply.outcome;
+                }
+                kind::RECALL => {
+                    let recalled = Recalled::decode(&frame).expect("a recall");
+                    self.leases.retain(|of| !recalled.objects.contains(of));
+                    self.recalls.push(recalled);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Gives back what was recalled.
+    pub(crate) async fn gives_back(&mut self) {
+        for recalled in std::mem::take(&mut self.recalls) {
+            self.link.say_frame(&recalled.give_back()).await;
+        }
+    }
+
+    pub(crate) async fn call(&mut self, slot: u16, operation: Operation) -> Outcome {
+        self.ask(slot, operation, Bytes::new()).await;
+        self.answer().await
+    }
+
+    pub(crate) async fn create(&mut self, name: &'static str) -> ObjectId {
+        match self.call(0, create(name)).await {
+            Outcome::Entry(attributes) => attributes.object,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn write(&mut self, slot: u16, object: ObjectId, offset: u64) {
+        let operation = Operation::Write {
+            object,
+            offset,
+            append: false,
+            kill_privileges: false,
+        };
+        let payload = Bytes::from(vec![5; IO_BYTES_MAX as usize]);
+        self.ask(slot, operation, payload).await;
+    }
+
+    pub(crate) async fn finds(&mut self, name: &'static str) -> bool {
+        let (parent, name) = (ObjectId::ROOT, Bytes::from_static(name.as_bytes()));
+        let found = self
+            .call(SLOT_NONE, Operation::Lookup { parent, name })
+            .await;
+        matches!(found, Outcome::Entry(_))
+    }
+}
+
+pub(crate) fn create(name: &'static str) -> Operation {
+    Operation::Create {
+        parent: ObjectId::ROOT,
+        name: Bytes::from_static(name.as_bytes()),
+        mode: 0o644,
+        exclusive: true,
+    }
+}
