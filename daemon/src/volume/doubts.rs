@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use namespace::KeptReply;
 use protocol::fs::{Operation, Outcome, Replay};
 use protocol::ids::SessionId;
 use protocol::record::Change;
@@ -148,13 +147,10 @@ impl<M: Medium> Driver<M> {
                 append: true,
                 ..
             } if !was_answered(replay) => {
-                let kept = namespace::kept_reply(&Keys(&self.brick), session, request.slot);
-                let kept = kept.map_err(|e| e.to_string())?;
-                match kept.filter(|kept| kept.number == request.number) {
-                    Some(KeptReply {
-                        outcome: Outcome::Written { offset, .. },
-                        ..
-                    }) => Some((object, offset, request.payload.len() as u64)),
+                match self.kept_of(session, request)?.map(|kept| kept.outcome) {
+                    Some(Outcome::Written { offset, .. }) => {
+                        Some((object, offset, request.payload.len() as u64))
+                    }
                     _ => None,
                 }
             }

@@ -2,8 +2,8 @@
 //! from whom, and what cannot be put back any more.
 
 use bytes::{Bytes, BytesMut};
-use namespace::Executed;
 use namespace::leases::touched;
+use namespace::{Executed, KeptReply};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{Hello, Operation, Outcome, Place, Present, Replay, Request, SLOTS_MAX, kind};
 use protocol::ids::SessionId;
@@ -267,9 +267,7 @@ impl<M: Medium> Driver<M> {
 
     /// The place of a request that is here.
     fn place_here(&self, session: SessionId, request: &Request) -> Result<Option<Place>, String> {
-        let kept = namespace::kept_reply(&Keys(&self.brick), session, request.slot);
-        let kept = kept.map_err(|e| e.to_string())?;
-        let kept = kept.filter(|kept| kept.number == request.number);
+        let kept = self.kept_of(session, request)?;
         let Some(sequence) = kept.and_then(|kept| kept.sequence) else {
             return Ok(None);
         };
@@ -277,6 +275,17 @@ impl<M: Medium> Driver<M> {
             self.machine.durable().line.term_at(sequence),
             sequence,
         )))
+    }
+
+    /// The reply to this very request, if it is the last of its slot and is here.
+    pub(super) fn kept_of(
+        &self,
+        session: SessionId,
+        request: &Request,
+    ) -> Result<Option<KeptReply>, String> {
+        let kept = namespace::kept_reply(&Keys(&self.brick), session, request.slot);
+        let kept = kept.map_err(|e| e.to_string())?;
+        Ok(kept.filter(|kept| kept.number == request.number))
     }
 
     fn put_held(&mut self, place: Place) -> Result<Put, String> {
@@ -550,9 +559,7 @@ impl<M: Medium> Driver<M> {
 
     /// What was never answered is here, data and all: it gets its answer when it is asked again.
     fn note_found(&mut self, session: SessionId, request: &Request) -> Result<(), String> {
-        let kept = namespace::kept_reply(&Keys(&self.brick), session, request.slot);
-        let kept = kept.map_err(|e| e.to_string())?;
-        let Some(kept) = kept.filter(|kept| kept.number == request.number) else {
+        let Some(kept) = self.kept_of(session, request)? else {
             return Ok(());
         };
         self.sessions

@@ -37,6 +37,12 @@ impl Ask {
     fn key(&self) -> (ObjectId, LockOwner) {
         (self.object, self.lock.owner)
     }
+
+    /// The same process asks again, by its request.
+    fn who(&self, unique: u64) -> Who {
+        let thread = self.thread;
+        Who { unique, thread }
+    }
 }
 
 /// The request that is to be answered, and the thread that waits for it.
@@ -199,11 +205,7 @@ impl FileSystem {
             waits: ask.waits,
         };
         let shape = Shape::Lock(Box::new(ask));
-        let who = Who {
-            unique,
-            thread: ask.thread,
-        };
-        self.submit_lock(who, Some(ask.handle), take, shape);
+        self.submit_lock(ask.who(unique), Some(ask.handle), take, shape);
     }
 
     fn await_lock(&self, unique: u64, mut ask: Ask) {
@@ -216,11 +218,7 @@ impl FileSystem {
             ticket: ask.ticket,
         };
         let shape = Shape::LockWait(Box::new(ask));
-        let who = Who {
-            unique,
-            thread: ask.thread,
-        };
-        self.submit_lock(who, Some(ask.handle), wait, shape);
+        self.submit_lock(ask.who(unique), Some(ask.handle), wait, shape);
     }
 
     /// The answer to *Lock*.
