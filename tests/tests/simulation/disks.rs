@@ -16,6 +16,8 @@ use super::work::NOT_ALL_THERE;
 
 /// Bytes of a node's disk.
 pub(crate) const DISK_BYTES: u64 = 256 << 20;
+/// What a brick keeps back of it: the least that bricks do.
+pub(crate) const RESERVE_BYTES: u64 = 4 << 20;
 /// How long a damaged block may wait for its repair.
 const CURED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -115,8 +117,9 @@ impl Faults {
         {
             tokio::task::spawn_local(work.fill(filler, end));
         }
-        // Little by little: others learn of it with the next sign of life.
-        for left in [4 << 20, self.random.within(0..64 << 10)] {
+        // Little by little: others learn of it with the next sign of life, and what they order before
+        // that has to fit into the reserve.
+        for left in [RESERVE_BYTES * 3 / 4, self.random.within(0..64 << 10)] {
             let mut all = reports(&self.nodes).await.into_iter();
             let report = all.find(|report| report.replica == place);
             let Some(free) = report.and_then(|report| report.free_bytes) else {
