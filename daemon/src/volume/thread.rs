@@ -315,11 +315,15 @@ async fn execute<M: Medium>(
              `quorum majority` another replica takes over by itself",
         ));
     }
-    let (forced, split) = {
+    let (forced, kept) = {
         let d = shared.borrow();
         let by_force = d.machine.durable().role_reason == RoleReason::Forced;
         let goes_on = d.machine.serves() && d.machine.suspended().is_none();
-        (goes_on && by_force, d.split_brain().is_some())
+        let split = d.split_brain().is_some();
+        (
+            goes_on && by_force,
+            goes_on && !split && d.machine.is_this_side_kept(),
+        )
     };
     let unchanged = serde_json::json!({ "promoted": true, "changed": false });
     match command {
@@ -331,7 +335,7 @@ async fn execute<M: Medium>(
         }
         VolumeCommand::KeepSide {} => {
             // Who was made primary by force before the two met still has to give up the other.
-            if forced && !split {
+            if kept {
                 return Ok(unchanged);
             }
             return force_role(shared, |d| {

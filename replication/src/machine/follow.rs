@@ -272,8 +272,19 @@ impl Machine {
             return Err(Refusal::NotWhole);
         }
         self.giving_up = self.staying().without(self.config.me);
+        // The role is given to it anew, and so later than to whoever it meets, however often that
+        // one was started again since.
+        self.state.role = Role::Secondary;
         self.keep(RoleReason::Forced);
         Ok(())
+    }
+
+    /// Whether an operator said so of this side, and has not met all that is given up since.
+    #[must_use]
+    pub fn is_this_side_kept(&self) -> bool {
+        let others = self.staying().without(self.config.me);
+        let all = others.iter().all(|other| self.giving_up.has(other));
+        self.state.role_reason == RoleReason::Forced && all
     }
 
     /// The latest term that this replica knows of, also from whoever was connected before: what an

@@ -35,10 +35,15 @@ impl Machine {
     /// Looks whether the replica that was just met, and was told `told` of this one, went on as
     /// primary as well. True: what has to be done about it is done.
     pub(super) fn notice_split(&mut self, now: Duration, replica: usize, told: &Report) -> bool {
+        let report = self.links[replica].as_ref().map(|link| &link.report);
+        let given_up = self.giving_up.has(replica);
         // What was decided holds while this is the later term: the other one may have gone on.
-        let theirs = self.links[replica].as_ref().map(|link| link.report.term);
-        let given_up = self.giving_up.has(replica) && theirs < Some(self.state.term);
-        let decided = self.quorum.is_some() || given_up || self.errs(Bug::OverlooksSplits);
+        let over = given_up && report.map(|report| report.term) < Some(self.state.term);
+        let decided = self.quorum.is_some() || over || self.errs(Bug::OverlooksSplits);
+        // An operator's word holds until a later one is spoken, whoever was started again since.
+        let spoken = given_up
+            && self.state.role_reason == RoleReason::Forced
+            && report.is_some_and(|report| report.role_term < self.state.role_term);
         let wrong_way = self.errs(Bug::KeepsTheWrongSide);
         // What was told must still be so: somebody may have taken this one on meanwhile.
         let same = told.term == self.state.term
@@ -50,6 +55,10 @@ impl Machine {
         let Some(mut split) = between(self.config.me, told, replica, &link.report) else {
             return false;
         };
+        if spoken {
+            self.keep(RoleReason::Forced);
+            return true;
+        }
         if wrong_way {
             split.verdict = match split.verdict {
                 Verdict::Mine => Verdict::Theirs,

@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, LocalSet};
 use tokio::time::Instant;
 
-use super::disks::DISK_BYTES;
+use super::disks::{DISK_BYTES, RESERVE_BYTES};
 use super::network::{End, Network, Place};
 use super::pool::Pool;
 use super::random::Random;
@@ -42,7 +42,7 @@ fn sizes() -> Options {
         overlay_bytes_checkpoint: 128 << 10,
         overlay_bytes_max: 640 << 10,
         direct_bytes_checkpoint: 2 << 20,
-        reserve_bytes: 1 << 20,
+        reserve_bytes: RESERVE_BYTES,
         journal: JournalSizes {
             segment_bytes: 1280 << 10,
             total_bytes_max: 6 << 20,

@@ -16,6 +16,8 @@ use super::work::NOT_ALL_THERE;
 
 /// Bytes of a node's disk.
 pub(crate) const DISK_BYTES: u64 = 256 << 20;
+/// What a brick keeps back of it: the least that bricks do.
+pub(crate) const RESERVE_BYTES: u64 = 4 << 20;
 /// How long a damaged block may wait for its repair.
 const CURED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -115,8 +117,9 @@ impl Faults {
         {
             tokio::task::spawn_local(work.fill(filler, end));
         }
-        // Little by little: others learn of it with the next sign of life.
-        for left in [4 << 20, self.random.within(0..64 << 10)] {
+        // Little by little: others learn of it with the next sign of life, and what they order before
+        // that has to fit into the reserve.
+        for left in [RESERVE_BYTES * 3 / 4, self.random.within(0..64 << 10)] {
             let mut all = reports(&self.nodes).await.into_iter();
             let report = all.find(|report| report.replica == place);
             let Some(free) = report.and_then(|report| report.free_bytes) else {
@@ -177,13 +180,13 @@ impl Faults {
             ));
             medium.fail_block(&path, block);
             tokio::time::sleep(millis(self.random.within(100..2500))).await;
-            if !cure(&self.nodes).await {
-                // Only this replica has what stands there, as another one was away.
-                self.medium(place).await.mend();
-                if !cure(&self.nodes).await {
-                    self.work
-                        .fail("a block that cannot be read is not put right".to_owned());
-                }
+            let cured = cure(&self.nodes).await;
+            // Only this replica has what stands there, as another one was away; or what
+            // waits in memory to be written there hides it.
+            self.medium(place).await.mend();
+            if !cured && !cure(&self.nodes).await {
+                self.work
+                    .fail("a block that cannot be read is not put right".to_owned());
             }
             return;
         }
@@ -195,16 +198,16 @@ impl Faults {
             place + 1
         ));
         tokio::time::sleep(millis(self.random.within(100..2500))).await;
-        if !cure(&self.nodes).await {
-            // Only this replica has what stood there, as another one was away.
-            let medium = self.medium(place).await;
-            if medium.peek(&path, block * BLOCK_BYTES, BLOCK_BYTES as usize) == damaged {
-                medium.flip_bit(&path, at, 3);
-            }
-            if !cure(&self.nodes).await {
-                self.work
-                    .fail("a damaged block is not put right".to_owned());
-            }
+        let cured = cure(&self.nodes).await;
+        // Only this replica has what stood there, as another one was away; or what waits in
+        // memory to be written there hides it.
+        let medium = self.medium(place).await;
+        if medium.peek(&path, block * BLOCK_BYTES, BLOCK_BYTES as usize) == damaged {
+            medium.flip_bit(&path, at, 3);
+        }
+        if !cured && !cure(&self.nodes).await {
+            self.work
+                .fail("a damaged block is not put right".to_owned());
         }
     }
 }

@@ -152,6 +152,39 @@ fn an_operators_word_counts_also_where_the_side_that_is_given_up_is_not_connecte
     check_kept(&volume, 0);
 }
 
+/// The simulation found it: the side that was to go had been started again since the two last met,
+/// and served in a term that nobody knew when the operator spoke. The side that was to stay gave way
+/// to it.
+#[test]
+fn an_operators_word_counts_also_where_the_side_that_is_given_up_was_started_again_unseen() {
+    let mut volume = parted(Policy::Manual, 2, 2);
+    meet(&mut volume);
+    volume.cut(0, 1);
+    for _ in 0..3 {
+        volume.crash(1, false);
+        volume.boot(1);
+    }
+    let kept = volume.nodes[0].machine.as_mut().unwrap();
+    assert!(!kept.is_this_side_kept());
+    kept.keep_this_side().expect("whole");
+    assert!(kept.is_this_side_kept());
+    volume.carry_out(0);
+    assert!(machine(&volume, 1).report().term > machine(&volume, 0).report().term);
+    volume.settle();
+    check_kept(&volume, 0);
+}
+
+/// One that was made primary by force gives nobody up by that alone.
+#[test]
+fn a_primary_by_force_gives_the_other_side_up_only_when_an_operator_says_so() {
+    let mut volume = parted(Policy::Manual, 2, 2);
+    meet(&mut volume);
+    volume.cut(0, 1);
+    assert!(!machine(&volume, 1).is_this_side_kept());
+    meet(&mut volume);
+    assert!(machine(&volume, 1).split_with(0).is_some());
+}
+
 /// Both were restarted more than once while they were apart, and the one that knows the earlier
 /// term serves when they meet: before, each then followed the other, and nobody served.
 #[test]
