@@ -29,14 +29,21 @@ fn bad_2_a_session_of_before_a_take_over_is_its_owners_alone() {
         let purpose = Purpose::Client(stage.spec.id);
         let of_node = Mount::new(&stage, 1).await;
         let mut of_client = stage.connect(client_key(1), purpose);
-        let said = greet(&mut of_client, stage.spec.id, SessionId([2; 16]), 0).await;
+        let said = greet(&mut of_client, stage.spec.id, SessionId([2; 16]), 0, false).await;
         assert!(matches!(said, HelloReply::Welcome { .. }), "{said:?}");
         stage.start_anew().await;
         stage.until(|status| status.serving).await;
         drop((of_node, of_client));
         for session in [1, 2] {
             let mut other = stage.connect(client_key(2), purpose);
-            let said = greet(&mut other, stage.spec.id, SessionId([session; 16]), 0).await;
+            let said = greet(
+                &mut other,
+                stage.spec.id,
+                SessionId([session; 16]),
+                0,
+                false,
+            )
+            .await;
             let HelloReply::Refused { code, message } = said else {
                 panic!("{session}: {said:?}");
             };
@@ -44,7 +51,7 @@ fn bad_2_a_session_of_before_a_take_over_is_its_owners_alone() {
             assert!(message.contains("belongs to another"), "{message}");
         }
         let mut owner = stage.connect(client_key(1), purpose);
-        let said = greet(&mut owner, stage.spec.id, SessionId([2; 16]), 0).await;
+        let said = greet(&mut owner, stage.spec.id, SessionId([2; 16]), 0, false).await;
         assert!(matches!(said, HelloReply::Welcome { .. }), "{said:?}");
         Mount::new(&stage, 1).await;
     });

@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use protocol::fs::{Operation, Outcome, SLOT_NONE};
 use protocol::preamble::Purpose;
-use protocol::units::ObjectId;
+use protocol::units::{ObjectId, Timestamp};
 use protocol::volume::Quorum;
 use tokio::time::{Instant, timeout};
 
@@ -199,6 +199,92 @@ fn coh_1_who_waits_goes_on_when_a_lease_runs_out_whatever_else_happens() {
             answer = waits => assert!(answer.is_ok(), "it waits for ever"),
             () = goes_on => {}
         }
+    });
+}
+
+/// Writes, as whoever asked was answered already; what came of it.
+async fn writes_early(mount: &mut Mount, object: ObjectId, known: Timestamp) -> Outcome {
+    let write = Operation::Write {
+        object,
+        offset: 0,
+        append: false,
+        kill_privileges: false,
+    };
+    let data = Bytes::from_static(b"early");
+    mount.ask_early(0, write, data, Some(known)).await;
+    mount.answer().await
+}
+
+fn changed_at(outcome: &Outcome) -> Timestamp {
+    match outcome {
+        Outcome::Written { attributes, .. } | Outcome::Attributes(attributes) => attributes.ctime,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// A file that the mount has alone, and when it was changed.
+async fn alone(mount: &mut Mount, name: &'static str) -> (ObjectId, Timestamp) {
+    let file = mount.create(name).await;
+    mount.write(0, file, 0).await;
+    let known = changed_at(&mount.answer().await);
+    assert!(mount.alone.contains(&file), "nobody else looks at it");
+    (file, known)
+}
+
+/// The mount was cut off while it changed a file that it had alone; its lease ran out.
+#[test]
+fn fo_6_what_was_answered_early_takes_effect_only_where_nobody_else_changed_the_file() {
+    run(async {
+        let mut stage = serving().await;
+        let mut early = Mount::early(&stage, 1, LEASES).await;
+        let mut other = mounted(&stage, 2).await;
+        let (touched, known_touched) = alone(&mut early, "touched").await;
+        let (untouched, known_untouched) = alone(&mut early, "untouched").await;
+        let took = writes(&mut other, touched).await;
+        assert!(took > LEASE - SLACK, "others waited only {took:?}");
+        let look = Operation::GetAttributes { object: untouched };
+        let seen = changed_at(&other.call(SLOT_NONE, look).await);
+        assert_eq!(seen, known_untouched);
+        // As after a power cut: nothing is known of leases.
+        stage.restart().await;
+        early.alone.clear();
+        early.leases.clear();
+        early.comes_back(&stage, LEASES).await;
+        other.comes_back(&stage, LEASES).await;
+
+        let lost = writes_early(&mut early, touched, known_touched).await;
+        assert_eq!(lost, Outcome::Error(5), "it would undo what another did");
+        let first = writes_early(&mut early, untouched, known_untouched).await;
+        let next = writes_early(&mut early, untouched, known_untouched).await;
+        for taken in [&first, &next] {
+            assert!(matches!(taken, Outcome::Written { .. }), "{taken:?}");
+        }
+    });
+}
+
+#[test]
+fn coh_1_who_looks_at_a_file_that_another_has_alone_waits_until_it_is_given_back() {
+    run(async {
+        let stage = serving().await;
+        let mut early = Mount::early(&stage, 1, LEASES).await;
+        let mut other = mounted(&stage, 2).await;
+        let (file, known) = alone(&mut early, "file").await;
+        let look = Operation::GetAttributes { object: file };
+        other.ask(SLOT_NONE, look, Bytes::new()).await;
+        let late = writes_early(&mut early, file, known).await;
+        assert!(!early.recalls.is_empty(), "it was told to give it back");
+        early.gives_back().await;
+        let seen = other.answer().await;
+        assert_eq!(changed_at(&seen), changed_at(&late));
+        early
+            .ask(
+                SLOT_NONE,
+                Operation::GetAttributes { object: file },
+                Bytes::new(),
+            )
+            .await;
+        early.answer().await;
+        assert!(!early.alone.contains(&file), "another one looks at it");
     });
 }
 

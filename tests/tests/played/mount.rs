@@ -9,7 +9,7 @@ use protocol::fs::{
     Reply, Request, SLOT_NONE, kind,
 };
 use protocol::ids::{SessionId, VolumeId};
-use protocol::units::{ObjectId, Sequence, Term};
+use protocol::units::{ObjectId, Sequence, Term, Timestamp};
 
 use super::stage::{Played, Stage};
 
@@ -18,8 +18,12 @@ pub(crate) struct Mount {
     link: Played,
     session: SessionId,
     numbers: u64,
+    /// It answers changes early.
+    early: bool,
     /// What it was told that it holds.
     pub(crate) leases: BTreeSet<ObjectId>,
+    /// Of these, what it holds alone.
+    pub(crate) alone: BTreeSet<ObjectId>,
     /// What it was told to give back, and has not.
     pub(crate) recalls: Vec<Recalled>,
 }
@@ -38,6 +42,7 @@ pub(crate) async fn greet(
     volume: VolumeId,
     session: SessionId,
     leases: u32,
+    early: bool,
 ) -> HelloReply {
     let hello = Hello {
         version: FS_VERSION,
@@ -50,7 +55,7 @@ pub(crate) async fn greet(
         confirmed: (Term(0), Sequence::ZERO),
         kept_terms: Vec::new(),
         leases,
-        early: false,
+        early,
     };
     link.say_frame(&hello.encode()).await;
     let frame = link.hear_frame().await.expect("it is answered");
@@ -58,8 +63,8 @@ pub(crate) async fn greet(
 }
 
 /// As [`greet`], and it is let in.
-async fn welcomed(link: &mut Played, volume: VolumeId, session: SessionId, leases: u32) {
-    let welcome = greet(link, volume, session, leases).await;
+async fn welcomed(stage: &Stage, link: &mut Played, session: SessionId, leases: u32, early: bool) {
+    let welcome = greet(link, stage.spec.id, session, leases, early).await;
     assert!(matches!(welcome, HelloReply::Welcome { .. }), "{welcome:?}");
 }
 
@@ -70,16 +75,27 @@ impl Mount {
     }
 
     /// One that may hold so many leases, on a connection from anywhere.
-    pub(crate) async fn over(stage: &Stage, mut link: Played, session: u8, leases: u32) -> Self {
+    pub(crate) async fn over(stage: &Stage, link: Played, session: u8, leases: u32) -> Self {
+        Self::begin(stage, link, session, leases, false).await
+    }
+
+    /// One that answers changes early.
+    pub(crate) async fn early(stage: &Stage, session: u8, leases: u32) -> Self {
+        Self::begin(stage, stage.mount(), session, leases, true).await
+    }
+
+    async fn begin(stage: &Stage, mut link: Played, session: u8, leases: u32, early: bool) -> Self {
         let session = SessionId([session; 16]);
-        welcomed(&mut link, stage.spec.id, session, leases).await;
+        welcomed(stage, &mut link, session, leases, early).await;
         // There is nothing to present.
         link.say_frame(&plain(kind::PRESENTED)).await;
         Self {
             link,
             session,
             numbers: 0,
+            early,
             leases: BTreeSet::new(),
+            alone: BTreeSet::new(),
             recalls: Vec::new(),
         }
     }
@@ -88,12 +104,12 @@ impl Mount {
     pub(crate) async fn comes_back(&mut self, stage: &Stage, leases: u32) {
         self.link = stage.mount();
         self.recalls.clear();
-        welcomed(&mut self.link, stage.spec.id, self.session, leases).await;
+        welcomed(stage, &mut self.link, self.session, leases, self.early).await;
         let present = Present {
             authors: Vec::new(),
             stable: (Term(0), Sequence::ZERO),
             leases: self.leases.iter().copied().collect(),
-            exclusive: Vec::new(),
+            exclusive: self.alone.iter().copied().collect(),
         };
         self.link.say_frame(&present.encode()).await;
         self.link.say_frame(&plain(kind::PRESENTED)).await;
@@ -111,13 +127,24 @@ impl Mount {
     }
 
     pub(crate) async fn ask(&mut self, slot: u16, operation: Operation, payload: Bytes) {
+        self.ask_early(slot, operation, payload, None).await;
+    }
+
+    /// Whoever asked was answered already, when the object was known to be changed then.
+    pub(crate) async fn ask_early(
+        &mut self,
+        slot: u16,
+        operation: Operation,
+        payload: Bytes,
+        early: Option<Timestamp>,
+    ) {
         self.numbers += 1;
         let request = Request {
             slot,
             number: self.numbers,
             caller: Caller::default(),
             operation,
-            early: None,
+            early,
             payload,
         };
         self.link.say_frame(&request.encode()).await;
@@ -130,11 +157,13 @@ impl Mount {
                 kind::REPLY => {
                     let reply = Reply::decode(&frame).expect("a reply");
                     self.leases.extend(reply.leases);
+                    self.alone.extend(reply.exclusive);
                     return reply.outcome;
                 }
                 kind::RECALL => {
                     let recalled = Recalled::decode(&frame).expect("a recall");
                     self.leases.retain(|of| !recalled.objects.contains(of));
+                    self.alone.retain(|of| !recalled.objects.contains(of));
                     self.recalls.push(recalled);
                 }
                 _ => {}
