@@ -58,13 +58,11 @@ pub enum Mistake {
     HoldsUpTheHolder,
     /// A question is answered about what another mount may have changed already.
     TellsUnasked,
-    /// A change that was answered early is taken although others changed the file meanwhile.
-    TakesWhatIsLost,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 26] = [
+    pub const ALL: [Self; 25] = [
         Self::AnswersEarly,
         Self::WelcomesEarly,
         Self::ForgetsReplies,
@@ -90,7 +88,6 @@ impl Mistake {
         Self::ForgetsLeases,
         Self::HoldsUpTheHolder,
         Self::TellsUnasked,
-        Self::TakesWhatIsLost,
     ];
 }
 

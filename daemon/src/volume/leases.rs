@@ -11,7 +11,6 @@ use namespace::Executed;
 use namespace::leases::{Given, Grant, Leases, Recall, Verdict};
 use protocol::fs::{EARLY_BYTES_MAX, EARLY_MAX, Operation, Outcome, Present, Recalled, Request};
 use protocol::ids::SessionId;
-use protocol::mistakes::{Mistake, made};
 use protocol::units::{ObjectId, Timestamp};
 use storage::Medium;
 
@@ -266,7 +265,7 @@ impl<M: Medium> Driver<M> {
         else {
             return Err("a change was answered early that cannot be".to_owned());
         };
-        if self.leasing.table.is_alone(session, object) || made(Mistake::TakesWhatIsLost) {
+        if self.leasing.table.is_alone(session, object) {
             return Ok(true);
         }
         let changed_at = namespace::changed_at(&Keys(&self.brick), object);
