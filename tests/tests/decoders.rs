@@ -102,6 +102,7 @@ fn seeds() -> Vec<RawFrame> {
         stable: (Term(1), Sequence(2)),
         leases: vec![ObjectId(4)],
         exclusive: vec![ObjectId(4)],
+        early: vec![ObjectId(4), ObjectId(5)],
     }
     .encode();
     let recalled = Recalled {

@@ -370,6 +370,7 @@ mod tests {
             stable: place(2),
             leases: Vec::new(),
             exclusive: Vec::new(),
+            early: Vec::new(),
         });
         assert_eq!(gathering.turn(B, place(3), now), Turn::Mine);
         assert_eq!(gathering.turn(B, place(5), now), Turn::Held(place(4)));
@@ -391,6 +392,7 @@ mod tests {
                 stable,
                 leases: Vec::new(),
                 exclusive: Vec::new(),
+                early: Vec::new(),
             });
         }
         assert!(gathering.is_stable(place(13, 100)) && gathering.is_stable(place(12, 90)));

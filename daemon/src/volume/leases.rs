@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use namespace::Executed;
-use namespace::leases::{Given, Grant, Leases, Recall, Verdict};
+use namespace::leases::{Given, Grant, Leases, Presents, Recall, Verdict};
 use protocol::fs::{EARLY_BYTES_MAX, EARLY_MAX, Operation, Outcome, Present, Recalled, Request};
 use protocol::ids::SessionId;
 use protocol::units::{ObjectId, Timestamp};
@@ -303,7 +303,8 @@ impl<M: Medium> Driver<M> {
     pub(super) fn look_after_early_room(&mut self) {
         let room = self.early_room();
         if room > 0 && !self.has_room(room) {
-            let recalls = self.leasing.table.recall_alone();
+            let now = self.now();
+            let recalls = self.leasing.table.recall_alone(now);
             recalls.into_iter().for_each(|recall| self.tell(recall));
         }
     }
@@ -368,8 +369,12 @@ impl<M: Medium> Driver<M> {
     pub(super) fn leases_presented(&mut self, session: SessionId, present: &Present) {
         let now = self.now();
         let whole = !self.replays.hold_up();
-        let held = (&present.leases[..], &present.exclusive[..]);
-        let recall = self.leasing.table.present(session, held, whole, now);
+        let presents = Presents {
+            leases: &present.leases,
+            alone: &present.exclusive,
+            early: &present.early,
+        };
+        let recall = self.leasing.table.present(session, presents, whole, now);
         if let Some(recall) = recall {
             self.tell(recall);
         }
@@ -385,7 +390,8 @@ impl<M: Medium> Driver<M> {
 
     /// A session would give leases back.
     pub(super) fn leases_offered(&mut self, session: SessionId, objects: &[ObjectId]) {
-        if let Some(recall) = self.leasing.table.offered(session, objects) {
+        let now = self.now();
+        if let Some(recall) = self.leasing.table.offered(session, objects, now) {
             self.tell(recall);
         }
     }

@@ -104,6 +104,8 @@ pub struct Welcome<'a> {
     pub leases: &'a [ObjectId],
     /// Those that it holds alone.
     pub exclusive: &'a [ObjectId],
+    /// It sends changes of these again that were answered early.
+    pub early: &'a [ObjectId],
 }
 
 impl Welcome<'_> {
@@ -311,6 +313,7 @@ impl Keep {
             stable,
             leases: welcome.leases.to_vec(),
             exclusive: welcome.exclusive.to_vec(),
+            early: welcome.early.to_vec(),
         };
         let mut frames = vec![present.encode()];
         if welcome.gathers {

@@ -112,6 +112,8 @@ pub struct Cache {
     /// What operations under way may change.
     changing: HashMap<ObjectId, u32>,
     changing_names: HashMap<(ObjectId, Bytes), u32>,
+    /// Changes on their way that were answered already, whatever became of the leases.
+    early: HashMap<ObjectId, u32>,
     /// Recalled, and not given back yet.
     giving: BTreeMap<u64, Vec<ObjectId>>,
 }
@@ -270,6 +272,9 @@ impl Cache {
         }
         for object in &objects {
             count(&mut self.changing, *object, true);
+            if early {
+                count(&mut self.early, *object, true);
+            }
             self.forget_attributes(*object);
             if let Some(held) = self.held.get_mut(object).filter(|_| !early) {
                 held.ahead = None;
@@ -282,6 +287,9 @@ impl Cache {
     pub fn over(&mut self, operation: &Operation, objects: &[ObjectId], early: bool) {
         for object in objects {
             count(&mut self.changing, *object, false);
+            if early {
+                count(&mut self.early, *object, false);
+            }
             // A lease that was lost and granted anew counts from none.
             if let Some(held) = self.held.get_mut(object).filter(|_| early) {
                 held.early = held.early.saturating_sub(1);
@@ -622,6 +630,13 @@ impl Cache {
     pub fn alone(&self) -> Vec<ObjectId> {
         let held = self.held.iter().filter(|(_, held)| held.alone);
         held.map(|(object, _)| *object).collect()
+    }
+
+    /// What changes are about that were answered early and that no primary answered: they are sent
+    /// again, and others are held off meanwhile, though it may be held no more.
+    #[must_use]
+    pub fn early_under_way(&self) -> Vec<ObjectId> {
+        self.early.keys().copied().collect()
     }
 
     /// Nothing is held.

@@ -710,9 +710,10 @@ impl Shared {
             state.confirmed = false;
             failed = self.session_ended(&mut state);
         }
-        let (leases, exclusive) = {
+        let (leases, exclusive, early) = {
             let mut cache = self.cache.lock();
-            (cache.present(clock()), cache.alone())
+            let leases = cache.present(clock());
+            (leases, cache.alone(), cache.early_under_way())
         };
         let welcome = Welcome {
             term: welcomed.term,
@@ -721,6 +722,7 @@ impl Shared {
             in_doubt: welcomed.in_doubt,
             leases: &leases,
             exclusive: &exclusive,
+            early: &early,
         };
         let State { keep, table, .. } = &mut *state;
         let frames = keep.welcomed(welcome, table.unanswered());

@@ -38,8 +38,11 @@ use protocol::units::ObjectId;
 
 use crate::keys;
 
+mod present;
 #[cfg(test)]
 mod tests;
+
+pub use present::Presents;
 
 /// Leases of one volume, some 150 bytes each.
 pub const LEASES_MAX: usize = 1 << 20;
@@ -48,6 +51,8 @@ pub const LEASES_MAX: usize = 1 << 20;
 pub const REST: Duration = Duration::from_millis(100);
 /// And to nobody alone for so long.
 pub const SHARED_FOR: Duration = Duration::from_secs(5);
+/// Others wait no longer for what its holder may have changed already, whatever keeps those changes.
+pub const HELD_OFF_MAX: Duration = Duration::from_secs(10);
 
 /// One granting of a lease. The same object is granted anew under another number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -61,6 +66,9 @@ struct Lease {
     given: bool,
     /// Nobody else holds one, or is told anything of the object.
     exclusive: bool,
+    /// Exclusive only as its session said that changes of the object are under way which it answered
+    /// early: others may have changed it before.
+    claimed: bool,
     /// A primary before this one gave it, which had everything that was confirmed.
     before: bool,
     recalled: Option<Recalled>,
@@ -68,6 +76,8 @@ struct Lease {
 
 #[derive(Debug, Clone, Copy)]
 struct Recalled {
+    /// It was first.
+    since: Duration,
     /// It ends then at the latest.
     ends: Duration,
     /// By which word: only what answers that gives it back.
@@ -221,7 +231,7 @@ impl Leases {
     #[must_use]
     pub fn is_alone(&self, session: SessionId, object: ObjectId) -> bool {
         let lease = self.lease(session, object);
-        lease.is_some_and(|lease| lease.given && lease.exclusive)
+        lease.is_some_and(|lease| lease.given && lease.exclusive && !lease.claimed)
     }
 
     /// Whether a session may be told nothing of a file for now: another one may have it alone.
@@ -235,7 +245,7 @@ impl Leases {
     }
 
     /// Takes back everything that a session holds alone.
-    pub fn recall_alone(&mut self) -> Vec<Recall> {
+    pub fn recall_alone(&mut self, now: Duration) -> Vec<Recall> {
         let holders: Vec<_> = self
             .sessions
             .iter()
@@ -252,7 +262,7 @@ impl Leases {
         }
         let of_all = of_all.into_iter();
         of_all
-            .filter_map(|(session, objects)| self.recall(session, objects))
+            .filter_map(|(session, objects)| self.recall(session, objects, now))
             .collect()
     }
 
@@ -280,56 +290,6 @@ impl Leases {
         }
     }
 
-    /// What a session says that it holds, and what of that alone, as it is let in. `whole`: this
-    /// primary has everything that was confirmed before. Returns what it does not hold, or shall not.
-    pub fn present(
-        &mut self,
-        session: SessionId,
-        (objects, alone): (&[ObjectId], &[ObjectId]),
-        whole: bool,
-        now: Duration,
-    ) -> Option<Recall> {
-        let awaited = self.awaited.remove(&session) && now < self.awaited_until;
-        let of = self.sessions.get(&session)?;
-        let presented: BTreeSet<_> = objects.iter().copied().collect();
-        let alone: BTreeSet<_> = alone.iter().copied().collect();
-        let before = of.objects.clone();
-        // An answer that granted them was lost on the way.
-        for object in before.difference(&presented) {
-            self.drop_lease(session, *object);
-        }
-        if awaited {
-            // Until it is heard again they end as they would have with the primary of before.
-            if let Some(of) = self.sessions.get_mut(&session) {
-                of.until = of.until.max(now + self.time);
-            }
-            for object in &presented {
-                if let Some(grant) = self.grant(session, *object, now) {
-                    let given = self.give(session, *object, grant, false, now);
-                    debug_assert_ne!(given, Given::Nothing, "nobody changed anything");
-                    self.set_alone(session, *object, alone.contains(object));
-                }
-                if let Some(lease) = self.lease_mut(session, *object) {
-                    lease.before = !whole;
-                }
-            }
-        }
-        // An answer that made it exclusive was lost on the way.
-        for object in before.difference(&alone) {
-            self.set_alone(session, *object, false);
-        }
-        // What is put back is what it knows already; whatever comes after that waits.
-        let holds = |object: &ObjectId| {
-            let lease = self.lease(session, *object);
-            lease.is_some_and(|lease| {
-                let kind = lease.exclusive || !alone.contains(object);
-                lease.given && !lease.before && kind && lease.recalled.is_none()
-            })
-        };
-        let refused = presented.into_iter().filter(|object| !holds(object));
-        self.recall(session, refused.collect())
-    }
-
     /// A session has said everything that it has to say as it is let in.
     pub fn presented(&mut self, session: SessionId) {
         self.awaited.remove(&session);
@@ -351,19 +311,24 @@ impl Leases {
                 self.drop_lease(session, object);
             }
         } else {
-            self.recall(session, objects);
+            self.recall(session, objects, now);
         }
         self.expire(now);
     }
 
     /// A session would give these back, as it holds many.
-    pub fn offered(&mut self, session: SessionId, objects: &[ObjectId]) -> Option<Recall> {
+    pub fn offered(
+        &mut self,
+        session: SessionId,
+        objects: &[ObjectId],
+        now: Duration,
+    ) -> Option<Recall> {
         let holds = |object: &&ObjectId| {
             let lease = self.lease(session, **object);
             lease.is_some_and(|lease| lease.given && lease.recalled.is_none())
         };
         let objects = objects.iter().filter(holds).copied().collect();
-        self.recall(session, objects)
+        self.recall(session, objects, now)
     }
 
     // ---- leases --------------------------------------------------------------------------------
@@ -396,25 +361,32 @@ impl Leases {
             _ if recalled && !made(Mistake::GrantsDuringRecall) => None,
             Some((_, lease)) => Some(lease.grant),
             None if of.objects.len() >= of.limit || self.held >= LEASES_MAX => None,
-            None => {
-                self.last_grant += 1;
-                let grant = Grant(self.last_grant);
-                let lease = Lease {
-                    grant,
-                    given: false,
-                    exclusive: false,
-                    before: false,
-                    recalled: None,
-                };
-                leases.push((session, lease));
-                of.objects.insert(object);
-                self.held += 1;
-                Some(grant)
-            }
+            None => return Some(self.begin(session, object)),
         };
         if leases.is_empty() {
             self.objects.remove(&object);
         }
+        grant
+    }
+
+    /// A lease that no answer gave yet.
+    fn begin(&mut self, session: SessionId, object: ObjectId) -> Grant {
+        self.last_grant += 1;
+        let grant = Grant(self.last_grant);
+        let lease = Lease {
+            grant,
+            given: false,
+            exclusive: false,
+            claimed: false,
+            before: false,
+            recalled: None,
+        };
+        let leases = self.objects.entry(object).or_default();
+        leases.push((session, lease));
+        if let Some(of) = self.sessions.get_mut(&session) {
+            of.objects.insert(object);
+        }
+        self.held += 1;
         grant
     }
 
@@ -465,6 +437,7 @@ impl Leases {
         };
         of.alone -= usize::from(lease.exclusive);
         lease.exclusive = alone && may;
+        lease.claimed = false;
         of.alone += usize::from(lease.exclusive);
     }
 
@@ -501,7 +474,7 @@ impl Leases {
         let recalls = recalls.into_iter();
         Verdict::Wait(
             recalls
-                .filter_map(|(holder, objects)| self.recall(holder, objects))
+                .filter_map(|(holder, objects)| self.recall(holder, objects, now))
                 .collect(),
         )
     }
@@ -558,14 +531,20 @@ impl Leases {
         let recalls = recalls.into_iter();
         Verdict::Wait(
             recalls
-                .filter_map(|(holder, objects)| self.recall(holder, objects))
+                .filter_map(|(holder, objects)| self.recall(holder, objects, now))
                 .collect(),
         )
     }
 
     /// From now on no question lengthens them: an answer that leaves later comes after the word that
-    /// they are recalled.
-    fn recall(&mut self, session: SessionId, objects: Vec<ObjectId>) -> Option<Recall> {
+    /// they are recalled. Who is told again of what it may have changed already has just come back: it
+    /// gives that back behind those changes.
+    fn recall(
+        &mut self,
+        session: SessionId,
+        objects: Vec<ObjectId>,
+        now: Duration,
+    ) -> Option<Recall> {
         if objects.is_empty() {
             return None;
         }
@@ -579,8 +558,20 @@ impl Leases {
             let Some((_, lease)) = lease else {
                 continue;
             };
-            let ends = lease.recalled.map_or(until, |before| before.ends);
-            lease.recalled = Some(Recalled { ends, number });
+            let before = lease.recalled;
+            let since = before.map_or(now, |before| before.since);
+            let mut ends = before.map_or(until, |before| before.ends);
+            if lease.exclusive && (before.is_some() || lease.claimed) {
+                ends = ends.max((now + self.time).min(since + HELD_OFF_MAX));
+            }
+            if let Some(before) = before {
+                self.recalled.remove(&(before.ends, session, *object));
+            }
+            lease.recalled = Some(Recalled {
+                since,
+                ends,
+                number,
+            });
             self.recalled.insert((ends, session, *object));
         }
         Some(Recall {

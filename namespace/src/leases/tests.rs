@@ -12,7 +12,9 @@ use protocol::mistakes::{Mistake, choose, made};
 use protocol::record::Change;
 use protocol::units::ObjectId;
 
-use super::{Given, Grant, Leases, REST, Recall, SHARED_FOR, Verdict, touched};
+use super::{
+    Given, Grant, HELD_OFF_MAX, Leases, Presents, REST, Recall, SHARED_FOR, Verdict, touched,
+};
 use crate::keys;
 
 const A: SessionId = SessionId([1; 16]);
@@ -48,6 +50,23 @@ fn changes(leases: &mut Leases, session: SessionId, object: ObjectId, now: Durat
     match leases.grant(session, object, now) {
         Some(grant) => leases.give(session, object, grant, true, now),
         None => Given::Nothing,
+    }
+}
+
+/// What is said by a session that sends nothing again.
+fn held<'a>(leases: &'a [ObjectId], alone: &'a [ObjectId]) -> Presents<'a> {
+    Presents {
+        leases,
+        alone,
+        early: &[],
+    }
+}
+
+/// What is said by one that holds nothing, and sends early changes of this again.
+fn sends_again(early: &[ObjectId]) -> Presents<'_> {
+    Presents {
+        early,
+        ..Presents::default()
     }
 }
 
@@ -140,13 +159,13 @@ fn after_a_take_over_nobody_changes_anything_before_all_have_come_or_a_lease_tim
     leases.take_over([A, B].into_iter(), ms(100));
     leases.let_in(A, 100, true);
     assert_eq!(
-        leases.present(A, (&[X], &[]), true, ms(150)),
+        leases.present(A, held(&[X], &[]), true, ms(150)),
         None,
         "it keeps what it held"
     );
     assert_eq!(leases.change(A, &[Y], ms(200)), Verdict::Wait(Vec::new()));
     leases.let_in(B, 100, true);
-    assert_eq!(leases.present(B, (&[], &[]), true, ms(300)), None);
+    assert_eq!(leases.present(B, held(&[], &[]), true, ms(300)), None);
     assert_eq!(leases.change(A, &[Y], ms(300)), Verdict::Free(Vec::new()));
     recall_of(leases.change(B, &[X], ms(300)));
 
@@ -157,7 +176,7 @@ fn after_a_take_over_nobody_changes_anything_before_all_have_come_or_a_lease_tim
     assert!(leases.expire(ms(3_000)));
     assert_eq!(leases.change(B, &[X], ms(3_000)), Verdict::Free(Vec::new()));
     leases.let_in(A, 100, true);
-    let refused = leases.present(A, (&[X], &[]), true, ms(3_100));
+    let refused = leases.present(A, held(&[X], &[]), true, ms(3_100));
     assert_eq!(refused.expect("it came too late").objects, [X]);
 }
 
@@ -166,7 +185,7 @@ fn who_presents_to_a_primary_that_may_lack_something_keeps_nothing() {
     let mut leases = two();
     leases.take_over([A].into_iter(), ms(0));
     leases.let_in(A, 100, true);
-    let refused = leases.present(A, (&[X], &[]), false, ms(10));
+    let refused = leases.present(A, held(&[X], &[]), false, ms(10));
     let refused = refused.expect("all of it");
     assert_eq!(refused.objects, [X]);
     // Its kernel does not know that yet. What is put back it knows.
@@ -189,12 +208,12 @@ fn a_session_that_comes_back_keeps_what_it_presents_and_loses_what_it_was_not_to
     leases.let_in(A, 100, true);
     let given = leases.give(A, ObjectId(9), on_its_way, false, ms(5));
     assert_eq!(given, Given::Nothing, "it was asked before");
-    assert_eq!(leases.present(A, (&[X], &[]), true, ms(10)), None);
+    assert_eq!(leases.present(A, held(&[X], &[]), true, ms(10)), None);
     assert_eq!(leases.change(B, &[Y], ms(20)), Verdict::Free(Vec::new()));
     let first = recall_of(leases.change(B, &[X], ms(20)));
     leases.let_in(A, 100, true);
     let again = leases
-        .present(A, (&[X], &[]), true, ms(30))
+        .present(A, held(&[X], &[]), true, ms(30))
         .expect("it is still recalled");
     leases.given_back(A, first.number, &[X]);
     assert_eq!(leases.change(B, &[X], ms(40)), Verdict::Wait(Vec::new()));
@@ -228,7 +247,7 @@ fn a_session_holds_no_more_than_it_may() {
         assert_eq!((got[0], got[1]), may, "{n}");
     }
     let recall = leases
-        .offered(A, &[ObjectId(0), ObjectId(3)])
+        .offered(A, &[ObjectId(0), ObjectId(3)], ms(1))
         .expect("one is its own");
     assert_eq!(recall.objects, [ObjectId(0)]);
     leases.given_back(A, recall.number, &recall.objects);
@@ -289,7 +308,7 @@ fn who_came_back_has_alone_what_it_says_and_what_it_had() {
     leases.let_in(A, 100, true);
     let z = ObjectId(9);
     // It does not know that it has Y alone, and has forgotten when it lost Z.
-    let refused = leases.present(A, (&[X, Y, z], &[X, z]), true, ms(10));
+    let refused = leases.present(A, held(&[X, Y, z], &[X, z]), true, ms(10));
     assert_eq!(refused.expect("it has no lease of that").objects, [z]);
     assert!(leases.is_alone(A, X) && !leases.is_alone(A, Y));
     leases.take_over([A, B].into_iter(), ms(100));
@@ -298,9 +317,60 @@ fn who_came_back_has_alone_what_it_says_and_what_it_had() {
         leases.let_in(session, 100, true);
     }
     leases.presented(B);
-    assert_eq!(leases.present(A, (&[X, Y], &[X]), true, ms(200)), None);
+    assert_eq!(leases.present(A, held(&[X, Y], &[X]), true, ms(200)), None);
     assert_eq!(leases.ask(B, &[Y], ms(210)), Verdict::Free(Vec::new()));
     recall_of(leases.ask(B, &[X], ms(210)));
+}
+
+/// Its lease was recalled and given back behind a change that it had answered, and the connection
+/// broke before either was taken: whoever had waited went first.
+#[test]
+fn cl_1_who_comes_back_sends_early_changes_again_before_others_ask() {
+    let mut leases = two();
+    assert_eq!(changes(&mut leases, A, X, ms(0)), Given::Exclusive);
+    let recall = recall_of(leases.ask(B, &[X], ms(1_900)));
+    leases.let_in(A, 100, true);
+    let again = leases.present(A, sends_again(&[X]), true, ms(1_990));
+    let again = again.expect("it is to give it back once more");
+    assert!(again.number > recall.number && again.objects == [X]);
+    assert!(!leases.expire(ms(2_500)), "it has just come back");
+    assert_eq!(leases.ask(B, &[X], ms(2_500)), Verdict::Wait(Vec::new()));
+    assert!(leases.is_alone(A, X), "nobody else changed it");
+    leases.given_back(A, again.number, &[X]);
+    assert_eq!(leases.ask(B, &[X], ms(2_500)), Verdict::Free(Vec::new()));
+
+    // Who comes back again and again holds others off no longer than that.
+    let now = ms(2_500) + SHARED_FOR;
+    assert_eq!(changes(&mut leases, A, X, now), Given::Exclusive);
+    recall_of(leases.ask(B, &[X], now));
+    let last = now + HELD_OFF_MAX;
+    for at in [now + TIME - ms(1), last - TIME, last - ms(1)] {
+        leases.present(A, sends_again(&[X]), true, at);
+        assert!(!leases.expire(at));
+    }
+    assert!(leases.expire(last));
+    assert_eq!(leases.ask(B, &[X], last), Verdict::Free(Vec::new()));
+}
+
+#[test]
+fn cl_1_others_wait_for_what_is_sent_again_to_another_primary_unless_they_came_before() {
+    let mut leases = two();
+    leases.take_over([A, B].into_iter(), ms(100));
+    for session in [A, B] {
+        leases.let_in(session, 100, true);
+    }
+    let again = leases.present(A, sends_again(&[X, Y]), true, ms(200));
+    let again = again.expect("it is to give them back");
+    assert_eq!(again.objects, [X, Y]);
+    assert!(!leases.is_alone(A, X), "others may have changed it before");
+    // B was leased Y when A had lost it.
+    leases.present(B, held(&[Y], &[Y]), true, ms(300));
+    assert!(leases.is_alone(B, Y));
+    assert_eq!(leases.ask(B, &[X], ms(300)), Verdict::Wait(Vec::new()));
+    assert_eq!(leases.change(A, &[X], ms(300)), Verdict::Free(vec![X]));
+    leases.given_back(A, again.number, &[X, Y]);
+    assert_eq!(leases.ask(B, &[X], ms(300)), Verdict::Free(Vec::new()));
+    assert!(leases.is_alone(B, Y));
 }
 
 #[test]
@@ -337,7 +407,8 @@ enum Up {
     /// It was answered already; its number.
     Early(ObjectId, u64),
     GiveBack(u64, Vec<ObjectId>),
-    Present(Vec<ObjectId>, Vec<ObjectId>),
+    /// Its leases, those that are exclusive, and of what it sends early changes again.
+    Present(Vec<ObjectId>, Vec<ObjectId>, Vec<ObjectId>),
 }
 
 /// What a primary sends: `asked` is the mount's own clock.
@@ -392,6 +463,8 @@ struct World {
     parked: Vec<(usize, bool, ObjectId, Duration)>,
     /// Somebody was told of what another one had changed already.
     told: bool,
+    /// What was changed early was not taken, though the lease had not ended.
+    lost: bool,
     /// Changes that were answered early and have come.
     came: BTreeSet<u64>,
     numbers: u64,
@@ -413,6 +486,7 @@ impl World {
             held: VecDeque::new(),
             parked: Vec::new(),
             told: false,
+            lost: false,
             came: BTreeSet::new(),
             numbers: 0,
             own: BTreeSet::new(),
@@ -438,7 +512,9 @@ impl World {
         let mut holds: BTreeSet<_> = m.cache.keys().copied().chain(given).collect();
         holds.extend(&m.alone);
         let alone = m.alone.iter().copied().collect();
-        m.up.push_back(Up::Present(holds.into_iter().collect(), alone));
+        let again = m.early.values().map(|(object, _)| *object).collect();
+        let holds = holds.into_iter().collect();
+        m.up.push_back(Up::Present(holds, alone, again));
         let early = m.early.iter();
         m.up.extend(early.map(|(number, (object, _))| Up::Early(*object, *number)));
         let asked = self.now;
@@ -547,16 +623,21 @@ impl World {
             }
             Up::Early(object, number) => {
                 self.leases.renew(id, self.now);
-                self.held.push_back((mount, None, Down::EarlyDone(number)));
-                if !self.came.insert(number) {
-                    return; // it was sent again
-                }
                 // Who lost the lease is refused where others changed it; here always.
-                if self.leases.is_alone(id, object) {
-                    let verdict = self.leases.change(id, &[object], self.now);
-                    assert!(matches!(verdict, Verdict::Free(_)), "{verdict:?}");
+                let lease = self.leases.lease(id, object);
+                if !self.came.contains(&number) && lease.is_some_and(|lease| lease.exclusive) {
+                    if let Verdict::Wait(recalls) = self.leases.change(id, &[object], self.now) {
+                        // It is put aside, and what comes behind it as well.
+                        self.send(recalls);
+                        return self.mounts[mount].up.push_front(up);
+                    }
                     *self.versions.entry(object).or_insert(0) += 1;
+                } else if !self.came.contains(&number) {
+                    let early = self.mounts[mount].early.get(&number);
+                    self.lost |= early.is_some_and(|(_, until)| self.now < *until);
                 }
+                self.came.insert(number);
+                self.held.push_back((mount, None, Down::EarlyDone(number)));
             }
             Up::Change(object, asked) => {
                 self.leases.renew(id, self.now);
@@ -577,8 +658,12 @@ impl World {
                 self.leases.given_back(id, number, &objects);
                 self.try_parked();
             }
-            Up::Present(objects, alone) => {
-                let presented = (&objects[..], &alone[..]);
+            Up::Present(objects, alone, early) => {
+                let presented = Presents {
+                    leases: &objects,
+                    alone: &alone,
+                    early: &early,
+                };
                 let refused = self.leases.present(id, presented, true, self.now);
                 self.leases.presented(id);
                 self.send(refused.into_iter().collect());
@@ -699,14 +784,18 @@ impl World {
                 }
             }
             // Nothing else of it is on its way.
-            24 | 25 if m.connected && !m.stopped && m.changes.is_none() => {
-                if m.alone.contains(&object) && asked < m.until {
-                    m.cache.remove(&object);
-                    m.early_since = asked;
-                    self.numbers += 1;
-                    m.early.insert(self.numbers, (object, m.until));
-                    m.up.push_back(Up::Early(object, self.numbers));
-                }
+            24 | 25
+                if m.connected
+                    && !m.stopped
+                    && m.changes.is_none()
+                    && m.alone.contains(&object)
+                    && asked < m.until =>
+            {
+                m.cache.remove(&object);
+                m.early_since = asked;
+                self.numbers += 1;
+                m.early.insert(self.numbers, (object, m.until));
+                m.up.push_back(Up::Early(object, self.numbers));
             }
             20 if milliseconds.is_multiple_of(3) => m.stopped = !m.stopped,
             21 if milliseconds.is_multiple_of(3) => self.disconnect(mount),
@@ -720,6 +809,9 @@ impl World {
     fn check(&self) -> Result<(), String> {
         if self.told {
             return Err("a mount is told of what another one has changed already".to_owned());
+        }
+        if self.lost {
+            return Err("an early change is lost although the lease holds".to_owned());
         }
         for (at, mount) in self.mounts.iter().enumerate() {
             for (object, version) in &mount.cache {

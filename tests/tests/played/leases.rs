@@ -288,6 +288,29 @@ fn coh_1_who_looks_at_a_file_that_another_has_alone_waits_until_it_is_given_back
     });
 }
 
+/// What it had answered early was on the way, and the lease given back behind it, when the connection
+/// broke: who had waited for the lease went first.
+#[test]
+fn cl_1_who_comes_back_after_a_break_sends_early_changes_again_before_others_go_on() {
+    run(async {
+        let stage = serving().await;
+        let mut early = Mount::early(&stage, 1, LEASES).await;
+        let mut other = mounted(&stage, 2).await;
+        let (file, known) = alone(&mut early, "file").await;
+        other.write(0, file, 0).await;
+        assert!(early.finds("file").await && !early.recalls.is_empty());
+        early.sends_again.push(file);
+        early.comes_back(&stage, LEASES).await;
+        assert!(early.finds("file").await, "it is let in");
+        assert!(timeout(AT_ONCE, other.answer()).await.is_err(), "first");
+        let first = writes_early(&mut early, file, known).await;
+        early.gives_back().await;
+        let (next, took) = timed(other.answer()).await;
+        assert!(took < AT_ONCE, "it is given back once more: {took:?}");
+        assert!(changed_at(&first) < changed_at(&next));
+    });
+}
+
 #[test]
 fn bad_2_nobody_waits_for_the_leases_of_who_lost_the_right_to_the_volume() {
     run(async {

@@ -24,6 +24,8 @@ pub(crate) struct Mount {
     pub(crate) leases: BTreeSet<ObjectId>,
     /// Of these, what it holds alone.
     pub(crate) alone: BTreeSet<ObjectId>,
+    /// Files of which it will send early changes again.
+    pub(crate) sends_again: Vec<ObjectId>,
     /// What it was told to give back, and has not.
     pub(crate) recalls: Vec<Recalled>,
 }
@@ -96,6 +98,7 @@ impl Mount {
             early,
             leases: BTreeSet::new(),
             alone: BTreeSet::new(),
+            sends_again: Vec::new(),
             recalls: Vec::new(),
         }
     }
@@ -110,6 +113,7 @@ impl Mount {
             stable: (Term(0), Sequence::ZERO),
             leases: self.leases.iter().copied().collect(),
             exclusive: self.alone.iter().copied().collect(),
+            early: std::mem::take(&mut self.sends_again),
         };
         self.link.say_frame(&present.encode()).await;
         self.link.say_frame(&plain(kind::PRESENTED)).await;

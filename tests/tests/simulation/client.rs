@@ -240,6 +240,7 @@ const NOTHING_LOST: Welcome<'_> = Welcome {
     in_doubt: false,
     leases: &[],
     exclusive: &[],
+    early: &[],
 };
 
 /// One mount. Clones are one mount.
@@ -504,6 +505,7 @@ impl Client {
             true => Vec::new(),
             false => state.cache.alone(),
         };
+        let early = state.cache.early_under_way();
         let welcome = Welcome {
             term: welcomed.term,
             ends: &welcomed.ends,
@@ -511,6 +513,7 @@ impl Client {
             in_doubt: welcomed.in_doubt,
             leases: &leases,
             exclusive: &exclusive,
+            early: &early,
         };
         let State {
             keep,

@@ -60,6 +60,7 @@ fn welcome(term: u64, ends: &[Place]) -> Welcome<'_> {
         in_doubt: false,
         leases: &[],
         exclusive: &[],
+        early: &[],
     }
 }
 

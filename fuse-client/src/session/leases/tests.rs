@@ -272,3 +272,25 @@ fn cl_1_after_an_early_change_failed_the_next_waits_for_an_answer() {
     cache.failed(FILE);
     assert!(cache.early(&write(0), 1, ms(2)).is_none());
 }
+
+/// It was given back behind the change, or ran out, and then the connection broke.
+#[test]
+fn cl_1_what_was_changed_early_is_named_to_whoever_lets_the_mount_in_until_it_is_answered() {
+    let mut cache = alone();
+    let changes = cache.asks(&write(0), true, ms(2));
+    let recalled = Recalled {
+        number: 1,
+        objects: vec![FILE],
+    };
+    let forget = cache.recalled(recalled, ms(2));
+    assert!(cache.gives_back(&forget, &[]).is_some());
+    assert_eq!(cache.present(ms(3)), [DIRECTORY]);
+    assert_eq!(
+        (cache.alone(), cache.early_under_way()),
+        (vec![], vec![FILE])
+    );
+    assert_eq!(cache.present(BELIEVED + ms(1)), []);
+    assert_eq!(cache.early_under_way(), [FILE]);
+    cache.over(&write(0), &changes, true);
+    assert_eq!(cache.early_under_way(), []);
+}
