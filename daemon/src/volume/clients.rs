@@ -616,7 +616,7 @@ impl<M: Medium> Driver<M> {
         }
         let mut old = Vec::new();
         if let Ok(executed) = &executed
-            && !self.may_tell(session, files_told(&request.operation, executed))
+            && !self.may_tell(session, &files_told(&request.operation, executed))
         {
             return Ok(false);
         }
@@ -629,6 +629,19 @@ impl<M: Medium> Driver<M> {
         if request.operation.changes() {
             self.note_slot(session, request);
         }
+        self.carry_out_decided(shared, session, request, executed, old)?;
+        Ok(true)
+    }
+
+    /// What nothing stands in the way of is answered, or begins.
+    fn carry_out_decided(
+        &mut self,
+        shared: &Shared<M>,
+        session: SessionId,
+        request: &Request,
+        executed: Result<Executed, ExecuteError<ReadError>>,
+        old: Vec<ObjectId>,
+    ) -> Result<(), String> {
         let (slot, number) = (request.slot, request.number);
         let (sequence, since) = (self.machine.last(), Some(self.now()));
         let pending = |outcome| PendingReply {
@@ -704,7 +717,7 @@ impl<M: Medium> Driver<M> {
                 self.reply_when_confirmed(pending(Outcome::Error(EIO)));
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// A change that nothing stands in the way of becomes the next record.

@@ -181,23 +181,29 @@ fn told_of(operation: &Operation, outcome: &Outcome) -> Vec<ObjectId> {
     }
 }
 
-/// The files of whose attributes or data an answer tells.
-pub(super) fn files_told(operation: &Operation, executed: &Executed) -> Option<ObjectId> {
+/// The files of whose attributes or data an answer tells. That there is nothing to read tells of the
+/// size as well: who asks for data is told of it, whatever the answer is.
+pub(super) fn files_told(operation: &Operation, executed: &Executed) -> Vec<ObjectId> {
     let of_outcome = |outcome: &Outcome| match outcome {
         Outcome::Entry(a) | Outcome::Attributes(a) | Outcome::Written { attributes: a, .. } => {
             (a.mode & S_IFMT == S_IFREG).then_some(a.object)
         }
         _ => None,
     };
-    match (executed, operation) {
-        (Executed::Read { object, .. } | Executed::Seek { object, .. }, _) => Some(*object),
-        (Executed::Copy { from, .. }, _) => Some(*from),
+    let asked = match operation {
         // An ACL changes with the mode.
-        (Executed::Answer(Outcome::Data(_)), Operation::GetXattr { object, .. }) => Some(*object),
-        (Executed::Answer(outcome), _) => of_outcome(outcome),
-        (Executed::Change(set), _) => of_outcome(&set.outcome),
+        Operation::Read { object, .. }
+        | Operation::Seek { object, .. }
+        | Operation::GetXattr { object, .. } => Some(*object),
+        Operation::CopyRange { from, .. } => Some(*from),
         _ => None,
-    }
+    };
+    let told = match executed {
+        Executed::Answer(outcome) => of_outcome(outcome),
+        Executed::Change(set) => of_outcome(&set.outcome),
+        _ => None,
+    };
+    asked.into_iter().chain(told).collect()
 }
 
 /// The file that a change is about, which its session may get for itself.
@@ -219,13 +225,13 @@ pub(super) fn file_changed(operation: &Operation, outcome: &Outcome) -> Option<O
 }
 
 impl<M: Medium> Driver<M> {
-    /// Whether an answer that tells of this file may be given. Else it waits, and whoever has the
-    /// file for himself is told.
-    pub(super) fn may_tell(&mut self, session: SessionId, file: Option<ObjectId>) -> bool {
+    /// Whether an answer that tells of these files may be given. Else it waits, and whoever has one
+    /// for himself is told.
+    pub(super) fn may_tell(&mut self, session: SessionId, files: &[ObjectId]) -> bool {
         let now = self.now();
         self.leasing.expire(now);
         loop {
-            match self.leasing.table.ask(session, file.as_slice(), now) {
+            match self.leasing.table.ask(session, files, now) {
                 Verdict::Free(_) => return true,
                 Verdict::Wait(recalls) => {
                     recalls.into_iter().for_each(|recall| self.tell(recall));

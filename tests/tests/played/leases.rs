@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::fs::{Operation, Outcome, SLOT_NONE};
+use protocol::fs::{IO_BYTES_MAX, Operation, Outcome, SLOT_NONE};
 use protocol::preamble::Purpose;
 use protocol::units::{ObjectId, Timestamp};
 use protocol::volume::Quorum;
@@ -204,9 +204,18 @@ fn coh_1_who_waits_goes_on_when_a_lease_runs_out_whatever_else_happens() {
 
 /// Writes, as whoever asked was answered already; what came of it.
 async fn writes_early(mount: &mut Mount, object: ObjectId, known: Timestamp) -> Outcome {
+    writes_early_at(mount, object, 0, known).await
+}
+
+async fn writes_early_at(
+    mount: &mut Mount,
+    object: ObjectId,
+    offset: u64,
+    known: Timestamp,
+) -> Outcome {
     let write = Operation::Write {
         object,
-        offset: 0,
+        offset,
         append: false,
         kill_privileges: false,
     };
@@ -308,6 +317,61 @@ fn cl_1_who_comes_back_after_a_break_sends_early_changes_again_before_others_go_
         let (next, took) = timed(other.answer()).await;
         assert!(took < AT_ONCE, "it is given back once more: {took:?}");
         assert!(changed_at(&first) < changed_at(&next));
+    });
+}
+
+/// That there is nothing to read was told at once: who followed a file that grew was told of no more.
+#[test]
+fn coh_1_who_looks_past_the_end_of_a_file_that_another_has_alone_waits_as_well() {
+    run(async {
+        let stage = serving().await;
+        let mut early = Mount::early(&stage, 1, LEASES).await;
+        let mut other = mounted(&stage, 2).await;
+        let target = other.create("target").await;
+        for name in ["read", "sought", "copied"] {
+            let (file, known) = alone(&mut early, name).await;
+            let (object, offset, len) = (file, u64::from(IO_BYTES_MAX), 10);
+            let (slot, look) = match name {
+                "read" => (
+                    SLOT_NONE,
+                    Operation::Read {
+                        object,
+                        offset,
+                        len,
+                    },
+                ),
+                "sought" => {
+                    let whence = 3; // data
+                    let seek = Operation::Seek {
+                        object,
+                        offset,
+                        whence,
+                    };
+                    (SLOT_NONE, seek)
+                }
+                _ => {
+                    let copy = Operation::CopyRange {
+                        from: file,
+                        from_offset: offset,
+                        object: target,
+                        offset: 0,
+                        len,
+                    };
+                    (0, copy)
+                }
+            };
+            other.ask(slot, look, Bytes::new()).await;
+            let early_answer = timeout(AT_ONCE, other.answer()).await;
+            assert!(early_answer.is_err(), "{name}: {early_answer:?}");
+            writes_early_at(&mut early, file, offset, known).await;
+            early.gives_back().await;
+            match other.answer().await {
+                Outcome::Data(data) => assert_eq!(&data[..], b"early"),
+                Outcome::Offset(at) => assert_eq!(at, offset),
+                Outcome::Written { len, .. } => assert_eq!(len, 5),
+                outcome => panic!("{name}: {outcome:?}"),
+            }
+        }
     });
 }
 
