@@ -17,7 +17,7 @@ mod network {
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, channel};
@@ -40,6 +40,7 @@ const SLACK: Duration = Duration::from_secs(2);
 const ROUND: Duration = Duration::from_secs(2);
 const CELLS: u64 = 3;
 const CELL_BYTES: u64 = 4096;
+const O_DSYNC: i32 = 0o10_000;
 
 /// What stat(2) tells: size, mode, and whether the name exists.
 fn look(path: &Path) -> Option<(u64, u32)> {
@@ -208,6 +209,12 @@ fn cl_1_a_write_waits_for_nobody_where_the_mount_is_alone_and_a_sync_for_all_of_
     };
     let (a, b) = (&all[0], &all[1]);
     let (file, synced) = (alone(a, "file")?, alone(a, "synced")?);
+    alone(a, "log")?;
+    let log = OpenOptions::new();
+    let log = { log }
+        .write(true)
+        .custom_flags(O_DSYNC)
+        .open(a.join("log"))?;
     let pids = [0, 1].map(|node| mounted.lab.pid(node));
     let all_daemons = |name: &str| {
         let mut running = pids.iter().flatten();
@@ -226,11 +233,18 @@ fn cl_1_a_write_waits_for_nobody_where_the_mount_is_alone_and_a_sync_for_all_of_
     });
     let written = writes.recv_timeout(LEASE + SLACK);
     let syncs = beside(move || synced.sync_all());
+    let logs = beside(move || log.write_at(&[7], 0));
     let early = syncs.recv_timeout(Duration::from_millis(200));
+    let logged = logs.recv_timeout(Duration::from_millis(10));
     all_daemons("CONT")?;
     let file = written.context("a write waited for the primary")??;
     ensure!(early.is_err(), "a sync waited for nobody: {early:?}");
+    ensure!(
+        logged.is_err(),
+        "with O_DSYNC a write waited for nobody: {logged:?}"
+    );
     syncs.recv_timeout(4 * LEASE)??;
+    ensure!(logs.recv_timeout(4 * LEASE)?? == 1);
     // What was answered before the sync was asked is not the mount's alone any more.
     signal(mount_pid(a)?, "KILL")?;
     ensure!(fs::read(b.join("file"))? == [7; 64]);

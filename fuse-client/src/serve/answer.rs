@@ -1,6 +1,7 @@
 //! From outcomes to the kernel's replies.
 
-use protocol::fs::{Attributes, FileSystemStatistics, Outcome};
+use bytes::Bytes;
+use protocol::fs::{Attributes, Caller, FileSystemStatistics, Operation, Outcome};
 use protocol::units::ObjectId;
 
 use super::FileSystem;
@@ -42,9 +43,16 @@ pub(crate) enum Shape {
     Xattr {
         size: u32,
     },
-    /// `strips`: a node whose set-user-id bit the write may have dropped.
+    /// `strips`: a node whose set-user-id bit the write may have dropped. `then_syncs`: it is answered
+    /// when it is stable, or (true) its data and what finds it.
     Written {
         strips: Option<u64>,
+        then_syncs: Option<bool>,
+    },
+    /// The same, once it is.
+    WrittenAndSynced {
+        strips: Option<u64>,
+        len: u32,
     },
     Copied,
     Directory(Box<listing::Ask>),
@@ -76,6 +84,12 @@ impl Shape {
     pub(crate) fn is_close(&self) -> bool {
         matches!(self, Self::Closed { .. })
     }
+
+    /// Whether it is answered when it is stable: that nobody says before.
+    pub(crate) fn then_syncs(&self) -> bool {
+        let syncs = matches!(self, Self::Written { then_syncs, .. } if then_syncs.is_some());
+        syncs || matches!(self, Self::WrittenAndSynced { .. })
+    }
 }
 
 /// Direct, also for several writers at once: the page cache would have to be told what other
@@ -106,6 +120,14 @@ impl Replies for FileSystem {
 }
 
 impl FileSystem {
+    fn written(&self, unique: u64, len: u32, strips: Option<u64>) {
+        let mut body = Body::with_capacity(8);
+        self.reply(unique, 0, &[&body.u32(len).u32(0).0]);
+        if let Some(node) = strips {
+            self.attributes_changed(node);
+        }
+    }
+
     /// Tells the kernel an outcome; it may keep it for `fresh`.
     pub(super) fn tell(&self, waiting: Waiting, outcome: Outcome, fresh: Fresh) {
         let unique = waiting.unique;
@@ -174,12 +196,37 @@ impl FileSystem {
                     self.reply(unique, 0, &[&data]);
                 }
             }
-            (Shape::Written { strips }, Outcome::Written { len, .. }) => {
-                let mut body = Body::with_capacity(8);
-                self.reply(unique, 0, &[&body.u32(len).u32(0).0]);
-                if let Some(node) = strips {
-                    self.attributes_changed(node);
+            (
+                Shape::Written {
+                    strips,
+                    then_syncs: None,
+                },
+                Outcome::Written { len, .. },
+            ) => self.written(unique, len, strips),
+            (
+                Shape::Written {
+                    strips,
+                    then_syncs: Some(data_only),
+                },
+                Outcome::Written {
+                    len, attributes, ..
+                },
+            ) => {
+                let waiting = Waiting {
+                    shape: Shape::WrittenAndSynced { strips, len },
+                    ..waiting
+                };
+                let object = attributes.object;
+                let sync = Operation::Sync { object, data_only };
+                let caller = Caller::default(); // it was allowed to write
+                self.session.submit(waiting, caller, sync, Bytes::new());
+            }
+            (Shape::WrittenAndSynced { strips, len }, Outcome::Done) => {
+                let handle = waiting.through;
+                if handle.is_some_and(|handle| self.session.losses().tells(handle)) {
+                    return self.reply(unique, EIO, &[]);
                 }
+                self.written(unique, len, strips);
             }
             (Shape::Copied, Outcome::Written { len, .. }) => {
                 // A count of 8 bytes is the same as one of 4 and padding, low bytes first.

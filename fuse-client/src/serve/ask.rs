@@ -13,6 +13,10 @@ use crate::session::Waiting;
 const ENAMETOOLONG: i32 = 36;
 const O_EXCL: u32 = 0o200;
 const O_APPEND: u32 = 0o2000;
+/// O_DSYNC, of which the kernel speaks also for RWF_DSYNC and a mount that is `sync`; and the bit that
+/// makes an O_SYNC of it.
+const O_DSYNC: u32 = 0o10_000;
+const O_SYNC_BIT: u32 = 0o4_000_000;
 /// Above this a write's buffer is handed on as it is, and a new one taken; below, copying the
 /// data is cheaper than 1 MiB of fresh memory.
 /// A buffer is kept until the write is stable, so little of it may be empty.
@@ -370,6 +374,9 @@ impl FileSystem {
             through: Some(handle),
             shape: Shape::Written {
                 strips: (write_flags & write::KILL_SUIDGID != 0).then_some(header.node),
+                // The kernel leaves that to the mount where files are written directly.
+                then_syncs: (open_flags & (O_DSYNC | O_SYNC_BIT) != 0)
+                    .then_some(open_flags & O_SYNC_BIT == 0),
             },
         };
         let caller = self.openers.of(handle, caller(header));

@@ -47,9 +47,14 @@ impl Shared {
         }
         let connected = state.sending().is_some();
         let bytes = submission.payload.len();
+        let syncs = |waiter: &Waiter| match waiter {
+            Waiter::Kernel(waiting) => waiting.shape.then_syncs(),
+            Waiter::Caller(_) | Waiter::Flush => false,
+        };
         let may_be_early = self.config.early
             && connected
             && submission.unique.is_some()
+            && !submission.waiter.as_ref().is_some_and(syncs)
             && table::changed_object(&submission.operation).is_some()
             && state.table.may_be_early(bytes);
         let operation = &submission.operation;

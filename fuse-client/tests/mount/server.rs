@@ -344,6 +344,7 @@ fn operation_name(operation: &Operation) -> &'static str {
         Operation::MakeDirectory { .. } => "mkdir",
         Operation::Unlink { .. } => "unlink",
         Operation::Unlock { .. } => "unlock",
+        Operation::Sync { .. } => "sync",
         _ => "other",
     }
 }
