@@ -313,7 +313,7 @@ impl<M: Medium> Driver<M> {
                 }
                 kind::GIVE_BACK => {
                     let given = Recalled::decode(&frame).map_err(|e| e.to_string())?;
-                    self.leases_given_back(session, &given);
+                    self.leases_given_back(session, given);
                 }
                 kind::OFFER => {
                     let objects = offered(&frame).map_err(|e| e.to_string())?;
@@ -362,7 +362,7 @@ impl<M: Medium> Driver<M> {
         } else if request.slot != SLOT_NONE {
             return Err(format!("a question came in slot {}", request.slot));
         }
-        if request.early.is_some() && self.leasing.has_early_aside(session) {
+        if self.leasing.has_early_aside(session) {
             return Ok(self.leasing.park(session, request));
         }
         if changes && let Some(errno) = self.refuse_change(session, &request) {

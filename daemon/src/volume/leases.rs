@@ -50,6 +50,8 @@ pub(super) struct Leasing {
     pub(super) table: Leases,
     aside: VecDeque<(SessionId, Box<Request>)>,
     aside_bytes: usize,
+    /// Given back behind changes that are put aside.
+    returns: Vec<(SessionId, Recalled)>,
     /// The change time of files after the last change of them that was answered early.
     early: HashMap<SessionId, HashMap<ObjectId, Timestamp>>,
     /// Somebody looks again after what waits for something else than leases.
@@ -64,6 +66,7 @@ impl Default for Leasing {
             table: Leases::new(LEASE_TIME),
             aside: VecDeque::new(),
             aside_bytes: 0,
+            returns: Vec::new(),
             early: HashMap::new(),
             looks_again: false,
             ended: false,
@@ -80,6 +83,7 @@ impl Leasing {
     pub(super) fn stop(&mut self) {
         self.table.clear();
         self.take_aside();
+        self.returns.clear();
         self.early.clear();
     }
 
@@ -90,11 +94,20 @@ impl Leasing {
         self.early.remove(&session);
     }
 
-    /// Whether something is put aside that the session's applications take for done: what comes
-    /// after it of that kind comes after it.
+    /// Whether something is put aside that the session's applications take for done: whatever it asks
+    /// next comes after it.
     pub(super) fn has_early_aside(&self, session: SessionId) -> bool {
         let mut aside = self.aside.iter();
         aside.any(|(of, request)| *of == session && request.early.is_some())
+    }
+
+    /// The same of one of these files.
+    fn has_early_aside_of(&self, session: SessionId, objects: &[ObjectId]) -> bool {
+        let mut aside = self.aside.iter();
+        aside.any(|(of, request)| {
+            let file = changed_early(request);
+            *of == session && file.is_some_and(|file| objects.contains(&file))
+        })
     }
 
     /// A change that was answered early is carried out.
@@ -135,6 +148,7 @@ impl Leasing {
                 self.put_aside(of, request);
             }
         }
+        self.returns.retain(|(of, _)| *of != session);
     }
 
     /// Whether a change in this slot is put aside.
@@ -150,6 +164,16 @@ impl Leasing {
         }
         self.put_aside(session, request);
         Taken::Yes
+    }
+}
+
+/// The file that a change is about which was answered early.
+fn changed_early(request: &Request) -> Option<ObjectId> {
+    match request.operation {
+        Operation::Write { object, .. } | Operation::SetAttributes { object, .. } => {
+            request.early.map(|_| object)
+        }
+        _ => None,
     }
 }
 
@@ -266,11 +290,7 @@ impl<M: Medium> Driver<M> {
         request: &Request,
         known: Timestamp,
     ) -> Result<bool, String> {
-        let (Operation::Write { object, .. } | Operation::SetAttributes { object, .. }) =
-            request.operation
-        else {
-            return Err("a change was answered early that cannot be".to_owned());
-        };
+        let object = changed_early(request).ok_or("a change was answered early that cannot be")?;
         if self.leasing.table.is_alone(session, object) {
             return Ok(true);
         }
@@ -387,8 +407,12 @@ impl<M: Medium> Driver<M> {
         self.try_aside();
     }
 
-    /// A session gave leases back.
-    pub(super) fn leases_given_back(&mut self, session: SessionId, given: &Recalled) {
+    /// A session gave leases back, behind everything that it had answered early.
+    pub(super) fn leases_given_back(&mut self, session: SessionId, given: Recalled) {
+        if self.leasing.has_early_aside_of(session, &given.objects) {
+            self.leasing.returns.push((session, given));
+            return;
+        }
         let table = &mut self.leasing.table;
         table.given_back(session, given.number, &given.objects);
         self.try_aside();
@@ -444,6 +468,9 @@ impl<M: Medium> Driver<M> {
         if later && !self.leasing.looks_again {
             self.leasing.looks_again = true;
             tokio::task::spawn_local(look_again(shared));
+        }
+        for (session, given) in std::mem::take(&mut self.leasing.returns) {
+            self.leases_given_back(session, given);
         }
     }
 }

@@ -55,7 +55,6 @@ pub(crate) use locks::{Key, Range};
 pub(crate) use losses::Losses;
 use opens::Opens;
 use places::Places;
-use requests::Done;
 use table::{Interrupted, Submission, Submitted, Table};
 
 const EINTR: i32 = 4;
@@ -602,10 +601,9 @@ impl Shared {
             (Outcome::Error(_), true) => table::changed_object(&answered.operation),
             _ => None,
         };
-        let done = match answered.early {
-            true => self.note_early(&mut state, failed),
-            false => Done::new(),
-        };
+        if answered.early {
+            self.note_early(&mut state, failed);
+        }
         state
             .keep
             .confirmed(&answered.operation, &answered.frame, &reply);
@@ -627,16 +625,10 @@ impl Shared {
             answered.operation,
             Operation::Sync { .. } | Operation::SyncAll
         );
-        if syncs && let Some(waiter) = answered.waiter.take() {
-            let unique = match &waiter {
-                Waiter::Kernel(waiting) => Some(waiting.unique),
-                Waiter::Caller(_) | Waiter::Flush => None,
-            };
-            let synced = state.table.sync(answered.order, waiter, unique, outcome);
-            (answered.waiter, outcome) = match synced {
-                Some((waiter, outcome)) => (Some(waiter), outcome),
-                None => (None, Outcome::Done),
-            };
+        // What is kept was confirmed, so the early changes among it were taken.
+        let flushes = matches!(answered.waiter, Some(Waiter::Flush));
+        if syncs && !flushes && outcome == Outcome::Done {
+            Self::look_after_sync(&mut state, &mut answered);
         }
         // Only the end waits for that; waking the thread of deadlines each time would cost more
         // than the answer.
@@ -646,7 +638,6 @@ impl Shared {
         let link = state.sending().cloned();
         drop(state);
         self.answer_fresh(answered.waiter, outcome, fresh);
-        self.answer_all(done);
         go(link);
     }
 

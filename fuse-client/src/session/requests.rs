@@ -74,9 +74,8 @@ impl Shared {
         answered
     }
 
-    /// What was answered early came back with an error, or never will come: it is lost. `go` and
-    /// [`Shared::answer_all`] follow.
-    pub(super) fn note_early(&self, state: &mut State, failed: Option<ObjectId>) -> Done {
+    /// What was answered early came back with an error, or never will come: it is lost. `go` follows.
+    pub(super) fn note_early(&self, state: &mut State, failed: Option<ObjectId>) {
         let mut objects = state.table.take_lost();
         objects.extend(failed);
         if !objects.is_empty() {
@@ -88,8 +87,29 @@ impl Shared {
                 ..keep::Lost::default()
             });
         }
-        let synced = state.table.synced();
-        synced.into_iter().collect()
+        let connected = state.sending().is_some();
+        let syncs = state.table.ask_again(connected);
+        state.queue(&syncs);
+    }
+
+    /// A sync was answered: who waits for it is, if everything that had been answered early before it
+    /// has been taken.
+    pub(super) fn look_after_sync(state: &mut State, answered: &mut Answered<Waiter>) {
+        let Some(waiter) = answered.waiter.take() else {
+            return;
+        };
+        let (unique, through) = match &waiter {
+            Waiter::Kernel(waiting) => (Some(waiting.unique), waiting.through),
+            Waiter::Caller(_) | Waiter::Flush => (None, None),
+        };
+        let again = Submission {
+            unique,
+            through,
+            ..plain(Some(waiter), answered.operation.clone())
+        };
+        let since = (answered.submitted, answered.interrupted);
+        let over = state.table.sync(answered.order, again, since);
+        answered.waiter = over.and_then(|sync| sync.waiter);
     }
 
     /// Asks something whose answer nobody waits for; [`go`] follows.
@@ -170,8 +190,7 @@ impl Shared {
             );
         }
         let mut lost = state.table.forgotten();
-        let synced = self.note_early(state, None);
-        lost.extend(synced.into_iter().map(|(waiter, _)| waiter));
+        self.note_early(state, None);
         if !lost.is_empty() {
             tracing::warn!(
                 operations = lost.len(),
@@ -186,9 +205,7 @@ impl Shared {
         let waiters = state
             .table
             .fail_through(|handle| self.locks.are_lost(handle));
-        let synced = self.note_early(state, None);
-        let synced = synced.into_iter().map(|(waiter, _)| waiter);
-        let waiters = waiters.into_iter().chain(synced).collect();
+        self.note_early(state, None);
         state.refill();
         waiters
     }

@@ -63,7 +63,7 @@ struct Pending<W> {
     early: bool,
 }
 
-/// A change that waits for a slot.
+/// A change that waits for a slot, or a sync that waits to be asked again.
 #[derive(Debug)]
 struct Waiting<W> {
     order: u64,
@@ -84,6 +84,7 @@ pub(super) struct Answered<W> {
     pub(super) frame: RawFrame,
     /// The request that waited for the slot.
     pub(super) next: Option<RawFrame>,
+    pub(super) submitted: Instant,
     /// A signal came for who waits.
     pub(super) interrupted: bool,
     /// It was sent more than once.
@@ -93,15 +94,6 @@ pub(super) struct Answered<W> {
     pub(super) early: bool,
     /// Its place in the order of submission.
     pub(super) order: u64,
-}
-
-/// Something that is stable, but for what was answered before it was asked.
-#[derive(Debug)]
-struct Sync<W> {
-    order: u64,
-    unique: Option<u64>,
-    waiter: W,
-    outcome: Outcome,
 }
 
 /// What came of a submission.
@@ -146,8 +138,8 @@ pub(super) struct Table<W> {
     early_bytes: u64,
     /// When their objects were changed, by answers since the first of them was asked.
     changed_at: HashMap<ObjectId, Timestamp>,
-    /// Syncs that wait for those of them that came before.
-    syncs: Vec<Sync<W>>,
+    /// Syncs that were answered before some that came before them: they are asked again.
+    syncs: Vec<Waiting<W>>,
     /// Objects of such changes that were given up.
     lost: Vec<ObjectId>,
 }
@@ -190,33 +182,37 @@ impl<W> Table<W> {
         std::mem::take(&mut self.lost)
     }
 
-    /// A sync was answered: the waiter comes back if everything before it was, too. Else
-    /// [`Table::synced`] gives it, then.
+    /// A sync was answered that was asked in this order. It comes back if everything before it was
+    /// answered, too. Else it may have overtaken what it was to make stable, on the way or in between:
+    /// [`Table::ask_again`] asks it once more.
     pub(super) fn sync(
         &mut self,
         order: u64,
-        waiter: W,
-        unique: Option<u64>,
-        outcome: Outcome,
-    ) -> Option<(W, Outcome)> {
+        submission: Submission<W>,
+        (submitted, interrupted): (Instant, bool),
+    ) -> Option<Submission<W>> {
         if self.early.range(..order).next().is_none() {
-            return Some((waiter, outcome));
+            return Some(submission);
         }
-        self.syncs.push(Sync {
+        self.syncs.push(Waiting {
             order,
-            unique,
-            waiter,
-            outcome,
+            submission,
+            submitted,
+            interrupted,
         });
         None
     }
 
-    /// Syncs that wait for nothing any more.
-    pub(super) fn synced(&mut self) -> Vec<(W, Outcome)> {
+    /// Asks those syncs again that wait for nothing any more, in their old order.
+    pub(super) fn ask_again(&mut self, connected: bool) -> Vec<RawFrame> {
         let first = self.early.keys().next().copied();
-        let is_over = |sync: &mut Sync<W>| first.is_none_or(|first| sync.order < first);
-        let over = self.syncs.extract_if(.., is_over);
-        over.map(|sync| (sync.waiter, sync.outcome)).collect()
+        let is_over = |sync: &mut Waiting<W>| first.is_none_or(|first| sync.order < first);
+        let over: Vec<_> = self.syncs.extract_if(.., is_over).collect();
+        let again = over.into_iter().map(|sync| {
+            self.next_plain += 1;
+            self.start((SLOT_NONE, self.next_plain), sync, connected)
+        });
+        again.collect()
     }
 
     fn early_is_over(&mut self, order: u64) {
@@ -356,6 +352,7 @@ impl<W> Table<W> {
             operation: pending.operation,
             frame: pending.frame,
             next,
+            submitted: pending.submitted,
             interrupted: pending.interrupted,
             again: pending.again,
             asked: pending.asked,
@@ -399,9 +396,15 @@ impl<W> Table<W> {
                 None => Interrupted::Unknown,
             };
         }
-        let held = self.syncs.iter();
-        if let Some(at) = { held }.position(|sync| sync.unique == Some(unique)) {
-            return Interrupted::Answer(self.syncs.remove(at).waiter);
+        if let Some(at) = self.syncs.iter().position(asked) {
+            self.syncs[at].interrupted = true;
+            if !self.syncs[at].is_due(now, &dies) {
+                return Interrupted::Noted;
+            }
+            return match self.syncs.remove(at).submission.waiter {
+                Some(waiter) => Interrupted::Answer(waiter),
+                None => Interrupted::Unknown,
+            };
         }
         let Some(order) = self.by_unique.get(&unique).copied() else {
             return Interrupted::Unknown;
@@ -435,6 +438,9 @@ impl<W> Table<W> {
                 waiters.extend(self.withdraw(at));
             }
         }
+        let due = |sync: &mut Waiting<W>| sync.is_due(now, &dies);
+        let syncs = self.syncs.extract_if(.., due);
+        waiters.extend(syncs.filter_map(|sync| sync.submission.waiter));
         waiters
     }
 
@@ -451,7 +457,8 @@ impl<W> Table<W> {
     /// The waiters of everything that was submitted before `limit`.
     pub(super) fn older_than(&mut self, limit: Instant) -> Vec<W> {
         let mut waiters = self.give_up_where(|pending| pending.submitted <= limit);
-        waiters.extend(self.syncs.drain(..).map(|sync| sync.waiter));
+        let syncs = self.syncs.drain(..);
+        waiters.extend(syncs.filter_map(|sync| sync.submission.waiter));
         let mut kept = VecDeque::new();
         for mut entry in self.waiting.drain(..) {
             if entry.submitted <= limit {
@@ -500,6 +507,9 @@ impl<W> Table<W> {
     /// Their waiters. What gives locks back is not asked through a file.
     pub(super) fn fail_through(&mut self, lost: impl Fn(u64) -> bool) -> Vec<W> {
         let mut waiters = self.drop_where(|_, pending| pending.through.is_some_and(&lost));
+        let fails = |sync: &mut Waiting<W>| sync.submission.through.is_some_and(&lost);
+        let syncs = self.syncs.extract_if(.., fails);
+        waiters.extend(syncs.filter_map(|sync| sync.submission.waiter));
         let waiting = std::mem::take(&mut self.waiting);
         for mut entry in waiting {
             if entry.submission.through.is_some_and(&lost) {

@@ -207,6 +207,17 @@ async fn writes_early(mount: &mut Mount, object: ObjectId, known: Timestamp) -> 
     writes_early_at(mount, object, 0, known).await
 }
 
+async fn asks_early(mount: &mut Mount, slot: u16, object: ObjectId, known: Timestamp) {
+    let write = Operation::Write {
+        object,
+        offset: 0,
+        append: false,
+        kill_privileges: false,
+    };
+    let data = Bytes::from_static(b"early");
+    mount.ask_early(slot, write, data, Some(known)).await;
+}
+
 async fn writes_early_at(
     mount: &mut Mount,
     object: ObjectId,
@@ -317,6 +328,56 @@ fn cl_1_who_comes_back_after_a_break_sends_early_changes_again_before_others_go_
         let (next, took) = timed(other.answer()).await;
         assert!(took < AT_ONCE, "it is given back once more: {took:?}");
         assert!(changed_at(&first) < changed_at(&next));
+    });
+}
+
+/// What had to wait for the lease of another mount was overtaken by whatever the same mount asked next,
+/// and by what it gave back.
+#[test]
+fn cl_1_nothing_of_a_mount_overtakes_what_it_answered_early() {
+    run(async {
+        let stage = serving().await;
+        let mut early = Mount::early(&stage, 1, LEASES).await;
+        let (mut other, mut third) = (mounted(&stage, 2).await, mounted(&stage, 3).await);
+        let (file, known) = alone(&mut early, "file").await;
+        // It stands still, and another one looks at the file.
+        let look = Operation::GetAttributes { object: file };
+        for _ in 0..2 {
+            // The second time it waits for nobody, so what it is leased lasts.
+            other.call(SLOT_NONE, look.clone()).await;
+        }
+        assert!(other.leases.contains(&file));
+        let (second, known_second) = alone(&mut early, "second").await;
+        early.recalls.clear();
+        asks_early(&mut early, 0, file, known).await;
+        asks_early(&mut early, 1, second, known_second).await;
+        let sync = Operation::Sync {
+            object: file,
+            data_only: false,
+        };
+        early.ask(SLOT_NONE, sync, Bytes::new()).await;
+        let answer = timeout(AT_ONCE, early.answer()).await;
+        assert!(answer.is_err(), "it waits for the other: {answer:?}");
+        let read = Operation::Read {
+            object: second,
+            offset: 0,
+            len: 5,
+        };
+        third.ask(SLOT_NONE, read, Bytes::new()).await;
+        assert!(timeout(AT_ONCE, early.answer()).await.is_err());
+        assert!(!early.recalls.is_empty(), "the third one looks");
+        early.gives_back().await;
+        let answer = timeout(AT_ONCE, third.answer()).await;
+        assert!(answer.is_err(), "it is told of what was before: {answer:?}");
+        assert!(other.finds("file").await && !other.recalls.is_empty());
+        other.gives_back().await;
+        for _ in 0..2 {
+            let taken = early.answer().await;
+            assert!(matches!(taken, Outcome::Written { .. }), "{taken:?}");
+        }
+        assert_eq!(early.answer().await, Outcome::Done);
+        let seen = third.answer().await;
+        assert_eq!(seen, Outcome::Data(Bytes::from_static(b"early")));
     });
 }
 

@@ -97,8 +97,9 @@ struct State {
     sends: bool,
     /// Free slots for what is answered early: those who asked go on with their own.
     early_slots: Vec<u16>,
-    /// Syncs that were answered before everything was that had been answered early before them.
-    syncs: Vec<(u64, oneshot::Sender<Outcome>, Outcome)>,
+    /// Syncs that were answered before everything was that had been answered early before them: they
+    /// are asked again.
+    syncs: Vec<(u64, oneshot::Sender<Outcome>, Operation)>,
     /// When objects were changed, by the last answers.
     changed_at: BTreeMap<ObjectId, Timestamp>,
     /// How often something was answered early.
@@ -121,16 +122,23 @@ impl State {
         unsent
     }
 
-    /// Syncs whose earlier changes were all answered are answered.
-    fn answer_syncs(&mut self) {
-        let early = self.pending.iter().filter(|(_, (_, p))| p.early.is_some());
-        let first = { early }.map(|(order, _)| *order).next();
-        let syncs = std::mem::take(&mut self.syncs);
-        for (order, answer, outcome) in syncs {
+    /// The first change that was answered early and was not taken, by the order of asking.
+    fn first_early(&self) -> Option<u64> {
+        let mut early = self.pending.iter().filter(|(_, (_, p))| p.early.is_some());
+        early.next().map(|(order, _)| *order)
+    }
+
+    /// Syncs whose earlier changes were all answered are asked again.
+    fn ask_syncs_again(&mut self, now: Duration) {
+        let first = self.first_early();
+        for (order, answer, operation) in std::mem::take(&mut self.syncs) {
             if first.is_none_or(|first| order < first) {
-                let _ = answer.send(outcome);
+                let order = self.put(SLOT_NONE, operation, Bytes::new(), now, None);
+                if let Some((_, pending)) = self.pending.get_mut(&order) {
+                    pending.answer = Some(answer);
+                }
             } else {
-                self.syncs.push((order, answer, outcome));
+                self.syncs.push((order, answer, operation));
             }
         }
     }
@@ -617,16 +625,18 @@ impl Client {
                             lapsed: now >= early.until,
                         });
                     } else if let Some(answer) = pending.answer {
-                        state.syncs.push((order, answer, reply.outcome));
                         let syncs = matches!(
                             pending.operation,
                             Operation::Sync { .. } | Operation::SyncAll
                         );
-                        if !syncs && let Some((_, answer, outcome)) = state.syncs.pop() {
-                            let _ = answer.send(outcome);
+                        let overtook = state.first_early().is_some_and(|first| first < order);
+                        if syncs && overtook {
+                            state.syncs.push((order, answer, pending.operation));
+                        } else {
+                            let _ = answer.send(reply.outcome);
                         }
                     }
-                    state.answer_syncs();
+                    state.ask_syncs_again(now);
                 } else {
                     state.cache.changed(&reply.old);
                     state.keep.replayed(&reply);
