@@ -105,6 +105,7 @@ pub(super) async fn serve_client<M: Medium>(driver: Shared<M>, stream: Stream) {
             let mut d = driver.borrow_mut();
             let now = d.now();
             if d.sessions.disconnected(session, connection, now) {
+                d.leasing.table.disconnected(session, now);
                 d.forget_waits(session);
                 d.finish_turn();
             }
@@ -235,7 +236,7 @@ async fn read_requests<M: Medium>(
 
 impl<M: Medium> Driver<M> {
     /// The client's connection, where it has not read what it was answered.
-    fn unread(&self, session: SessionId) -> Option<Rc<Outbox>> {
+    pub(super) fn unread(&self, session: SessionId) -> Option<Rc<Outbox>> {
         let (_, outbox) = self.sessions.by_id.get(&session)?.connection.as_ref()?;
         (outbox.queued_bytes() >= UNREAD_BYTES_MAX).then(|| Rc::clone(outbox))
     }
@@ -252,6 +253,7 @@ impl<M: Medium> Driver<M> {
         if let Some(state) = self.sessions.by_id.get_mut(&session) {
             state.heard = now;
         }
+        self.leasing.table.heard(session, now);
         loop {
             if let Some(outbox) = self.unread(session) {
                 return Ok(Wait::Unread(outbox));

@@ -26,6 +26,9 @@ const ASIDE_BYTES_MAX: usize = 64 << 20;
 /// Something changed may have been told before it was waited for: it is looked again so soon.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
+/// The leases are looked at more often than this, unless the process or its machine stood still.
+const LOOKS_WITHIN: Duration = Duration::from_secs(1);
+
 /// Room that is held back for each session that answers changes early, so that none of them fails:
 /// what may be under way, and what goes by before leases are recalled where room becomes short.
 const EARLY_ROOM: u64 = EARLY_BYTES_MAX + EARLY_MAX as u64 * (8 << 10) + (2 << 20);
@@ -58,6 +61,8 @@ pub(super) struct Leasing {
     looks_again: bool,
     /// Something ended by its time since what is put aside was decided on.
     ended: bool,
+    /// When it was last looked what has ended.
+    looked: Option<Duration>,
 }
 
 impl Default for Leasing {
@@ -70,6 +75,7 @@ impl Default for Leasing {
             early: HashMap::new(),
             looks_again: false,
             ended: false,
+            looked: None,
         }
     }
 }
@@ -126,6 +132,11 @@ impl Leasing {
 
     /// Time goes by. Whether anything ended now.
     fn expire(&mut self, now: Duration) -> bool {
+        let looked = self.looked.replace(now).unwrap_or(now);
+        let gap = now.saturating_sub(looked);
+        if gap >= LOOKS_WITHIN {
+            self.table.stood_still(gap, now);
+        }
         let ends = self.table.expire(now);
         self.ended |= ends;
         ends
@@ -430,9 +441,26 @@ impl<M: Medium> Driver<M> {
     pub(super) fn expire_leases(&mut self) {
         let now = self.now();
         self.leasing.table.tidy(now);
+        // What it sends lies unread as long as it reads no answers.
+        for session in self.leasing.table.owing() {
+            if self.unread(session).is_some() {
+                self.leasing.table.heard(session, now);
+            }
+        }
         self.leasing.expire(now);
+        for session in self.leasing.table.take_overdue() {
+            self.close(session, "it gives leases not back that others wait for");
+        }
         if std::mem::take(&mut self.leasing.ended) {
             self.try_aside();
+        }
+    }
+
+    fn close(&self, session: SessionId, reason: &str) {
+        tracing::warn!(%reason, "closing a client's connection");
+        let state = self.sessions.by_id.get(&session);
+        if let Some((_, outbox)) = state.and_then(|s| s.connection.as_ref()) {
+            outbox.close();
         }
     }
 
@@ -456,13 +484,7 @@ impl<M: Medium> Driver<M> {
                     later = true;
                     self.leasing.put_aside(session, request);
                 }
-                Err(reason) => {
-                    tracing::warn!(%reason, "closing a client's connection");
-                    let state = self.sessions.by_id.get(&session);
-                    if let Some((_, outbox)) = state.and_then(|s| s.connection.as_ref()) {
-                        outbox.close();
-                    }
-                }
+                Err(reason) => self.close(session, &reason),
             }
         }
         if later && !self.leasing.looks_again {

@@ -44,6 +44,9 @@ const LATE: Duration = Duration::from_millis(700);
 const SHARED_FOR: Duration = Duration::from_secs(60);
 /// Directories that are remembered to be shared.
 const SHARED_MAX: usize = 16 << 10;
+/// While an early change is unanswered for so long nothing is answered early: where the primary or the
+/// way to it is slow, what others wait for shall not grow.
+pub const EARLY_UNANSWERED_MAX: Duration = Duration::from_millis(500);
 const ENOENT: i32 = 2;
 
 #[derive(Debug, Default)]

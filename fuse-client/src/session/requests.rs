@@ -56,7 +56,7 @@ impl Shared {
             && submission.unique.is_some()
             && !submission.waiter.as_ref().is_some_and(syncs)
             && table::changed_object(&submission.operation).is_some()
-            && state.table.may_be_early(bytes);
+            && state.table.may_be_early(bytes, Instant::now());
         let operation = &submission.operation;
         let (asked, early) = Asked::new(&self.cache, operation, bytes, may_be_early);
         submission.asked = asked;

@@ -13,6 +13,7 @@ use protocol::fs::{
 use protocol::units::{ObjectId, Timestamp};
 
 use super::caching::Asked;
+use super::leases::EARLY_UNANSWERED_MAX;
 
 /// Requests that wait for a slot. Each blocks a thread of an application, so there are few; more
 /// than this are refused with EAGAIN.
@@ -166,7 +167,12 @@ impl<W> Table<W> {
 
     /// Whether a change with so many bytes of data may be answered now: it goes on its way at once,
     /// and the primary has room for it.
-    pub(super) fn may_be_early(&self, bytes: usize) -> bool {
+    pub(super) fn may_be_early(&self, bytes: usize, now: Instant) -> bool {
+        let first = self.early.keys().next().and_then(|o| self.pending.get(o));
+        let since = first.map_or(now, |(_, pending)| pending.submitted);
+        if now.duration_since(since) >= EARLY_UNANSWERED_MAX {
+            return false;
+        }
         let waits = self.held_up || !self.waiting.is_empty() || self.free.is_empty();
         let few = self.early.len() < usize::from(EARLY_MAX);
         !waits && few && self.early_bytes + bytes as u64 <= EARLY_BYTES_MAX

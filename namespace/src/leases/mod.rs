@@ -38,6 +38,7 @@ use protocol::units::ObjectId;
 
 use crate::keys;
 
+mod lengthen;
 mod present;
 #[cfg(test)]
 mod tests;
@@ -80,6 +81,8 @@ struct Recalled {
     since: Duration,
     /// It ends then at the latest.
     ends: Duration,
+    /// Then its holder believes in it no more, as it was not heard since.
+    until: Duration,
     /// By which word: only what answers that gives it back.
     number: u64,
 }
@@ -117,6 +120,10 @@ struct Of {
     alone: usize,
     /// What it holds ends then, unless it asks something before.
     until: Duration,
+    /// It has a connection: what it answered early may be on it.
+    connected: bool,
+    /// It has nothing alone before then, as it did not give back in time what it had.
+    mistrusted_until: Duration,
 }
 
 /// What a change has to do about the leases of others.
@@ -137,6 +144,10 @@ pub struct Leases {
     objects: HashMap<ObjectId, Vec<(SessionId, Lease)>>,
     held: usize,
     recalled: BTreeSet<(Duration, SessionId, ObjectId)>,
+    /// Exclusive ones of these of which changes may be on their way: they last while those come.
+    lengthened: BTreeSet<(SessionId, ObjectId)>,
+    /// Sessions that gave nothing back for as long as others wait at most.
+    overdue: Vec<SessionId>,
     /// When leases of an object were last recalled as another session came, and whether it changed it.
     shared: HashMap<ObjectId, (Duration, bool)>,
     /// To whom a primary before this one may have granted something, until they come or then.
@@ -175,6 +186,8 @@ impl Leases {
             objects: HashMap::new(),
             held: 0,
             recalled: BTreeSet::new(),
+            lengthened: BTreeSet::new(),
+            overdue: Vec::new(),
             shared: HashMap::new(),
             awaited: BTreeSet::new(),
             awaited_until: Duration::ZERO,
@@ -273,6 +286,7 @@ impl Leases {
         let of = self.sessions.entry(session).or_default();
         of.limit = limit.min(LEASES_OF_SESSION_MAX);
         of.early = early;
+        of.connected = true;
         for object in of.objects.clone() {
             if self
                 .lease(session, object)
@@ -305,6 +319,7 @@ impl Leases {
             return;
         };
         of.limit = 0;
+        of.connected = false;
         let objects: Vec<_> = of.objects.iter().copied().collect();
         if at_once {
             for object in objects {
@@ -413,7 +428,8 @@ impl Leases {
             _ if made(Mistake::GrantsDuringRecall) => return Given::Shared,
             _ => return Given::Nothing,
         }
-        let early = self.sessions.get(&session).is_some_and(|of| of.early);
+        let may = |of: &Of| of.early && now >= of.mistrusted_until;
+        let early = self.sessions.get(&session).is_some_and(may);
         let shared = self.shared.get(&object);
         let lately = shared.is_some_and(|(since, _)| now < *since + SHARED_FOR);
         if alone && early && !lately && holders == 1 {
@@ -537,8 +553,8 @@ impl Leases {
     }
 
     /// From now on no question lengthens them: an answer that leaves later comes after the word that
-    /// they are recalled. Who is told again of what it may have changed already has just come back: it
-    /// gives that back behind those changes.
+    /// they are recalled. What its holder may have changed early lasts while that is on its way, see
+    /// [`Leases::heard`].
     fn recall(
         &mut self,
         session: SessionId,
@@ -552,6 +568,7 @@ impl Leases {
         let number = self.last_recall;
         let of = self.sessions.get(&session);
         let until = of.map_or(Duration::ZERO, |of| of.until);
+        let connected = of.is_some_and(|of| of.connected);
         for object in &objects {
             let leases = self.objects.get_mut(object);
             let lease = leases.and_then(|all| all.iter_mut().find(|l| l.0 == session));
@@ -560,9 +577,11 @@ impl Leases {
             };
             let before = lease.recalled;
             let since = before.map_or(now, |before| before.since);
+            let until = before.map_or(until, |before| before.until);
             let mut ends = before.map_or(until, |before| before.ends);
-            if lease.exclusive && (before.is_some() || lease.claimed) {
+            if lease.exclusive && connected {
                 ends = ends.max((now + self.time).min(since + HELD_OFF_MAX));
+                self.lengthened.insert((session, *object));
             }
             if let Some(before) = before {
                 self.recalled.remove(&(before.ends, session, *object));
@@ -570,6 +589,7 @@ impl Leases {
             lease.recalled = Some(Recalled {
                 since,
                 ends,
+                until,
                 number,
             });
             self.recalled.insert((ends, session, *object));
@@ -589,6 +609,7 @@ impl Leases {
                 self.drop_lease(session, *object);
             }
         }
+        self.lengthen_no_more(session, number);
     }
 
     fn drop_lease(&mut self, session: SessionId, object: ObjectId) {
@@ -606,6 +627,7 @@ impl Leases {
         if let Some(recalled) = lease.recalled {
             self.recalled.remove(&(recalled.ends, session, object));
         }
+        self.lengthened.remove(&(session, object));
         if let Some(of) = self.sessions.get_mut(&session) {
             of.objects.remove(&object);
             of.alone -= usize::from(lease.exclusive);
@@ -619,6 +641,7 @@ impl Leases {
         while let Some((ends, session, object)) = self.recalled.first().copied()
             && ends <= now
         {
+            self.mistrust(session, object, now);
             self.drop_lease(session, object);
             changed = true;
         }

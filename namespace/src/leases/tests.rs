@@ -373,6 +373,58 @@ fn cl_1_others_wait_for_what_is_sent_again_to_another_primary_unless_they_came_b
     assert!(leases.is_alone(B, Y));
 }
 
+/// It ended by its time while changes that had been answered under it lay unread at the primary.
+#[test]
+fn cl_1_what_may_have_been_changed_early_is_awaited_while_anything_of_its_mount_comes() {
+    let mut leases = two();
+    assert_eq!(changes(&mut leases, A, X, ms(0)), Given::Exclusive);
+    assert_eq!(changes(&mut leases, A, Y, ms(0)), Given::Exclusive);
+    let recall = recall_of(leases.ask(B, &[X], ms(1_900)));
+    assert!(!leases.expire(ms(3_800)), "it was told just now");
+    for at in [3_800, 5_700, 7_600] {
+        leases.heard(A, ms(at));
+        assert!(!leases.expire(ms(at + 1_999)));
+    }
+    // What its kernel may still know for a while, when everything else is back.
+    leases.given_back(A, recall.number, &[]);
+    assert!(leases.expire(ms(7_600)) && !leases.is_alone(A, X));
+    assert_eq!(leases.ask(B, &[X], ms(7_600)), Verdict::Free(Vec::new()));
+    assert_eq!(leases.take_overdue(), []);
+
+    let began = ms(7_600);
+    recall_of(leases.ask(B, &[Y], began));
+    leases.stood_still(ms(5_000), began + ms(5_000));
+    let last = began + ms(5_000) + HELD_OFF_MAX;
+    for at in (0..6_u32).map(|n| began + ms(5_000) + n * TIME * 9 / 10) {
+        leases.heard(A, at);
+        assert!(!leases.expire(at));
+    }
+    assert!(!leases.expire(last - ms(1)) && leases.expire(last));
+    assert_eq!(leases.take_overdue(), [A]);
+    let later = last + SHARED_FOR;
+    assert_eq!(
+        changes(&mut leases, A, X, later),
+        Given::Shared,
+        "others would wait again"
+    );
+    assert_eq!(
+        changes(&mut leases, A, X, last + ms(60_000)),
+        Given::Exclusive
+    );
+}
+
+#[test]
+fn cl_1_who_lost_the_connection_has_a_lease_time_to_come_back_with_early_changes() {
+    let mut leases = two();
+    assert_eq!(changes(&mut leases, A, X, ms(0)), Given::Exclusive);
+    assert!(gets(&mut leases, A, Y, ms(0)));
+    leases.disconnected(A, ms(1_900));
+    recall_of(leases.ask(B, &[X], ms(2_000)));
+    leases.heard(A, ms(3_000));
+    assert!(!leases.expire(ms(3_899)) && leases.expire(ms(3_900)));
+    assert_eq!(leases.take_overdue(), []);
+}
+
 #[test]
 fn a_change_set_concerns_inodes_directories_and_files() {
     let put = |key: &[u8]| Change::Put {
@@ -525,6 +577,7 @@ impl World {
     }
 
     fn disconnect(&mut self, mount: usize) {
+        self.leases.disconnected(session(mount), self.now);
         let m = &mut self.mounts[mount];
         m.connected = false;
         m.up.clear();
@@ -616,6 +669,7 @@ impl World {
             return;
         };
         let id = session(mount);
+        self.leases.heard(id, self.now);
         match up {
             Up::Ask(object, asked) => {
                 self.leases.renew(id, self.now);

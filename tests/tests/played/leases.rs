@@ -17,6 +17,8 @@ use super::stage::{Stage, node_id, run, spec};
 const LEASES: u32 = 100;
 /// How long a lease lasts.
 const LEASE: Duration = Duration::from_secs(2);
+/// Others wait no longer for what was answered early and is on its way.
+const HELD_OFF_MAX: Duration = Duration::from_secs(10);
 /// What waits for nobody takes no longer.
 const AT_ONCE: Duration = Duration::from_millis(20);
 /// How exactly an end is kept.
@@ -340,6 +342,7 @@ fn cl_1_nothing_of_a_mount_overtakes_what_it_answered_early() {
         let mut early = Mount::early(&stage, 1, LEASES).await;
         let (mut other, mut third) = (mounted(&stage, 2).await, mounted(&stage, 3).await);
         let (file, known) = alone(&mut early, "file").await;
+        let (second, known_second) = alone(&mut early, "second").await;
         // It stands still, and another one looks at the file.
         let look = Operation::GetAttributes { object: file };
         for _ in 0..2 {
@@ -347,7 +350,6 @@ fn cl_1_nothing_of_a_mount_overtakes_what_it_answered_early() {
             other.call(SLOT_NONE, look.clone()).await;
         }
         assert!(other.leases.contains(&file));
-        let (second, known_second) = alone(&mut early, "second").await;
         early.recalls.clear();
         asks_early(&mut early, 0, file, known).await;
         asks_early(&mut early, 1, second, known_second).await;
@@ -378,6 +380,47 @@ fn cl_1_nothing_of_a_mount_overtakes_what_it_answered_early() {
         assert_eq!(early.answer().await, Outcome::Done);
         let seen = third.answer().await;
         assert_eq!(seen, Outcome::Data(Bytes::from_static(b"early")));
+    });
+}
+
+/// The line was slow, or the primary took nothing just then, and the lease ended by its time.
+#[test]
+fn cl_1_what_was_answered_early_is_awaited_as_long_as_anything_comes_and_not_for_ever() {
+    run(async {
+        let stage = serving().await;
+        let mut early = Mount::early(&stage, 1, LEASES).await;
+        let mut other = mounted(&stage, 2).await;
+        for (name, takes, arrives) in [("slow", 3, true), ("endless", 40, false)] {
+            let (file, known) = alone(&mut early, name).await;
+            let read = Operation::Read {
+                object: file,
+                offset: 0,
+                len: 5,
+            };
+            let began = Instant::now();
+            other.ask(SLOT_NONE, read, Bytes::new()).await;
+            assert!(timeout(AT_ONCE, other.answer()).await.is_err());
+            assert!(early.finds(name).await && !early.recalls.is_empty());
+            let write = Operation::Write {
+                object: file,
+                offset: 0,
+                append: false,
+                kill_privileges: false,
+            };
+            let (data, takes) = (Bytes::from_static(b"early"), Duration::from_secs(takes));
+            let arrived = early.ask_slowly(write, data, known, takes).await;
+            assert_eq!(arrived, arrives, "{name}: after {:?}", began.elapsed());
+            if arrived {
+                let taken = early.answer().await;
+                assert!(matches!(taken, Outcome::Written { .. }), "{taken:?}");
+            }
+            early.gives_back().await;
+            let Outcome::Data(data) = other.answer().await else {
+                panic!("it is read");
+            };
+            assert_eq!(&data[..] == b"early", arrives);
+            assert!(began.elapsed() < HELD_OFF_MAX + LEASE);
+        }
     });
 }
 

@@ -1,8 +1,9 @@
 //! A mount that asks and reads answers when the test says so.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use protocol::frame::RawFrame;
 use protocol::fs::{
     Caller, FS_VERSION, Hello, HelloReply, IO_BYTES_MAX, Operation, Outcome, Present, Recalled,
@@ -142,6 +143,17 @@ impl Mount {
         payload: Bytes,
         early: Option<Timestamp>,
     ) {
+        let frame = self.request(slot, operation, payload, early);
+        self.link.say_frame(&frame).await;
+    }
+
+    fn request(
+        &mut self,
+        slot: u16,
+        operation: Operation,
+        payload: Bytes,
+        early: Option<Timestamp>,
+    ) -> RawFrame {
         self.numbers += 1;
         let request = Request {
             slot,
@@ -151,7 +163,30 @@ impl Mount {
             early,
             payload,
         };
-        self.link.say_frame(&request.encode()).await;
+        request.encode()
+    }
+
+    /// As [`Mount::ask_early`], over a line on which it takes so long. False: it was closed meanwhile.
+    pub(crate) async fn ask_slowly(
+        &mut self,
+        operation: Operation,
+        payload: Bytes,
+        known: Timestamp,
+        takes: Duration,
+    ) -> bool {
+        let frame = self.request(0, operation, payload, Some(known));
+        let mut bytes = BytesMut::new();
+        frame.write_to(&mut bytes);
+        let parts = bytes.chunks(2);
+        let pause = takes / u32::try_from(parts.len()).expect("a small write");
+        for part in parts {
+            let closed = async { while self.link.hear_frame().await.is_some() {} };
+            if tokio::time::timeout(pause, closed).await.is_ok() {
+                return false;
+            }
+            self.link.say_bytes(part).await;
+        }
+        true
     }
 
     pub(crate) async fn answer(&mut self) -> Outcome {

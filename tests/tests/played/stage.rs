@@ -427,6 +427,12 @@ impl Played {
         let _ = self.writer.write_all(&bytes).await;
     }
 
+    /// Some bytes of a frame: the rest comes later.
+    pub(crate) async fn say_bytes(&mut self, bytes: &[u8]) {
+        // As above.
+        let _ = self.writer.write_all(bytes).await;
+    }
+
     /// The next frame; `None`: closed.
     pub(crate) async fn hear_frame(&mut self) -> Option<RawFrame> {
         loop {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use fuse_client::session::keep::{Keep, Lost, Welcome};
-use fuse_client::session::leases::Cache;
+use fuse_client::session::leases::{Cache, EARLY_UNANSWERED_MAX};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
     Caller, FS_VERSION, Hello, HelloReply, LEASES_OF_SESSION_MAX, Operation, Outcome,
@@ -150,6 +150,12 @@ impl State {
             Operation::Write { object, .. } if self.sends => *object,
             _ => return (Outcome::Done, None),
         };
+        let first = self
+            .first_early()
+            .and_then(|order| self.pending.get(&order));
+        if first.is_some_and(|(_, first)| now >= first.at + EARLY_UNANSWERED_MAX) {
+            return (Outcome::Done, None);
+        }
         let free = self.early_slots.pop();
         let early = free.and_then(|_| self.cache.early(operation, payload.len(), now));
         let (Some(slot), Some((known, outcome))) = (free, early) else {
