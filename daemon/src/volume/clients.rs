@@ -527,15 +527,19 @@ impl<M: Medium> Driver<M> {
         let known = self.sessions.by_id.get(&session);
         let only_reads = known.is_some_and(|session| session.only_reads);
         // What was answered early was asked before the option was set.
-        let is_early = request.early.is_some();
-        if (self.settings.read_only && !is_early) || only_reads {
+        let read_only = self.settings.read_only && !self.is_privileged(session, request);
+        if read_only || only_reads {
             return Some(EROFS);
         }
-        self.refuse_for_room(request)
+        let held_back = match self.is_privileged(session, request) {
+            true => 0,
+            false => self.early_room(),
+        };
+        self.refuse_for_room(request, held_back)
     }
 
-    /// ENOSPC for a change that needs room which is not there.
-    pub(super) fn refuse_for_room(&mut self, request: &Request) -> Option<i32> {
+    /// ENOSPC for a change that needs room which is not there, besides what is held back from it.
+    pub(super) fn refuse_for_room(&mut self, request: &Request, held_back: u64) -> Option<i32> {
         let frees = matches!(
             request.operation,
             Operation::Unlink { .. }
@@ -547,8 +551,6 @@ impl<M: Medium> Driver<M> {
             return None; // a full volume can be emptied: the reserve carries it
         }
         let bytes = 4096 + request.payload.len() as u64;
-        let is_early = request.early.is_some();
-        let held_back = if is_early { 0 } else { self.early_room() };
         (!self.has_room(bytes + held_back)).then_some(ENOSPC)
     }
 

@@ -320,6 +320,27 @@ impl<M: Medium> Driver<M> {
         self.leasing.table.alone() as u64 * EARLY_ROOM
     }
 
+    /// Whether changes may be answered early: what they come to is sure.
+    fn may_be_early(&self) -> bool {
+        !self.settings.read_only
+    }
+
+    /// The volume's options have changed: what was answered early is taken, and nothing more of it comes.
+    pub(super) fn look_after_early_changes(&mut self) {
+        if !self.may_be_early() {
+            let now = self.now();
+            let recalls = self.leasing.table.recall_alone(now);
+            recalls.into_iter().for_each(|recall| self.tell(recall));
+        }
+    }
+
+    /// Whether a change is taken that others would be refused just now: it was answered under a lease
+    /// that stands. Of any other nobody knows whether it was answered at all.
+    pub(super) fn is_privileged(&self, session: SessionId, request: &Request) -> bool {
+        let table = &self.leasing.table;
+        changed_early(request).is_some_and(|object| table.is_alone(session, object))
+    }
+
     /// What an answer gives of a lease.
     pub(super) fn give(
         &mut self,
@@ -328,7 +349,7 @@ impl<M: Medium> Driver<M> {
         alone: Option<ObjectId>,
     ) -> Given {
         let now = self.now();
-        let mut alone = alone == Some(object);
+        let mut alone = alone == Some(object) && self.may_be_early();
         if alone && !self.leasing.table.is_alone(session, object) {
             let room = self.early_room() + 2 * EARLY_ROOM;
             alone = self.has_room(room);
@@ -406,15 +427,24 @@ impl<M: Medium> Driver<M> {
     pub(super) fn leases_presented(&mut self, session: SessionId, present: &Present) {
         let now = self.now();
         let whole = !self.replays.hold_up();
+        let of = |objects: &[ObjectId]| -> Vec<ObjectId> {
+            // Who says so first when changes are refused is not believed.
+            let given = |object: &&ObjectId| self.leasing.table.is_alone(session, **object);
+            let may = self.may_be_early();
+            let objects = objects.iter().filter(|object| may || given(object));
+            objects.copied().collect()
+        };
+        let (alone, early) = (of(&present.exclusive), of(&present.early));
         let presents = Presents {
             leases: &present.leases,
-            alone: &present.exclusive,
-            early: &present.early,
+            alone: &alone,
+            early: &early,
         };
         let recall = self.leasing.table.present(session, presents, whole, now);
         if let Some(recall) = recall {
             self.tell(recall);
         }
+        self.look_after_early_changes();
         self.try_aside();
     }
 

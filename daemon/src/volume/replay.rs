@@ -422,7 +422,7 @@ impl<M: Medium> Driver<M> {
         // of room.
         let refused = if was_answered(replay) {
             // What was confirmed before the volume became read-only is put back.
-            self.refuse_for_room(request)
+            self.refuse_for_room(request, 0)
         } else {
             self.refuse_change(session, request)
         };

@@ -479,6 +479,33 @@ fn coh_1_who_looks_past_the_end_of_a_file_that_another_has_alone_waits_as_well()
     });
 }
 
+/// Who had a file alone went on writing it, and whoever said that he had answered a change wrote any.
+#[test]
+fn cl_1_on_a_volume_that_is_set_read_only_only_that_is_taken_which_was_answered_before() {
+    run(async {
+        let mut stage = serving().await;
+        let mut early = Mount::early(&stage, 1, LEASES).await;
+        let (file, known) = alone(&mut early, "file").await;
+        let (other, known_other) = alone(&mut early, "other").await;
+        stage.set("read-only", "on");
+        let taken = writes_early(&mut early, file, known).await;
+        assert!(matches!(taken, Outcome::Written { .. }), "{taken:?}");
+        assert!(!early.recalls.is_empty(), "nothing is answered any more");
+        early.gives_back().await;
+        let erofs = Outcome::Error(30);
+        let known = changed_at(&taken);
+        assert_eq!(writes_early(&mut early, file, known).await, erofs);
+        // Nobody gave it that.
+        early.sends_again.push(other);
+        early.comes_back(&stage, LEASES).await;
+        let again = writes_early(&mut early, other, known_other).await;
+        assert_eq!(again, erofs);
+        stage.set("read-only", "off");
+        let taken = writes_early(&mut early, other, known_other).await;
+        assert!(matches!(taken, Outcome::Written { .. }), "{taken:?}");
+    });
+}
+
 #[test]
 fn bad_2_nobody_waits_for_the_leases_of_who_lost_the_right_to_the_volume() {
     run(async {

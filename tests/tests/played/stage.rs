@@ -218,6 +218,15 @@ impl Stage {
         self.until(|status| status.serving).await;
     }
 
+    /// An option of the volume is set.
+    pub(crate) fn set(&mut self, option: &str, value: &str) {
+        self.spec
+            .options
+            .insert(option.to_owned(), value.to_owned());
+        self.spec.version += 1;
+        assert!(self.handle.update_spec(self.spec.clone()), "it runs");
+    }
+
     /// A node has no right to the volume any more.
     pub(crate) fn revoke(&self, node: NodeId) {
         let revoked = self.host.revoked.lock();
