@@ -642,6 +642,12 @@ impl Cache {
         self.early.keys().copied().collect()
     }
 
+    /// Whether that is so of an object.
+    #[must_use]
+    pub fn is_changed_early(&self, object: ObjectId) -> bool {
+        self.early.contains_key(&object)
+    }
+
     /// Nothing is held.
     pub fn clear(&mut self) {
         self.held.clear();

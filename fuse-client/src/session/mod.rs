@@ -390,7 +390,8 @@ impl Session {
             END_TIMEOUT
         };
         let deadline = Instant::now() + patience;
-        let keeps = !self.shared.state.lock().keep.is_empty();
+        // What is on its way is kept when it is confirmed, and asked to be stable behind that.
+        let keeps = early || !self.shared.state.lock().keep.is_empty();
         if keeps {
             // Nobody keeps it afterwards.
             self.shared
@@ -406,15 +407,13 @@ impl Session {
         }
         let mut state = self.shared.state.lock();
         // What applications take for done is not left behind where a primary may be back soon.
-        while state.table.len() > 0 && (state.link.is_some() || state.table.has_early()) {
-            if self
-                .shared
-                .changed
-                .wait_until(&mut state, deadline)
-                .timed_out()
-            {
-                break;
-            }
+        while state.table.len() > 0
+            && (state.link.is_some() || state.table.has_early())
+            && Instant::now() < deadline
+        {
+            // What is given up without an answer wakes nobody.
+            let soon = deadline.min(Instant::now() + TICK);
+            self.shared.changed.wait_until(&mut state, soon);
         }
         state.ended = true;
         if state.table.has_early() {
@@ -751,7 +750,13 @@ impl Shared {
                 Waiter::Kernel(waiting) => waiting.shape.is_close(),
                 Waiter::Caller(_) | Waiter::Flush => false,
             };
-            let closed = state.table.need_not_wait(closes, now, connected);
+            let mut closed = state.table.need_not_wait(closes, now, connected);
+            // A process that was killed closes its files, and cannot be interrupted there.
+            let bounded = |waiter: &Waiter| match waiter {
+                Waiter::Kernel(waiting) => waiting.shape.is_bounded(),
+                Waiter::Caller(_) | Waiter::Flush => false,
+            };
+            closed.extend(state.table.tired(bounded, now));
             let mut failed = Vec::new();
             if let (None, Some(limit)) = (&state.link, self.config.no_primary_eio)
                 && state.disconnected_since.elapsed() >= limit

@@ -31,6 +31,10 @@ pub struct Mischief {
     pub drop_next_answer: bool,
     /// Answers that it does not know the session.
     pub forget_sessions: bool,
+    /// Gives each file that is changed to its mount alone.
+    pub gives_alone: bool,
+    /// Answers no change before it is asked to make everything stable.
+    pub withholds: bool,
     /// Has lost every lock since the beginning, and does not take them back.
     pub lose_locks: bool,
 }
@@ -213,12 +217,23 @@ impl Server {
             in_doubt: false,
         };
         stream.write_all(&bytes_of(&welcome.encode())).ok()?;
+        let mut withheld = Vec::new();
         loop {
             let frame = next(&mut stream, &mut buffer)?;
             let answer = match frame.kind {
                 kind::REQUEST => {
                     let request = Request::decode(&frame).expect("a request");
-                    self.execute(hello.session, &request)?
+                    let answer = self.execute(hello.session, &request)?;
+                    if request.operation == Operation::SyncAll {
+                        for answer in std::mem::take(&mut withheld) {
+                            stream.write_all(&bytes_of(&answer)).ok()?;
+                        }
+                    }
+                    if self.state().mischief.withholds && request.operation.changes() {
+                        withheld.push(answer);
+                        continue;
+                    }
+                    answer
                 }
                 kind::PING => {
                     self.wait_while_paused();
@@ -237,7 +252,7 @@ impl Server {
                 kind::PRESENT | kind::PRESENTED => continue,
                 kind::REPLAY => {
                     let replay = Replay::decode(&frame).expect("a replay");
-                    reply_to(&replay.request, Outcome::Error(EIO)).encode()
+                    reply_to(&replay.request, Outcome::Error(EIO), false).encode()
                 }
                 other => panic!("a frame of kind {other}"),
             };
@@ -276,6 +291,7 @@ impl Server {
             let opens = state.opens.entry(session).or_default();
             *opens.entry(object).or_insert(0) += 1;
         }
+        let alone = state.mischief.gives_alone;
         let drops = state.mischief.drop_next_answer && request.operation.changes();
         if drops {
             state.mischief.drop_next_answer = false;
@@ -287,7 +303,7 @@ impl Server {
         if drops {
             return None;
         }
-        Some(reply_to(request, outcome).encode())
+        Some(reply_to(request, outcome, alone).encode())
     }
 
     fn release(&self, session: SessionId, object: ObjectId) {
@@ -319,16 +335,23 @@ impl Server {
 const EIO: i32 = 5;
 
 /// Only locks are kept by clients, as the rest is said to have changed nothing.
-fn reply_to(request: &Request, outcome: Outcome) -> Reply {
+fn reply_to(request: &Request, outcome: Outcome, alone: bool) -> Reply {
+    let exclusive = match &outcome {
+        Outcome::Written { attributes: a, .. } | Outcome::Attributes(a) | Outcome::Entry(a) => {
+            let changes = request.operation.changes() && a.mode & 0o170_000 == 0o100_000;
+            (alone && changes).then_some(a.object)
+        }
+        _ => None,
+    };
     Reply {
         slot: request.slot,
         number: request.number,
         sequence: Sequence(1),
         stable: Sequence(0),
-        lease_ms: 0,
-        leases: Vec::new(),
+        lease_ms: if alone { 2_000 } else { 0 },
+        leases: exclusive.into_iter().collect(),
         old: Vec::new(),
-        exclusive: None,
+        exclusive,
         changed: matches!(request.operation, Operation::Lock { .. }),
         authors: Vec::new(),
         outcome,
@@ -345,6 +368,7 @@ fn operation_name(operation: &Operation) -> &'static str {
         Operation::Unlink { .. } => "unlink",
         Operation::Unlock { .. } => "unlock",
         Operation::Sync { .. } => "sync",
+        Operation::SyncAll => "sync all",
         _ => "other",
     }
 }
