@@ -543,6 +543,9 @@ pub struct Reply {
     /// Of these the one that the session holds alone: nobody else is told of its attributes and data
     /// before the lease was given back, so changes of it may be answered before they are asked.
     pub exclusive: Option<ObjectId>,
+    /// Files that the session holds alone and that the request changed, with their change times since,
+    /// where the result does not tell: by those it is seen later that nobody else changed them.
+    pub times: Vec<(ObjectId, Timestamp)>,
     /// The result.
     pub outcome: Outcome,
 }

@@ -72,6 +72,7 @@ fn seeds() -> Vec<RawFrame> {
             leases: vec![ObjectId(1), ObjectId(5)],
             old: vec![ObjectId(6)],
             exclusive: Some(ObjectId(5)),
+            times: vec![(ObjectId(5), Timestamp(7))],
             outcome,
         }
         .encode()

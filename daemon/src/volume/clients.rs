@@ -49,6 +49,7 @@ struct Told {
     leases: Vec<ObjectId>,
     exclusive: Option<ObjectId>,
     old: Vec<ObjectId>,
+    times: Vec<(ObjectId, Timestamp)>,
 }
 
 /// What has to be tried again when something changed.
@@ -666,7 +667,7 @@ impl<M: Medium> Driver<M> {
                     leased: Leased {
                         grants,
                         old,
-                        alone: None,
+                        ..Leased::default()
                     },
                     ..pending(outcome)
                 });
@@ -734,6 +735,7 @@ impl<M: Medium> Driver<M> {
         reply: PendingReply,
     ) -> Result<(), String> {
         let outcome = self.count_open(session, request, set.outcome);
+        let objects = touched(&set.changes);
         match self.order(set.changes, set.payload) {
             Ok(sequence) => {
                 self.note_author(session, request, sequence);
@@ -741,13 +743,19 @@ impl<M: Medium> Driver<M> {
                 let grants = self.grants_of(session, &request.operation, &outcome);
                 let alone = file_changed(&request.operation, &outcome);
                 self.leasing.note_early(session, request, &outcome);
+                let times = self.note_changed(session, &objects, &outcome);
                 if request.early.is_some() {
                     self.look_after_early_room();
                 }
                 let reply = PendingReply {
                     sequence,
                     changed: true,
-                    leased: Leased { grants, old, alone },
+                    leased: Leased {
+                        grants,
+                        old,
+                        alone,
+                        times,
+                    },
                     outcome,
                     ..reply
                 };
@@ -860,6 +868,7 @@ impl<M: Medium> Driver<M> {
         }
         let mut told = Told {
             old: leased.old,
+            times: leased.times,
             ..Told::default()
         };
         for granted in leased.grants {
@@ -905,6 +914,7 @@ impl<M: Medium> Driver<M> {
                 leases: told.leases,
                 old: told.old,
                 exclusive: told.exclusive,
+                times: told.times,
                 outcome: done.outcome,
             }
             .encode(),

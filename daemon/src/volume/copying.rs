@@ -162,7 +162,8 @@ impl Copying {
                 return Step::Answered(Outcome::Error(EIO));
             }
         };
-        let Some(old) = d.may_change(self.session, &touched(&set.changes)) else {
+        let objects = touched(&set.changes);
+        let Some(old) = d.may_change(self.session, &objects) else {
             return Step::Later;
         };
         match d.order(set.changes, set.payload) {
@@ -177,6 +178,7 @@ impl Copying {
                     grants,
                     old,
                     alone: None,
+                    times: d.note_changed(self.session, &objects, &set.outcome),
                 };
                 Step::Ordered(sequence, set.outcome, leased, stable)
             }

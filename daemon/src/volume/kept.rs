@@ -283,6 +283,7 @@ async fn answer<M: Medium>(shared: &Shared<M>, point: PointId, request: Request)
             leases: Vec::new(),
             old: Vec::new(),
             exclusive: None,
+            times: Vec::new(),
             outcome,
         });
     }

@@ -46,6 +46,8 @@ pub(super) struct Leased {
     pub(super) old: Vec<ObjectId>,
     /// A file that it changed: its session may get it for itself.
     pub(super) alone: Option<ObjectId>,
+    /// When it changed files that the session has alone, where the outcome does not tell.
+    pub(super) times: Vec<(ObjectId, Timestamp)>,
 }
 
 /// What a primary knows of leases.
@@ -55,7 +57,8 @@ pub(super) struct Leasing {
     aside_bytes: usize,
     /// Given back behind changes that are put aside.
     returns: Vec<(SessionId, Recalled)>,
-    /// The change time of files after the last change of them that was answered early.
+    /// The change time of files after the last change that their session made itself, early or while
+    /// it had them alone.
     early: HashMap<SessionId, HashMap<ObjectId, Timestamp>>,
     /// Somebody looks again after what waits for something else than leases.
     looks_again: bool,
@@ -122,12 +125,17 @@ impl Leasing {
             return;
         };
         if request.early.is_some() {
-            let files = self.early.entry(session).or_default();
-            if files.len() >= EARLY_FILES_MAX {
-                files.clear(); // it counts only where the lease was lost, and something is under way
-            }
-            files.insert(a.object, a.ctime);
+            self.note_own(session, a.object, a.ctime);
         }
+    }
+
+    /// A session changed a file itself, then.
+    fn note_own(&mut self, session: SessionId, file: ObjectId, at: Timestamp) {
+        let files = self.early.entry(session).or_default();
+        if files.len() >= EARLY_FILES_MAX {
+            files.clear(); // it counts only where the lease was lost, and something is under way
+        }
+        files.insert(file, at);
     }
 
     /// Time goes by. Whether anything ended now.
@@ -332,6 +340,40 @@ impl<M: Medium> Driver<M> {
             let recalls = self.leasing.table.recall_alone(now);
             recalls.into_iter().for_each(|recall| self.tell(recall));
         }
+    }
+
+    /// A change of these objects is carried out. What its session has alone of them it changed itself:
+    /// when, it is told where the outcome does not say so.
+    pub(super) fn note_changed(
+        &mut self,
+        session: SessionId,
+        objects: &[ObjectId],
+        outcome: &Outcome,
+    ) -> Vec<(ObjectId, Timestamp)> {
+        let told = match outcome {
+            Outcome::Entry(a) | Outcome::Attributes(a) => Some(a),
+            Outcome::Written { attributes, .. } => Some(attributes),
+            _ => None,
+        };
+        let mut times = Vec::new();
+        for object in objects {
+            if !self.leasing.table.is_alone(session, *object) {
+                continue;
+            }
+            if let Some(told) = told.filter(|told| told.object == *object) {
+                self.leasing.note_own(session, *object, told.ctime);
+                continue;
+            }
+            match namespace::changed_at(&Keys(&self.brick), *object) {
+                Ok(Some(at)) => {
+                    self.leasing.note_own(session, *object, at);
+                    times.push((*object, at));
+                }
+                Ok(None) => {} // it is gone
+                Err(error) => tracing::error!(%error, "a change time cannot be read"),
+            }
+        }
+        times
     }
 
     /// Whether a change is taken that others would be refused just now: it was answered under a lease

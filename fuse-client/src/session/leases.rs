@@ -335,6 +335,11 @@ impl Cache {
         if let Some(held) = reply.exclusive.and_then(|alone| self.held.get_mut(&alone)) {
             held.alone = true;
         }
+        for (object, at) in &reply.times {
+            if let Some(held) = self.held.get_mut(object) {
+                held.changed_at = held.changed_at.max(*at);
+            }
+        }
         let leased = |object: ObjectId| reply.leases.contains(&object);
         match (&reply.outcome, operation) {
             (Outcome::Entries(entries), Operation::ReadDirectory { object, .. }) => {

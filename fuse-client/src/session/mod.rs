@@ -591,10 +591,15 @@ impl Shared {
             return;
         };
         let fresh = self.keep_answer(&state, &mut answered, &reply);
-        if let Outcome::Written { attributes: a, .. } | Outcome::Attributes(a) = &reply.outcome
+        if let Outcome::Written { attributes: a, .. }
+        | Outcome::Attributes(a)
+        | Outcome::Entry(a) = &reply.outcome
             && reply.changed
         {
             state.table.changed(a.object, a.ctime);
+        }
+        for (object, at) in &reply.times {
+            state.table.changed(*object, *at);
         }
         let failed = match (&reply.outcome, answered.early) {
             (Outcome::Error(_), true) => table::changed_object(&answered.operation),

@@ -352,6 +352,7 @@ fn reply_to(request: &Request, outcome: Outcome, alone: bool) -> Reply {
         leases: exclusive.into_iter().collect(),
         old: Vec::new(),
         exclusive,
+        times: Vec::new(),
         changed: matches!(request.operation, Operation::Lock { .. }),
         authors: Vec::new(),
         outcome,

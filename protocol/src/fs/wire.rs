@@ -908,6 +908,23 @@ impl Outcome {
     }
 }
 
+fn write_times(w: &mut Writer, times: &[(ObjectId, Timestamp)]) {
+    w.u8(u8::try_from(times.len()).expect("a request changes few objects"));
+    for (object, at) in times {
+        w.u64(object.0).i64(at.0);
+    }
+}
+
+fn read_times(r: &mut Reader) -> Result<Vec<(ObjectId, Timestamp)>, DecodeError> {
+    let count = r.u8("count of change times")?;
+    let mut times = Vec::with_capacity(usize::from(count));
+    for _ in 0..count {
+        let object = ObjectId(r.u64("changed object")?);
+        times.push((object, Timestamp(r.i64("change time")?)));
+    }
+    Ok(times)
+}
+
 impl Reply {
     /// As a frame.
     #[must_use]
@@ -923,6 +940,7 @@ impl Reply {
         write_objects(&mut w, &self.leases);
         write_objects(&mut w, &self.old);
         w.u64(self.exclusive.unwrap_or_default().0);
+        write_times(&mut w, &self.times);
         self.outcome.write(&mut w);
         let payload = match &self.outcome {
             Outcome::Data(data) => data.clone(),
@@ -944,6 +962,7 @@ impl Reply {
         let leases = read_objects(&mut r)?;
         let old = read_objects(&mut r)?;
         let exclusive = ObjectId(r.u64("exclusive lease")?);
+        let times = read_times(&mut r)?;
         let outcome = Outcome::read(&mut r, &frame.payload)?;
         r.end("reply")?;
         Ok(Self {
@@ -957,6 +976,7 @@ impl Reply {
             leases,
             old,
             exclusive: (exclusive.0 != 0).then_some(exclusive),
+            times,
             outcome,
         })
     }

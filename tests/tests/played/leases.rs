@@ -253,6 +253,16 @@ async fn alone(mount: &mut Mount, name: &'static str) -> (ObjectId, Timestamp) {
     (file, known)
 }
 
+fn rename(name: &'static str) -> Operation {
+    Operation::Rename {
+        parent: ObjectId::ROOT,
+        name: Bytes::from_static(name.as_bytes()),
+        new_parent: ObjectId::ROOT,
+        new_name: Bytes::from(format!("{name} renamed")),
+        flags: 0,
+    }
+}
+
 /// The mount was cut off while it changed a file that it had alone; its lease ran out.
 #[test]
 fn fo_6_what_was_answered_early_takes_effect_only_where_nobody_else_changed_the_file() {
@@ -262,11 +272,24 @@ fn fo_6_what_was_answered_early_takes_effect_only_where_nobody_else_changed_the_
         let mut other = mounted(&stage, 2).await;
         let (touched, known_touched) = alone(&mut early, "touched").await;
         let (untouched, known_untouched) = alone(&mut early, "untouched").await;
+        let (at_once, known_at_once) = alone(&mut early, "at once").await;
+        // Its own doing is nobody else's.
+        for name in ["untouched", "at once"] {
+            let renamed = early.call(1, rename(name)).await;
+            assert_eq!(renamed, Outcome::Done);
+        }
+        let told = early.times.get(&untouched).copied();
+        let known_untouched = told.filter(|at| *at > known_untouched).expect("it is told");
         let took = writes(&mut other, touched).await;
         assert!(took > LEASE - SLACK, "others waited only {took:?}");
         let look = Operation::GetAttributes { object: untouched };
         let seen = changed_at(&other.call(SLOT_NONE, look).await);
         assert_eq!(seen, known_untouched);
+        let look = Operation::GetAttributes { object: at_once };
+        other.call(SLOT_NONE, look).await;
+        // It was on its way when the file was renamed.
+        let taken = writes_early(&mut early, at_once, known_at_once).await;
+        assert!(matches!(taken, Outcome::Written { .. }), "{taken:?}");
         // As after a power cut: nothing is known of leases.
         stage.restart().await;
         early.alone.clear();

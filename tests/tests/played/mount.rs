@@ -1,6 +1,6 @@
 //! A mount that asks and reads answers when the test says so.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
@@ -27,6 +27,8 @@ pub(crate) struct Mount {
     pub(crate) alone: BTreeSet<ObjectId>,
     /// Files of which it will send early changes again.
     pub(crate) sends_again: Vec<ObjectId>,
+    /// When it changed files that it holds alone, by what it was told besides.
+    pub(crate) times: BTreeMap<ObjectId, Timestamp>,
     /// What it was told to give back, and has not.
     pub(crate) recalls: Vec<Recalled>,
 }
@@ -100,6 +102,7 @@ impl Mount {
             leases: BTreeSet::new(),
             alone: BTreeSet::new(),
             sends_again: Vec::new(),
+            times: BTreeMap::new(),
             recalls: Vec::new(),
         }
     }
@@ -197,6 +200,7 @@ impl Mount {
                     let reply = Reply::decode(&frame).expect("a reply");
                     self.leases.extend(reply.leases);
                     self.alone.extend(reply.exclusive);
+                    self.times.extend(reply.times);
                     return reply.outcome;
                 }
                 kind::RECALL => {

@@ -613,6 +613,7 @@ impl Client {
                     {
                         state.changed_at.insert(a.object, a.ctime);
                     }
+                    state.changed_at.extend(reply.times.iter().copied());
                     let operation = &pending.operation;
                     let early = pending.early.is_some();
                     state.cache.over(operation, &pending.changes, early);

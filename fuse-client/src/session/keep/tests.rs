@@ -35,6 +35,7 @@ fn reply(number: u64, sequence: u64, stable: u64, outcome: Outcome) -> Reply {
         leases: Vec::new(),
         old: Vec::new(),
         exclusive: None,
+        times: Vec::new(),
         changed: true,
         authors: Vec::new(),
         outcome,

@@ -43,6 +43,7 @@ fn reply(leases: &[ObjectId], outcome: Outcome) -> Reply {
         leases: leases.to_vec(),
         old: Vec::new(),
         exclusive: None,
+        times: Vec::new(),
         outcome,
     }
 }
@@ -293,4 +294,33 @@ fn cl_1_what_was_changed_early_is_named_to_whoever_lets_the_mount_in_until_it_is
     assert_eq!(cache.early_under_way(), [FILE]);
     cache.over(&write(0), &changes, true);
     assert_eq!(cache.early_under_way(), []);
+}
+
+/// It was renamed, and a later change that named the time before was taken for one over another's.
+#[test]
+fn fo_6_when_its_own_other_changes_were_the_mount_knows_as_well() {
+    let mut cache = alone();
+    let moved = Operation::Rename {
+        parent: DIRECTORY,
+        name: Bytes::from_static(b"file"),
+        new_parent: DIRECTORY,
+        new_name: Bytes::from_static(b"moved"),
+        flags: 0,
+    };
+    let changes = cache.asks(&moved, false, ms(2));
+    cache.over(&moved, &changes, false);
+    let told = Reply {
+        times: vec![(FILE, Timestamp(8))],
+        ..reply(&[], Outcome::Done)
+    };
+    cache.answered(&moved, &told, ms(2), false, ms(2));
+    let look = Operation::GetAttributes { object: FILE };
+    let file = Attributes {
+        object: FILE,
+        ctime: Timestamp(5),
+        ..Attributes::default()
+    };
+    cache.answered(&look, &reply(&[FILE], Outcome::Attributes(file)), ms(2), false, ms(2));
+    let (known, _) = cache.early(&write(0), 1, ms(3)).expect("it has it alone");
+    assert_eq!(known, Timestamp(8));
 }
