@@ -143,6 +143,8 @@ pub enum HelloReply {
         /// Data of large writes may be lost although their records are here: the client sends
         /// every write that it does not know to be stable.
         in_doubt: bool,
+        /// No file is longer, in bytes: what would make it so fails with EFBIG.
+        object_bytes_max: u64,
     },
     /// This node is not the primary.
     Elsewhere(Elsewhere),

@@ -86,6 +86,7 @@ fn seeds() -> Vec<RawFrame> {
         ends: vec![(Term(2), Sequence(8))],
         gathers: true,
         in_doubt: false,
+        object_bytes_max: 1 << 44,
     }
     .encode();
     let lock = Lock {

@@ -211,6 +211,7 @@ fn greet<M: Medium>(
         ends: Vec::new(),
         gathers: false,
         in_doubt: false,
+        object_bytes_max: 0, // nothing is changed
     };
     Ok((point.id, welcome))
 }

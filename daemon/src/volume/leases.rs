@@ -330,7 +330,7 @@ impl<M: Medium> Driver<M> {
 
     /// Whether changes may be answered early: what they come to is sure.
     fn may_be_early(&self) -> bool {
-        !self.settings.read_only
+        !self.settings.read_only && !self.settings.root_squash
     }
 
     /// The volume's options have changed: what was answered early is taken, and nothing more of it comes.

@@ -126,6 +126,7 @@ impl<M: Medium> Driver<M> {
             ends,
             gathers: self.replays.hold_up(),
             in_doubt: self.wants_data(),
+            object_bytes_max: self.object_bytes_max,
         };
         let (outbox, frame) = (outbox.clone(), welcome.encode());
         if settled || made(Mistake::WelcomesEarly) {

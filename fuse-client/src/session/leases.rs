@@ -117,6 +117,8 @@ pub struct Cache {
     changing_names: HashMap<(ObjectId, Bytes), u32>,
     /// Changes on their way that were answered already, whatever became of the leases.
     early: HashMap<ObjectId, u32>,
+    /// No file is longer, by the word of the primary; 0: it has said nothing.
+    object_bytes_max: u64,
     /// Recalled, and not given back yet.
     giving: BTreeMap<u64, Vec<ObjectId>>,
 }
@@ -206,6 +208,11 @@ impl Cache {
 
     // ---- what goes by --------------------------------------------------------------------------
 
+    /// A primary says how long a file can be, in bytes.
+    pub fn files_up_to(&mut self, object_bytes_max: u64) {
+        self.object_bytes_max = object_bytes_max;
+    }
+
     /// What a change comes to, if it may be answered before it is asked, and when its file was changed
     /// by the last answer: the request says so. [`Cache::asks`] follows.
     pub fn early(
@@ -230,9 +237,8 @@ impl Cache {
                 ..
             } => {
                 let end = offset.checked_add(bytes as u64)?;
-                // What is past the largest file the primary knows.
-                if i64::try_from(end).is_err() || bytes == 0 {
-                    return None;
+                if end > self.object_bytes_max || bytes == 0 {
+                    return None; // EFBIG is the primary's to say
                 }
                 ahead.size = ahead.size.max(end);
                 Outcome::Written {

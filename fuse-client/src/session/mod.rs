@@ -591,9 +591,8 @@ impl Shared {
             return;
         };
         let fresh = self.keep_answer(&state, &mut answered, &reply);
-        if let Outcome::Written { attributes: a, .. }
-        | Outcome::Attributes(a)
-        | Outcome::Entry(a) = &reply.outcome
+        if let Outcome::Written { attributes: a, .. } | Outcome::Attributes(a) | Outcome::Entry(a) =
+            &reply.outcome
             && reply.changed
         {
             state.table.changed(a.object, a.ctime);
@@ -707,6 +706,7 @@ impl Shared {
         }
         let (leases, exclusive, early) = {
             let mut cache = self.cache.lock();
+            cache.files_up_to(welcomed.object_bytes_max);
             let leases = cache.present(clock());
             (leases, cache.alone(), cache.early_under_way())
         };

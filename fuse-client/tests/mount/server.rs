@@ -215,6 +215,7 @@ impl Server {
             ends,
             gathers: false,
             in_doubt: false,
+            object_bytes_max: 1 << 44,
         };
         stream.write_all(&bytes_of(&welcome.encode())).ok()?;
         let mut withheld = Vec::new();

@@ -180,11 +180,13 @@ impl HelloReply {
                 ends,
                 gathers,
                 in_doubt,
+                object_bytes_max,
             } => {
                 w.u8(1).u16(*version).u64(term.0).u8(u8::from(*known));
                 w.u32(*session_timeout_ms).u8(u8::from(*block));
                 write_places(&mut w, ends);
                 w.u8(u8::from(*gathers)).u8(u8::from(*in_doubt));
+                w.u64(*object_bytes_max);
             }
             Self::Elsewhere(elsewhere) => {
                 w.u8(2);
@@ -210,6 +212,7 @@ impl HelloReply {
                 ends: read_places(&mut r)?,
                 gathers: flag(&mut r, "gathers")?,
                 in_doubt: flag(&mut r, "in doubt")?,
+                object_bytes_max: r.u64("longest file")?,
             },
             2 => Self::Elsewhere(Elsewhere::read(&mut r)?),
             3 => Self::Refused {

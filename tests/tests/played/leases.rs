@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::fs::{IO_BYTES_MAX, Operation, Outcome, SLOT_NONE};
+use protocol::fs::{IO_BYTES_MAX, Operation, Outcome, SLOT_NONE, SetAttributes};
 use protocol::preamble::Purpose;
 use protocol::units::{ObjectId, Timestamp};
 use protocol::volume::Quorum;
@@ -526,6 +526,35 @@ fn cl_1_on_a_volume_that_is_set_read_only_only_that_is_taken_which_was_answered_
         stage.set("read-only", "off");
         let taken = writes_early(&mut early, other, known_other).await;
         assert!(matches!(taken, Outcome::Written { .. }), "{taken:?}");
+    });
+}
+
+/// The kernel of the mount lets root do what the primary then refuses.
+#[test]
+fn cl_1_where_root_is_squashed_nothing_is_answered_early() {
+    run(async {
+        let mut stage = serving().await;
+        let mut early = Mount::early(&stage, 1, LEASES).await;
+        let (file, known) = alone(&mut early, "file").await;
+        let (open, _) = alone(&mut early, "open").await;
+        let set = SetAttributes {
+            mode: Some(0o666),
+            ..SetAttributes::default()
+        };
+        let object = open;
+        early
+            .call(1, Operation::SetAttributes { object, set })
+            .await;
+        stage.set("root-squash", "on");
+        let taken = writes_early(&mut early, file, known).await;
+        assert!(matches!(taken, Outcome::Written { .. }), "{taken:?}");
+        assert!(!early.recalls.is_empty(), "nothing is answered any more");
+        early.gives_back().await;
+        let known = changed_at(&taken);
+        let refused = writes_early(&mut early, file, known).await;
+        assert_eq!(refused, Outcome::Error(13), "it is root's");
+        assert!(writes(&mut early, open).await < AT_ONCE);
+        assert!(early.leases.contains(&open) && early.alone.is_empty());
     });
 }
 

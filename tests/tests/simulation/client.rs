@@ -244,6 +244,7 @@ struct Welcomed {
     ends: Vec<Ordered>,
     gathers: bool,
     in_doubt: bool,
+    object_bytes_max: u64,
 }
 
 /// What a client takes for granted that has nothing to lose.
@@ -455,6 +456,7 @@ impl Client {
                 ends,
                 gathers,
                 in_doubt,
+                object_bytes_max,
                 ..
             } => Some(Welcomed {
                 end: End { reader, writer },
@@ -466,6 +468,7 @@ impl Client {
                 ends,
                 gathers,
                 in_doubt,
+                object_bytes_max,
             }),
             HelloReply::Elsewhere(_) => None,
             HelloReply::Refused { message, .. } => panic!("a client was refused: {message}"),
@@ -507,6 +510,7 @@ impl Client {
     /// that was not behind the hello.
     fn let_in(&self, welcomed: &Welcomed) {
         let mut state = self.state.borrow_mut();
+        state.cache.files_up_to(welcomed.object_bytes_max);
         if state.seen.0 != welcomed.term {
             state.seen = (welcomed.term, Sequence::ZERO);
         }

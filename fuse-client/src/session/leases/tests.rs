@@ -21,6 +21,9 @@ fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
+/// The longest file, in bytes.
+const LONGEST: u64 = 1 << 44;
+
 fn look_up() -> Operation {
     let (parent, name) = (DIRECTORY, Bytes::from_static(b"file"));
     Operation::Lookup { parent, name }
@@ -51,6 +54,7 @@ fn reply(leases: &[ObjectId], outcome: Outcome) -> Reply {
 /// It found the file, was leased it and its directory, and had asked at `asked`.
 fn found(asked: Duration, now: Duration) -> Cache {
     let mut cache = Cache::default();
+    cache.files_up_to(LONGEST);
     let changes = cache.asks(&look_up(), false, asked);
     cache.over(&look_up(), &changes, false);
     let file = Attributes {
@@ -242,6 +246,8 @@ fn cl_1_nothing_is_answered_early_whose_outcome_is_not_sure() {
         assert!(alone().early(&unsure, 1, ms(2)).is_none(), "{unsure:?}");
     }
     assert!(alone().early(&write(u64::MAX), 1, ms(2)).is_none());
+    assert!(alone().early(&write(LONGEST - 1), 1, ms(2)).is_some());
+    assert!(alone().early(&write(LONGEST), 1, ms(2)).is_none());
     assert!(
         alone().early(&write(0), 1, BELIEVED + ms(1)).is_none(),
         "it ran out"
@@ -320,7 +326,13 @@ fn fo_6_when_its_own_other_changes_were_the_mount_knows_as_well() {
         ctime: Timestamp(5),
         ..Attributes::default()
     };
-    cache.answered(&look, &reply(&[FILE], Outcome::Attributes(file)), ms(2), false, ms(2));
+    cache.answered(
+        &look,
+        &reply(&[FILE], Outcome::Attributes(file)),
+        ms(2),
+        false,
+        ms(2),
+    );
     let (known, _) = cache.early(&write(0), 1, ms(3)).expect("it has it alone");
     assert_eq!(known, Timestamp(8));
 }
