@@ -691,6 +691,7 @@ impl<M: Medium> Driver<M> {
             Ok(sequence) => {
                 self.note_author(session, request, sequence);
                 self.replays.changers.note(session);
+                let outcome = self.with_blocks(outcome);
                 let grants = self.grants_of(session, &request.operation, &outcome);
                 let reply = PendingReply {
                     sequence,
@@ -705,6 +706,16 @@ impl<M: Medium> Driver<M> {
             Err(OrderError::Refused(refusal)) => return Err(refusal.to_string()),
         }
         Ok(())
+    }
+
+    /// What an answer tells of a file's blocks was read before its change was ordered.
+    pub(super) fn with_blocks(&self, mut outcome: Outcome) -> Outcome {
+        if let Outcome::Attributes(a) | Outcome::Written { attributes: a, .. } = &mut outcome
+            && let Ok(bytes) = self.brick.allocated_bytes(a.object)
+        {
+            a.blocks = bytes.div_ceil(512);
+        }
+        outcome
     }
 
     fn count_open(&mut self, session: SessionId, request: &Request, outcome: Outcome) -> Outcome {
@@ -806,8 +817,11 @@ impl<M: Medium> Driver<M> {
         if let Some(since) = since {
             self.throttle.answered(now, now.saturating_sub(since));
         }
+        // Until it has presented what it holds, nothing is added to that.
+        let state = self.sessions.by_id.get(&session);
+        let presents = state.is_some_and(|state| state.presents);
         let table = &mut self.leasing.table;
-        let grants = leased.grants.into_iter();
+        let grants = leased.grants.into_iter().filter(|_| !presents);
         let given = grants.filter(|(object, grant)| table.give(session, *object, *grant));
         let told = Told {
             leases: given.map(|(object, _)| object).collect(),

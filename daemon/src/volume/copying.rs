@@ -172,8 +172,9 @@ impl Copying {
                 let (done, stable) = oneshot::channel();
                 d.sync_all = true;
                 d.sync_waiters.push(FlushWaiter::Task(done));
-                let grants = d.grants_of(self.session, &write.operation, &set.outcome);
-                Step::Ordered(sequence, set.outcome, Leased { grants, old }, stable)
+                let outcome = d.with_blocks(set.outcome);
+                let grants = d.grants_of(self.session, &write.operation, &outcome);
+                Step::Ordered(sequence, outcome, Leased { grants, old }, stable)
             }
             Err(OrderError::Brick(error)) => {
                 d.fail(&error);

@@ -285,6 +285,7 @@ impl<M: Medium> Driver<M> {
         let now = self.now();
         self.leasing.forget_aside(session);
         self.leasing.table.end(session, at_once, now);
+        self.end_what_ran_out(now);
         self.not_awaited(session);
         self.sessions.remove(session);
         match namespace::end_session(&Keys(&self.brick), session) {

@@ -7,7 +7,7 @@
 //!
 //! Pure: whoever asks says what the time is, by a clock that goes on while the machine sleeps.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -38,6 +38,10 @@ const LATE: Duration = Duration::from_millis(700);
 const SHARED_FOR: Duration = Duration::from_secs(60);
 /// Directories that are remembered to be shared.
 const SHARED_MAX: usize = 16 << 10;
+/// Files of which it is remembered that the kernel may have their ACLs.
+const ACLS_MAX: usize = 64 << 10;
+/// Extended attributes that the kernel keeps (posix_acl_xattr.h).
+const ACL_NAMES: &[u8] = b"system.posix_acl_";
 const ENOENT: i32 = 2;
 
 #[derive(Debug, Default)]
@@ -49,6 +53,8 @@ struct Held {
     offered: bool,
     /// The kernel may answer by itself, until then at the latest: attributes, and names.
     attributes_handed: Duration,
+    /// When attributes were handed to it last.
+    handed_at: Duration,
     names_handed: Duration,
 }
 
@@ -67,6 +73,29 @@ pub struct Fresh {
     pub names: Duration,
     /// Attributes.
     pub attributes: Duration,
+    /// When it was so.
+    pub at: Duration,
+}
+
+impl Fresh {
+    /// What may be kept by who gets round to it now: nothing, if that took too long.
+    #[must_use]
+    pub fn in_time(self, now: Duration) -> Self {
+        match now < self.at + LATE / 2 {
+            true => self,
+            false => Self {
+                at: self.at,
+                ..Self::default()
+            },
+        }
+    }
+
+    /// Whether what the kernel keeps of an answer that has just left, or may have stood still on the
+    /// way, lasts for longer than it was meant to.
+    #[must_use]
+    pub fn is_late(&self, now: Duration) -> bool {
+        now >= self.at + LATE
+    }
 }
 
 /// What the kernel is to forget before leases are given back.
@@ -78,12 +107,14 @@ pub struct Forget {
     pub objects: Vec<ObjectId>,
     /// Of these the kernel may have attributes.
     pub attributes: Vec<ObjectId>,
+    /// Of these an answer that tells them may still be on its way inside of it.
+    pub lately: Vec<ObjectId>,
     /// It may have names of some of these until then.
     pub names_until: Duration,
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Cache {
     /// Until when all of it holds, and how long a lease lasts.
     until: Duration,
@@ -99,6 +130,31 @@ pub struct Cache {
     changing_names: HashMap<(ObjectId, Bytes), u32>,
     /// Recalled, and not given back yet.
     giving: BTreeMap<u64, Vec<ObjectId>>,
+    /// Recalled, and the kernel may know it until then, whatever it was told.
+    unsure: HashMap<ObjectId, Duration>,
+    /// The kernel may have ACLs of these, for which it knows no time: it forgets them when it asks for
+    /// attributes. `None`: of any.
+    acls: Option<HashSet<ObjectId>>,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            until: Duration::ZERO,
+            lasts: Duration::ZERO,
+            asked: Duration::ZERO,
+            held: HashMap::new(),
+            order: BTreeMap::new(),
+            uses: 0,
+            names: 0,
+            shared: HashMap::new(),
+            changing: HashMap::new(),
+            changing_names: HashMap::new(),
+            giving: BTreeMap::new(),
+            unsure: HashMap::new(),
+            acls: Some(HashSet::new()),
+        }
+    }
 }
 
 fn count<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: K, begins: bool) {
@@ -184,6 +240,14 @@ impl Cache {
     /// what [`Cache::over`] is to be told then.
     pub fn asks(&mut self, operation: &Operation, now: Duration) -> Vec<ObjectId> {
         self.asked = now;
+        if let Operation::GetXattr { object, name, .. } = operation
+            && name.starts_with(ACL_NAMES)
+        {
+            self.acls = self.acls.take().filter(|acls| acls.len() < ACLS_MAX);
+            self.acls
+                .iter_mut()
+                .for_each(|acls| _ = acls.insert(*object));
+        }
         if !operation.changes() {
             return Vec::new();
         }
@@ -385,8 +449,32 @@ impl Cache {
         let names = named.map_or(Duration::ZERO, |(parent, name, object)| {
             self.hand_name(parent, name, object, now)
         });
-        let attributes = object.map_or(Duration::ZERO, |a| self.hand_attributes(a, now));
-        Fresh { names, attributes }
+        // The kernel does not notice where such an answer was overtaken by the word that the
+        // attributes are old.
+        let overtaken = matches!(
+            operation,
+            Operation::SetAttributes { .. } | Operation::Link { .. }
+        );
+        let object = object.filter(|_| !overtaken);
+        let attributes = object.map_or(Duration::ZERO, |a| match outcome {
+            Outcome::Entry(_) => self.hand_entry(a, now),
+            _ => self.hand_attributes(a, now),
+        });
+        Fresh {
+            names,
+            attributes,
+            at: now,
+        }
+    }
+
+    /// How long the kernel may keep the attributes that come with a name. It would go on using an ACL
+    /// that it has.
+    pub fn hand_entry(&mut self, attributes: &Attributes, now: Duration) -> Duration {
+        let acls = self.acls.as_ref();
+        match acls.is_none_or(|acls| acls.contains(&attributes.object)) {
+            true => Duration::ZERO,
+            false => self.hand_attributes(attributes, now),
+        }
     }
 
     /// How long the kernel may keep a name.
@@ -418,6 +506,7 @@ impl Cache {
         match self.held.get_mut(&attributes.object) {
             Some(held) if !left.is_zero() && held.attributes.as_ref() == Some(attributes) => {
                 held.attributes_handed = until;
+                held.handed_at = now;
                 self.touch(attributes.object);
                 left
             }
@@ -448,6 +537,9 @@ impl Cache {
             let held = self.drop_held(*object).unwrap_or_default();
             if now < held.attributes_handed {
                 forget.attributes.push(*object);
+                if now < held.handed_at + LATE {
+                    forget.lately.push(*object);
+                }
             }
             let names_until = self.becomes_shared(*object, held.names_handed, now);
             forget.names_until = forget.names_until.max(names_until);
@@ -482,9 +574,18 @@ impl Cache {
 
     /// The kernel has forgotten: what may be given back. `None`: it was presented as held meanwhile,
     /// or nobody counts on it any more, and it will be recalled again if it has to be.
-    pub fn gives_back(&mut self, forget: &Forget, but: &[ObjectId]) -> Option<Recalled> {
+    pub fn gives_back(
+        &mut self,
+        forget: &Forget,
+        but: &[ObjectId],
+        now: Duration,
+    ) -> Option<Recalled> {
+        let until = self.until;
+        self.unsure.retain(|_, until| now < *until);
+        self.unsure
+            .extend(but.iter().map(|object| (*object, until)));
         let mut objects = self.giving.remove(&forget.number)?;
-        objects.retain(|object| !but.contains(object));
+        objects.retain(|object| !self.unsure.contains_key(object));
         Some(Recalled {
             number: forget.number,
             objects,
@@ -518,6 +619,8 @@ impl Cache {
         let giving = std::mem::take(&mut self.giving);
         let mut holds: BTreeSet<_> = giving.into_values().flatten().collect();
         holds.extend(self.held.keys());
+        let unsure = self.unsure.iter().filter(|(_, until)| now < **until);
+        holds.extend(unsure.map(|(object, _)| *object));
         self.held.values_mut().for_each(|held| held.offered = false);
         holds.into_iter().take(LEASES_OF_SESSION_MAX).collect()
     }
@@ -528,6 +631,7 @@ impl Cache {
         self.order.clear();
         self.names = 0;
         self.giving.clear();
+        self.unsure.clear();
         self.until = Duration::ZERO;
     }
 

@@ -42,6 +42,15 @@ pub const LEASES_MAX: usize = 1 << 20;
 /// look at, recalls must not cost more than leases gain.
 pub const REST: Duration = Duration::from_millis(100);
 
+/// A session that let a recall run out is leased nothing for so long, for twice as long the next time,
+/// up to the last: whoever never gives back must not hold up every change. The first of the two for
+/// one that answered, and was not sure of what it gives back.
+const UNSURE_FOR: Duration = Duration::from_secs(1);
+const SILENT_FOR: Duration = Duration::from_secs(10);
+const DISTRUSTED_MAX: Duration = Duration::from_secs(600);
+/// After so long without another one it begins anew.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+
 /// One granting of a lease. The same object is granted anew under another number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Grant(u64);
@@ -83,6 +92,22 @@ struct Of {
     objects: BTreeSet<ObjectId>,
     /// What it holds ends then, unless it asks something before.
     until: Duration,
+    /// Recalls that it was told of on this connection and has not answered.
+    unanswered: BTreeSet<u64>,
+    /// It is leased nothing until then, and was not for so long.
+    distrusted_until: Duration,
+    distrusted_for: Duration,
+}
+
+impl Of {
+    /// A recall ran out.
+    fn distrust(&mut self, least: Duration, now: Duration) {
+        if now > self.distrusted_until + FORGIVEN_AFTER {
+            self.distrusted_for = Duration::ZERO;
+        }
+        self.distrusted_for = (self.distrusted_for * 2).clamp(least, DISTRUSTED_MAX);
+        self.distrusted_until = now + self.distrusted_for;
+    }
 }
 
 /// What a change has to do about the leases of others.
@@ -109,6 +134,7 @@ pub struct Leases {
     awaited_until: Duration,
     last_grant: u64,
     last_recall: u64,
+    to_tell: Vec<Recall>,
 }
 
 /// The objects whose leases a change set concerns: each inode, directory and file that it changes
@@ -145,6 +171,7 @@ impl Leases {
             awaited_until: Duration::ZERO,
             last_grant: 0,
             last_recall: 0,
+            to_tell: Vec::new(),
         }
     }
 
@@ -191,6 +218,7 @@ impl Leases {
     pub fn let_in(&mut self, session: SessionId, limit: usize) {
         let of = self.sessions.entry(session).or_default();
         of.limit = limit.min(LEASES_OF_SESSION_MAX);
+        of.unanswered.clear();
         for object in of.objects.clone() {
             if self
                 .lease(session, object)
@@ -300,7 +328,8 @@ impl Leases {
     /// [`Leases::give`] says so as it leaves. `None`: there is none to be had.
     pub fn grant(&mut self, session: SessionId, object: ObjectId, now: Duration) -> Option<Grant> {
         let of = self.sessions.get_mut(&session)?;
-        if self.resting.get(&object).is_some_and(|until| now < *until) {
+        let rests = self.resting.get(&object);
+        if now < of.distrusted_until || rests.is_some_and(|until| now < *until) {
             return None;
         }
         let leases = self.objects.entry(object).or_default();
@@ -382,12 +411,12 @@ impl Leases {
                 } else if !(put_back && lease.before) {
                     waits = true;
                     if lease.recalled.is_none() {
-                        self.resting.insert(*object, now + REST);
                         recalls.entry(holder).or_default().push(*object);
                     }
                 }
             }
         }
+        self.rest(objects, waits, now);
         if !waits {
             return Verdict::Free(old);
         }
@@ -399,6 +428,17 @@ impl Leases {
         )
     }
 
+    /// While a change waits nobody is leased what it changes: it would wait for that next.
+    fn rest(&mut self, objects: &[ObjectId], waits: bool, now: Duration) {
+        for object in objects {
+            if waits {
+                self.resting.insert(*object, now + self.time);
+            } else if let Some(until) = self.resting.get_mut(object) {
+                *until = (*until).min(now + REST);
+            }
+        }
+    }
+
     /// From now on no question lengthens them: an answer that leaves later comes after the word that
     /// they are recalled.
     fn recall(&mut self, session: SessionId, objects: Vec<ObjectId>) -> Option<Recall> {
@@ -407,8 +447,11 @@ impl Leases {
         }
         self.last_recall += 1;
         let number = self.last_recall;
-        let of = self.sessions.get(&session);
-        let until = of.map_or(Duration::ZERO, |of| of.until);
+        let mut until = Duration::ZERO;
+        if let Some(of) = self.sessions.get_mut(&session) {
+            of.unanswered.insert(number);
+            until = of.until;
+        }
         for object in &objects {
             let leases = self.objects.get_mut(object);
             let lease = leases.and_then(|all| all.iter_mut().find(|l| l.0 == session));
@@ -426,14 +469,21 @@ impl Leases {
         })
     }
 
-    /// A session does not use its leases of these objects any more, as it was told.
-    pub fn given_back(&mut self, session: SessionId, number: u64, objects: &[ObjectId]) {
+    /// A session does not use its leases of these objects any more, as it was told. Whether any of
+    /// them ended by that.
+    pub fn given_back(&mut self, session: SessionId, number: u64, objects: &[ObjectId]) -> bool {
+        if let Some(of) = self.sessions.get_mut(&session) {
+            of.unanswered.remove(&number);
+        }
+        let mut ends = false;
         for object in objects {
             let recalled = self.lease(session, *object).and_then(|l| l.recalled);
             if recalled.is_some_and(|recalled| recalled.number == number) {
                 self.drop_lease(session, *object);
+                ends = true;
             }
         }
+        ends
     }
 
     fn drop_lease(&mut self, session: SessionId, object: ObjectId) {
@@ -463,7 +513,7 @@ impl Leases {
         while let Some((ends, session, object)) = self.recalled.first().copied()
             && ends <= now
         {
-            self.drop_lease(session, object);
+            self.runs_out(session, object, now);
             changed = true;
         }
         if now >= self.awaited_until && !self.awaited.is_empty() {
@@ -471,6 +521,42 @@ impl Leases {
             changed = true;
         }
         changed
+    }
+
+    fn runs_out(&mut self, session: SessionId, object: ObjectId, now: Duration) {
+        let recalled = self.lease(session, object).and_then(|l| l.recalled);
+        self.drop_lease(session, object);
+        let (Some(of), Some(recalled)) = (self.sessions.get_mut(&session), recalled) else {
+            return;
+        };
+        if now < of.distrusted_until {
+            return; // it is one and the same
+        }
+        if !of.unanswered.remove(&recalled.number) {
+            return of.distrust(UNSURE_FOR, now);
+        }
+        of.distrust(SILENT_FOR, now);
+        // It may hold many, and each would hold up somebody.
+        let holds: Vec<_> = of.objects.iter().copied().collect();
+        let left = holds.into_iter().filter(|object| {
+            let lease = self.lease(session, *object);
+            lease.is_some_and(|lease| lease.recalled.is_none())
+        });
+        let left = left.collect();
+        let recall = self.recall(session, left);
+        self.to_tell.extend(recall);
+    }
+
+    /// The session is not connected: it could not be told of a recall.
+    pub fn not_told(&mut self, recall: &Recall) {
+        if let Some(of) = self.sessions.get_mut(&recall.session) {
+            of.unanswered.remove(&recall.number);
+        }
+    }
+
+    /// What is recalled from whoever let a recall run out: he is to be told.
+    pub fn take_recalls(&mut self) -> Vec<Recall> {
+        std::mem::take(&mut self.to_tell)
     }
 
     /// Forgets what does not matter any more.
