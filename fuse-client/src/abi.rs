@@ -242,11 +242,19 @@ impl Body {
     /// `fuse_entry_out`: name and attributes valid as long as their leases (COH-1), generation 0 as
     /// ids are never reused. Node 0: there is no such name.
     pub(crate) fn entry(&mut self, node: u64, a: &Attributes, fresh: Fresh) -> &mut Self {
-        let Fresh { names, attributes } = fresh;
+        let Fresh {
+            names, attributes, ..
+        } = fresh;
         self.u64(node).u64(0);
         self.u64(names.as_secs()).u64(attributes.as_secs());
         self.u32(names.subsec_nanos());
         self.u32(attributes.subsec_nanos()).attributes(a)
+    }
+
+    /// Nothing of the entry that begins here is valid any more.
+    pub(crate) fn expire_entry(&mut self, begin: usize) {
+        // After node and generation.
+        self.0[begin + 16..begin + 40].fill(0);
     }
 
     /// `fuse_attr_out`, valid for `fresh`.

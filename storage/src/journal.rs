@@ -367,6 +367,12 @@ impl<M: Medium> Journal<M> {
         files
     }
 
+    /// Syncs every segment, whoever wrote it. Waits.
+    pub(crate) fn sync_all(&self) -> io::Result<()> {
+        let mut segments = self.segments.iter();
+        segments.try_for_each(|segment| self.medium.sync(&segment.file))
+    }
+
     /// What must be synced for everything pushed to be stable.
     pub(crate) fn begin_sync(&mut self) -> (Vec<M::File>, Lsn) {
         self.unsynced_last = None;

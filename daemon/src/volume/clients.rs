@@ -772,6 +772,7 @@ impl<M: Medium> Driver<M> {
             Ok(sequence) => {
                 self.note_author(session, request, sequence);
                 self.replays.changers.note(session);
+                let outcome = self.with_blocks(outcome);
                 let grants = self.grants_of(session, &request.operation, &outcome);
                 let alone = file_changed(&request.operation, &outcome);
                 self.leasing.note_early(session, request, &outcome);
@@ -797,6 +798,16 @@ impl<M: Medium> Driver<M> {
             Err(OrderError::Refused(refusal)) => return Err(refusal.to_string()),
         }
         Ok(())
+    }
+
+    /// What an answer tells of a file's blocks was read before its change was ordered.
+    pub(super) fn with_blocks(&self, mut outcome: Outcome) -> Outcome {
+        if let Outcome::Attributes(a) | Outcome::Written { attributes: a, .. } = &mut outcome
+            && let Ok(bytes) = self.brick.allocated_bytes(a.object)
+        {
+            a.blocks = bytes.div_ceil(512);
+        }
+        outcome
     }
 
     fn count_open(&mut self, session: SessionId, request: &Request, outcome: Outcome) -> Outcome {
@@ -898,12 +909,15 @@ impl<M: Medium> Driver<M> {
         if let Some(since) = since {
             self.throttle.answered(now, now.saturating_sub(since));
         }
+        // Until it has presented what it holds, nothing is added to that.
+        let state = self.sessions.by_id.get(&session);
+        let presents = state.is_some_and(|state| state.presents);
         let mut told = Told {
             old: leased.old,
             times: leased.times,
             ..Told::default()
         };
-        for granted in leased.grants {
+        for granted in leased.grants.into_iter().filter(|_| !presents) {
             match self.give(session, granted, leased.alone) {
                 Given::Nothing => continue,
                 Given::Exclusive => told.exclusive = Some(granted.0),

@@ -178,14 +178,15 @@ impl Copying {
                 let (done, stable) = oneshot::channel();
                 d.sync_all = true;
                 d.sync_waiters.push(FlushWaiter::Task(done));
-                let grants = d.grants_of(self.session, &write.operation, &set.outcome);
+                let outcome = d.with_blocks(set.outcome);
+                let grants = d.grants_of(self.session, &write.operation, &outcome);
                 let leased = Leased {
                     grants,
                     old,
                     alone: None,
-                    times: d.note_changed(self.session, &objects, &set.outcome),
+                    times: d.note_changed(self.session, &objects, &outcome),
                 };
-                Step::Ordered(sequence, set.outcome, leased, stable)
+                Step::Ordered(sequence, outcome, leased, stable)
             }
             Err(OrderError::Brick(error)) => {
                 d.fail(&error);

@@ -272,7 +272,7 @@ impl<M: Medium> Driver<M> {
     /// for himself is told.
     pub(super) fn may_tell(&mut self, session: SessionId, files: &[ObjectId]) -> bool {
         let now = self.now();
-        self.leasing.expire(now);
+        self.end_what_ran_out(now);
         loop {
             match self.leasing.table.ask(session, files, now) {
                 Verdict::Free(_) => return true,
@@ -281,7 +281,7 @@ impl<M: Medium> Driver<M> {
                 }
             }
             // What had run out before it was recalled has ended with that.
-            if !self.leasing.expire(now) {
+            if !self.end_what_ran_out(now) {
                 return false;
             }
         }
@@ -435,7 +435,7 @@ impl<M: Medium> Driver<M> {
         objects: &[ObjectId],
     ) -> Option<Vec<ObjectId>> {
         let now = self.now();
-        self.leasing.expire(now);
+        self.end_what_ran_out(now);
         loop {
             let verdict = if self.replays.hold_up() {
                 self.leasing.table.put_back(author, objects, now)
@@ -449,23 +449,32 @@ impl<M: Medium> Driver<M> {
                 }
             }
             // What had run out before it was recalled has ended with that.
-            if !self.leasing.expire(now) {
+            if !self.end_what_ran_out(now) {
                 return None;
             }
         }
     }
 
-    /// Tells a session what is recalled. One that is not connected is told when it comes back.
-    pub(super) fn tell(&self, recall: Recall) {
-        let Recall {
-            session,
-            number,
-            objects,
-        } = recall;
-        let state = self.sessions.by_id.get(&session);
-        if let Some((_, outbox)) = state.and_then(|s| s.connection.as_ref()) {
-            outbox.send(Recalled { number, objects }.recall());
+    /// Time goes by. Whether anything ended now; whoever let it is told what is recalled besides,
+    /// before any answer.
+    pub(super) fn end_what_ran_out(&mut self, now: Duration) -> bool {
+        let ends = self.leasing.expire(now);
+        for recall in self.leasing.table.take_recalls() {
+            self.tell(recall);
         }
+        ends
+    }
+
+    /// Tells a session what is recalled. One that is not connected is told when it comes back.
+    pub(super) fn tell(&mut self, recall: Recall) {
+        let state = self.sessions.by_id.get(&recall.session);
+        let Some((_, outbox)) = state.and_then(|s| s.connection.as_ref()) else {
+            return self.leasing.table.not_told(&recall);
+        };
+        let Recall {
+            number, objects, ..
+        } = recall;
+        outbox.send(Recalled { number, objects }.recall());
     }
 
     /// What a session presents as it is let in.
@@ -502,8 +511,9 @@ impl<M: Medium> Driver<M> {
             return;
         }
         let table = &mut self.leasing.table;
-        table.given_back(session, given.number, &given.objects);
-        self.try_aside();
+        if table.given_back(session, given.number, &given.objects) {
+            self.try_aside();
+        }
     }
 
     /// A session would give leases back.
@@ -524,7 +534,7 @@ impl<M: Medium> Driver<M> {
                 self.leasing.table.heard(session, now);
             }
         }
-        self.leasing.expire(now);
+        self.end_what_ran_out(now);
         for Overdue { session, closes } in self.leasing.table.take_overdue() {
             if closes {
                 self.close(session, "it does not give back what others wait for");

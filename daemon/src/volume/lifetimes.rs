@@ -287,6 +287,7 @@ impl<M: Medium> Driver<M> {
     pub(super) fn end_session(&mut self, session: SessionId, at_once: bool) {
         let now = self.now();
         self.leasing.end(session, at_once, now);
+        self.end_what_ran_out(now);
         self.not_awaited(session);
         self.sessions.remove(session);
         match namespace::end_session(&Keys(&self.brick), session) {

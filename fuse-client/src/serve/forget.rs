@@ -44,9 +44,9 @@ impl FileSystem {
         // Whoever looked before the recall has handed over what he saw.
         drop(self.answering.write());
         let objects = forget.attributes.iter().copied();
-        let mut unsure: Vec<_> = objects
-            .filter(|object| !self.attributes_changed(self.node(*object)))
-            .collect();
+        let unknown = objects.filter(|object| !self.attributes_changed(self.node(*object)));
+        // What was handed to it some time ago, and it does not know, it has forgotten already.
+        let mut unsure: Vec<_> = unknown.filter(|of| forget.lately.contains(of)).collect();
         for pause in TELL_AGAIN {
             if unsure.is_empty() {
                 break;
@@ -79,17 +79,25 @@ impl FileSystem {
     }
 
     /// Answers, and takes back what the kernel may keep if the process stood still on the way there
-    /// for so long that the leases have run out.
+    /// for so long that the leases may have run out.
     pub(super) fn answer_fresh(&self, waiting: Waiting, outcome: Outcome, fresh: Fresh) {
         let object = match &outcome {
             Outcome::Entry(a) | Outcome::Attributes(a) => Some(a.object),
             _ => None,
         };
+        let fresh = fresh.in_time(clock());
         self.tell(waiting, outcome, fresh);
-        if let Some(object) = object.filter(|_| !fresh.attributes.is_zero())
-            && self.session.cache().lock().has_lapsed(clock())
-        {
-            self.attributes_changed(self.node(object));
+        if let Some(object) = object.filter(|_| !fresh.attributes.is_zero()) {
+            self.take_back_late(fresh, [object]);
+        }
+    }
+
+    /// An answer has left that told the kernel for how long it may keep these attributes.
+    pub(super) fn take_back_late(&self, fresh: Fresh, objects: impl IntoIterator<Item = ObjectId>) {
+        if fresh.is_late(clock()) {
+            for object in objects {
+                self.attributes_changed(self.node(object));
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 //! rest waits at the handle, and only there: a new handle, or going back, asks again.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use protocol::fs::{Attributes, DirectoryEntry, Operation};
@@ -112,6 +113,12 @@ impl FileSystem {
         let _answering = self.answering.read();
         let mut body = Body(ask.body);
         let mut last = None;
+        let began = Fresh {
+            names: Duration::MAX,
+            at: clock(),
+            ..Fresh::default()
+        };
+        let mut handed = Vec::new();
         while let Some(entry) = entries.front() {
             let head = if ask.plus { ENTRY_OUT_BYTES } else { 0 };
             if body.0.len() + head + dirent_bytes(&entry.name) > ask.size {
@@ -120,6 +127,7 @@ impl FileSystem {
             match (&entry.attributes, ask.plus) {
                 (Some(a), true) => {
                     let (a, fresh) = self.known_entry(ask.directory, entry, a);
+                    handed.push((body.0.len(), entry.object));
                     body.entry(self.node(entry.object), &a, fresh);
                 }
                 (None, true) => {
@@ -135,7 +143,12 @@ impl FileSystem {
             let listing = Listing { cookie, entries };
             self.listings.0.lock().insert(ask.handle, listing);
         }
+        if began.in_time(clock()) != began {
+            handed.iter().for_each(|(at, _)| body.expire_entry(*at));
+            handed.clear();
+        }
         self.reply(unique, 0, &[&body.0]);
+        self.take_back_late(began, handed.into_iter().map(|(_, object)| object));
     }
 
     /// What is known now of an entry that was read, and for how long.
@@ -149,7 +162,8 @@ impl FileSystem {
         let known = cache.attributes_of(entry.object, now).unwrap_or(*read);
         let fresh = Fresh {
             names: cache.hand_name(directory, &entry.name, Some(entry.object), now),
-            attributes: cache.hand_attributes(&known, now),
+            attributes: cache.hand_entry(&known, now),
+            at: now,
         };
         (known, fresh)
     }

@@ -134,7 +134,7 @@ impl Shared {
     /// The kernel has forgotten everything but this: the rest is given back.
     fn forgotten(&self, forget: &Forget, but: &[ObjectId]) {
         let mut state = self.state.lock();
-        let given = self.cache.lock().gives_back(forget, but);
+        let given = self.cache.lock().gives_back(forget, but, clock());
         if let Some(given) = given {
             Self::return_leases(&mut state, &given);
         }

@@ -11,7 +11,7 @@
 //!
 //! Pure: whoever asks says what the time is, by a clock that goes on while the machine sleeps.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -49,6 +49,10 @@ const SHARED_MAX: usize = 16 << 10;
 pub const EARLY_UNANSWERED_MAX: Duration = Duration::from_millis(500);
 /// Set-user-id and set-group-id.
 const PRIVILEGES: u32 = 0o6000;
+/// Files of which it is remembered that the kernel may have their ACLs.
+const ACLS_MAX: usize = 64 << 10;
+/// Extended attributes that the kernel keeps (posix_acl_xattr.h).
+const ACL_NAMES: &[u8] = b"system.posix_acl_";
 const ENOENT: i32 = 2;
 
 #[derive(Debug, Default)]
@@ -69,6 +73,8 @@ struct Held {
     early: u32,
     /// The kernel may answer by itself, until then at the latest: attributes, and names.
     attributes_handed: Duration,
+    /// When attributes were handed to it last.
+    handed_at: Duration,
     names_handed: Duration,
 }
 
@@ -87,6 +93,29 @@ pub struct Fresh {
     pub names: Duration,
     /// Attributes.
     pub attributes: Duration,
+    /// When it was so.
+    pub at: Duration,
+}
+
+impl Fresh {
+    /// What may be kept by who gets round to it now: nothing, if that took too long.
+    #[must_use]
+    pub fn in_time(self, now: Duration) -> Self {
+        match now < self.at + LATE / 2 {
+            true => self,
+            false => Self {
+                at: self.at,
+                ..Self::default()
+            },
+        }
+    }
+
+    /// Whether what the kernel keeps of an answer that has just left, or may have stood still on the
+    /// way, lasts for longer than it was meant to.
+    #[must_use]
+    pub fn is_late(&self, now: Duration) -> bool {
+        now >= self.at + LATE
+    }
 }
 
 /// What the kernel is to forget before leases are given back.
@@ -98,12 +127,14 @@ pub struct Forget {
     pub objects: Vec<ObjectId>,
     /// Of these the kernel may have attributes.
     pub attributes: Vec<ObjectId>,
+    /// Of these an answer that tells them may still be on its way inside of it.
+    pub lately: Vec<ObjectId>,
     /// It may have names of some of these until then.
     pub names_until: Duration,
 }
 
 /// See the module.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Cache {
     /// Until when all of it holds, and how long a lease lasts.
     until: Duration,
@@ -123,6 +154,31 @@ pub struct Cache {
     object_bytes_max: u64,
     /// Recalled, and not given back yet.
     giving: BTreeMap<u64, Vec<ObjectId>>,
+    /// Recalled, and the kernel may know it until then, whatever it was told.
+    unsure: HashMap<ObjectId, Duration>,
+    /// The kernel may have ACLs of these, for which it knows no time: it forgets them when it asks for
+    /// attributes. `None`: of any.
+    acls: Option<HashSet<ObjectId>>,
+}
+
+impl Default for Cache {
+    fn default() -> Self {
+        Self {
+            until: Duration::ZERO,
+            lasts: Duration::ZERO,
+            asked: Duration::ZERO,
+            held: HashMap::new(),
+            order: BTreeMap::new(),
+            uses: 0,
+            names: 0,
+            shared: HashMap::new(),
+            changing: HashMap::new(),
+            changing_names: HashMap::new(),
+            giving: BTreeMap::new(),
+            unsure: HashMap::new(),
+            acls: Some(HashSet::new()),
+        }
+    }
 }
 
 fn count<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: K, begins: bool) {
@@ -274,6 +330,14 @@ impl Cache {
     /// what [`Cache::over`] is to be told then. `early`: it was answered.
     pub fn asks(&mut self, operation: &Operation, early: bool, now: Duration) -> Vec<ObjectId> {
         self.asked = now;
+        if let Operation::GetXattr { object, name, .. } = operation
+            && name.starts_with(ACL_NAMES)
+        {
+            self.acls = self.acls.take().filter(|acls| acls.len() < ACLS_MAX);
+            self.acls
+                .iter_mut()
+                .for_each(|acls| _ = acls.insert(*object));
+        }
         if !operation.changes() {
             return Vec::new();
         }
@@ -508,8 +572,32 @@ impl Cache {
         let names = named.map_or(Duration::ZERO, |(parent, name, object)| {
             self.hand_name(parent, name, object, now)
         });
-        let attributes = object.map_or(Duration::ZERO, |a| self.hand_attributes(a, now));
-        Fresh { names, attributes }
+        // The kernel does not notice where such an answer was overtaken by the word that the
+        // attributes are old.
+        let overtaken = matches!(
+            operation,
+            Operation::SetAttributes { .. } | Operation::Link { .. }
+        );
+        let object = object.filter(|_| !overtaken);
+        let attributes = object.map_or(Duration::ZERO, |a| match outcome {
+            Outcome::Entry(_) => self.hand_entry(a, now),
+            _ => self.hand_attributes(a, now),
+        });
+        Fresh {
+            names,
+            attributes,
+            at: now,
+        }
+    }
+
+    /// How long the kernel may keep the attributes that come with a name. It would go on using an ACL
+    /// that it has.
+    pub fn hand_entry(&mut self, attributes: &Attributes, now: Duration) -> Duration {
+        let acls = self.acls.as_ref();
+        match acls.is_none_or(|acls| acls.contains(&attributes.object)) {
+            true => Duration::ZERO,
+            false => self.hand_attributes(attributes, now),
+        }
     }
 
     /// How long the kernel may keep a name.
@@ -541,6 +629,7 @@ impl Cache {
         match self.held.get_mut(&attributes.object) {
             Some(held) if !left.is_zero() && held.attributes.as_ref() == Some(attributes) => {
                 held.attributes_handed = until;
+                held.handed_at = now;
                 self.touch(attributes.object);
                 left
             }
@@ -571,6 +660,9 @@ impl Cache {
             let held = self.drop_held(*object).unwrap_or_default();
             if now < held.attributes_handed {
                 forget.attributes.push(*object);
+                if now < held.handed_at + LATE {
+                    forget.lately.push(*object);
+                }
             }
             let names_until = self.becomes_shared(*object, held.names_handed, now);
             forget.names_until = forget.names_until.max(names_until);
@@ -605,9 +697,18 @@ impl Cache {
 
     /// The kernel has forgotten: what may be given back. `None`: it was presented as held meanwhile,
     /// or nobody counts on it any more, and it will be recalled again if it has to be.
-    pub fn gives_back(&mut self, forget: &Forget, but: &[ObjectId]) -> Option<Recalled> {
+    pub fn gives_back(
+        &mut self,
+        forget: &Forget,
+        but: &[ObjectId],
+        now: Duration,
+    ) -> Option<Recalled> {
+        let until = self.until;
+        self.unsure.retain(|_, until| now < *until);
+        self.unsure
+            .extend(but.iter().map(|object| (*object, until)));
         let mut objects = self.giving.remove(&forget.number)?;
-        objects.retain(|object| !but.contains(object));
+        objects.retain(|object| !self.unsure.contains_key(object));
         Some(Recalled {
             number: forget.number,
             objects,
@@ -641,6 +742,8 @@ impl Cache {
         let giving = std::mem::take(&mut self.giving);
         let mut holds: BTreeSet<_> = giving.into_values().flatten().collect();
         holds.extend(self.held.keys());
+        let unsure = self.unsure.iter().filter(|(_, until)| now < **until);
+        holds.extend(unsure.map(|(object, _)| *object));
         self.held.values_mut().for_each(|held| held.offered = false);
         holds.into_iter().take(LEASES_OF_SESSION_MAX).collect()
     }
@@ -671,6 +774,7 @@ impl Cache {
         self.order.clear();
         self.names = 0;
         self.giving.clear();
+        self.unsure.clear();
         self.until = Duration::ZERO;
     }
 

@@ -55,6 +55,15 @@ pub const SHARED_FOR: Duration = Duration::from_secs(5);
 /// Others wait no longer for what its holder may have changed already, whatever keeps those changes.
 pub const HELD_OFF_MAX: Duration = Duration::from_secs(10);
 
+/// A session that let a recall run out is leased nothing for so long, for twice as long the next time,
+/// up to the last: whoever never gives back must not hold up every change. The first of the two for
+/// one that answered, and was not sure of what it gives back.
+const UNSURE_FOR: Duration = Duration::from_secs(1);
+const SILENT_FOR: Duration = Duration::from_secs(10);
+const DISTRUSTED_MAX: Duration = Duration::from_secs(600);
+/// After so long without another one it begins anew.
+const FORGIVEN_AFTER: Duration = Duration::from_secs(60);
+
 /// One granting of a lease. The same object is granted anew under another number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Grant(u64);
@@ -134,6 +143,22 @@ struct Of {
     connected: bool,
     /// It has nothing alone before then, as it did not give back in time what it had.
     mistrusted_until: Duration,
+    /// Recalls that it was told of on this connection and has not answered.
+    unanswered: BTreeSet<u64>,
+    /// It is leased nothing until then, and was not for so long.
+    distrusted_until: Duration,
+    distrusted_for: Duration,
+}
+
+impl Of {
+    /// A recall ran out.
+    fn distrust(&mut self, least: Duration, now: Duration) {
+        if now > self.distrusted_until + FORGIVEN_AFTER {
+            self.distrusted_for = Duration::ZERO;
+        }
+        self.distrusted_for = (self.distrusted_for * 2).clamp(least, DISTRUSTED_MAX);
+        self.distrusted_until = now + self.distrusted_for;
+    }
 }
 
 /// What a change has to do about the leases of others.
@@ -160,11 +185,14 @@ pub struct Leases {
     overdue: Vec<Overdue>,
     /// When leases of an object were last recalled as another session came, and whether it changed it.
     shared: HashMap<ObjectId, (Duration, bool)>,
+    /// Leased to nobody until then: a change waits for it, or did a moment ago.
+    resting: HashMap<ObjectId, Duration>,
     /// To whom a primary before this one may have granted something, until they come or then.
     awaited: BTreeSet<SessionId>,
     awaited_until: Duration,
     last_grant: u64,
     last_recall: u64,
+    to_tell: Vec<Recall>,
 }
 
 /// The objects whose leases a change set concerns: each inode, directory and file that it changes
@@ -199,10 +227,12 @@ impl Leases {
             lengthened: BTreeSet::new(),
             overdue: Vec::new(),
             shared: HashMap::new(),
+            resting: HashMap::new(),
             awaited: BTreeSet::new(),
             awaited_until: Duration::ZERO,
             last_grant: 0,
             last_recall: 0,
+            to_tell: Vec::new(),
         }
     }
 
@@ -296,6 +326,7 @@ impl Leases {
         of.limit = limit.min(LEASES_OF_SESSION_MAX);
         of.early = early;
         of.connected = true;
+        of.unanswered.clear();
         for object in of.objects.clone() {
             if self
                 .lease(session, object)
@@ -371,8 +402,8 @@ impl Leases {
     /// [`Leases::give`] says so as it leaves. `None`: there is none to be had.
     pub fn grant(&mut self, session: SessionId, object: ObjectId, now: Duration) -> Option<Grant> {
         let of = self.sessions.get_mut(&session)?;
-        let shared = self.shared.get(&object);
-        if shared.is_some_and(|(since, changed)| *changed && now < *since + REST) {
+        let rests = self.resting.get(&object);
+        if now < of.distrusted_until || rests.is_some_and(|until| now < *until) {
             return None;
         }
         let leases = self.objects.entry(object).or_default();
@@ -550,6 +581,7 @@ impl Leases {
                 }
             }
         }
+        self.rest(objects, waits, now);
         if !waits {
             return Verdict::Free(old);
         }
@@ -559,6 +591,17 @@ impl Leases {
                 .filter_map(|(holder, objects)| self.recall(holder, objects, now))
                 .collect(),
         )
+    }
+
+    /// While a change waits nobody is leased what it changes: it would wait for that next.
+    fn rest(&mut self, objects: &[ObjectId], waits: bool, now: Duration) {
+        for object in objects {
+            if waits {
+                self.resting.insert(*object, now + self.time);
+            } else if let Some(until) = self.resting.get_mut(object) {
+                *until = (*until).min(now + REST);
+            }
+        }
     }
 
     /// From now on no question lengthens them: an answer that leaves later comes after the word that
@@ -575,9 +618,11 @@ impl Leases {
         }
         self.last_recall += 1;
         let number = self.last_recall;
-        let of = self.sessions.get(&session);
-        let until = of.map_or(Duration::ZERO, |of| of.until);
-        let connected = of.is_some_and(|of| of.connected);
+        let (mut until, mut connected) = (Duration::ZERO, false);
+        if let Some(of) = self.sessions.get_mut(&session) {
+            of.unanswered.insert(number);
+            (until, connected) = (of.until, of.connected);
+        }
         for object in &objects {
             let leases = self.objects.get_mut(object);
             let lease = leases.and_then(|all| all.iter_mut().find(|l| l.0 == session));
@@ -610,15 +655,22 @@ impl Leases {
         })
     }
 
-    /// A session does not use its leases of these objects any more, as it was told.
-    pub fn given_back(&mut self, session: SessionId, number: u64, objects: &[ObjectId]) {
+    /// A session does not use its leases of these objects any more, as it was told. Whether any of
+    /// them ended by that.
+    pub fn given_back(&mut self, session: SessionId, number: u64, objects: &[ObjectId]) -> bool {
+        if let Some(of) = self.sessions.get_mut(&session) {
+            of.unanswered.remove(&number);
+        }
+        let mut ends = false;
         for object in objects {
             let recalled = self.lease(session, *object).and_then(|l| l.recalled);
             if recalled.is_some_and(|recalled| recalled.number == number) {
                 self.drop_lease(session, *object);
+                ends = true;
             }
         }
         self.lengthen_no_more(session, number);
+        ends
     }
 
     fn drop_lease(&mut self, session: SessionId, object: ObjectId) {
@@ -651,7 +703,7 @@ impl Leases {
             && ends <= now
         {
             self.mistrust(session, object, now);
-            self.drop_lease(session, object);
+            self.runs_out(session, object, now);
             changed = true;
         }
         if now >= self.awaited_until && !self.awaited.is_empty() {
@@ -661,8 +713,45 @@ impl Leases {
         changed
     }
 
+    fn runs_out(&mut self, session: SessionId, object: ObjectId, now: Duration) {
+        let recalled = self.lease(session, object).and_then(|l| l.recalled);
+        self.drop_lease(session, object);
+        let (Some(of), Some(recalled)) = (self.sessions.get_mut(&session), recalled) else {
+            return;
+        };
+        if now < of.distrusted_until {
+            return; // it is one and the same
+        }
+        if !of.unanswered.remove(&recalled.number) {
+            return of.distrust(UNSURE_FOR, now);
+        }
+        of.distrust(SILENT_FOR, now);
+        // It may hold many, and each would hold up somebody.
+        let holds: Vec<_> = of.objects.iter().copied().collect();
+        let left = holds.into_iter().filter(|object| {
+            let lease = self.lease(session, *object);
+            lease.is_some_and(|lease| lease.recalled.is_none())
+        });
+        let left = left.collect();
+        let recall = self.recall(session, left, now);
+        self.to_tell.extend(recall);
+    }
+
+    /// The session is not connected: it could not be told of a recall.
+    pub fn not_told(&mut self, recall: &Recall) {
+        if let Some(of) = self.sessions.get_mut(&recall.session) {
+            of.unanswered.remove(&recall.number);
+        }
+    }
+
+    /// What is recalled from whoever let a recall run out: he is to be told.
+    pub fn take_recalls(&mut self) -> Vec<Recall> {
+        std::mem::take(&mut self.to_tell)
+    }
+
     /// Forgets what does not matter any more.
     pub fn tidy(&mut self, now: Duration) {
+        self.resting.retain(|_, until| now < *until);
         self.shared
             .retain(|_, (since, _)| now < *since + SHARED_FOR);
         self.sessions

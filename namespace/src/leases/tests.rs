@@ -13,8 +13,8 @@ use protocol::record::Change;
 use protocol::units::ObjectId;
 
 use super::{
-    Given, Grant, HELD_OFF_MAX, Leases, Overdue, Presents, REST, Recall, SHARED_FOR, Verdict,
-    touched,
+    FORGIVEN_AFTER, Given, Grant, HELD_OFF_MAX, Leases, Overdue, Presents, REST, Recall, SHARED_FOR,
+    SILENT_FOR, UNSURE_FOR, Verdict, touched,
 };
 use crate::keys;
 
@@ -124,8 +124,24 @@ fn nothing_is_granted_while_it_is_recalled_nor_for_a_moment_after() {
         assert_eq!(leases.grant(session, X, ms(2) + REST), None);
     }
     leases.given_back(A, recall.number, &[X]);
-    assert_eq!(leases.grant(A, X, ms(0) + REST), None);
-    assert!(gets(&mut leases, A, X, ms(1) + REST));
+    assert_eq!(leases.change(B, &[X], ms(3)), Verdict::Free(Vec::new()));
+    assert_eq!(leases.grant(A, X, ms(2) + REST), None);
+    assert!(gets(&mut leases, A, X, ms(3) + REST));
+}
+
+/// It would wait for one after the other.
+#[test]
+fn nothing_that_a_waiting_change_is_about_is_leased_meanwhile() {
+    let mut leases = two();
+    assert!(gets(&mut leases, A, X, ms(0)));
+    let recall = recall_of(leases.change(B, &[X, Y], ms(1)));
+    assert_eq!(leases.grant(A, Y, ms(2) + REST), None);
+    leases.given_back(A, recall.number, &[X]);
+    assert_eq!(
+        leases.change(B, &[X, Y], ms(1_000)),
+        Verdict::Free(Vec::new())
+    );
+    assert!(gets(&mut leases, A, Y, ms(1_000) + REST));
 }
 
 #[test]
@@ -140,18 +156,56 @@ fn an_answer_from_before_a_change_gives_no_lease() {
     assert_eq!(leases.give(A, X, new, false, ms(2)), Given::Shared);
 }
 
+/// BAD-2: else whoever never gives back could hold up every change.
 #[test]
-fn a_recall_that_is_not_answered_costs_the_lease_and_no_more() {
+fn who_does_not_answer_a_recall_is_leased_nothing_for_a_while_and_longer_the_next_time() {
     let mut leases = two();
-    leases.renew(A, ms(500));
-    assert!(gets(&mut leases, A, X, ms(500)) && gets(&mut leases, A, Y, ms(500)));
-    recall_of(leases.change(B, &[X], ms(1_000)));
-    // What it asks from then on is answered behind the recall.
-    leases.renew(A, ms(1_100));
-    assert!(!leases.expire(ms(2_499)));
-    assert!(leases.expire(ms(2_500)));
-    assert_eq!(leases.change(B, &[X], ms(2_500)), Verdict::Free(Vec::new()));
-    assert!(gets(&mut leases, A, Y, ms(2_600)), "the other one stays");
+    let mut now = ms(500);
+    for round in 0..3 {
+        leases.renew(A, now);
+        assert!(gets(&mut leases, A, X, now) && gets(&mut leases, A, Y, now));
+        recall_of(leases.change(B, &[X], now + ms(500)));
+        // What it asks from then on is answered behind the recall.
+        leases.renew(A, now + ms(600));
+        assert!(!leases.expire(now + ms(1_999)));
+        now += TIME;
+        assert!(leases.expire(now));
+        assert_eq!(leases.change(B, &[X], now), Verdict::Free(Vec::new()));
+        let others = leases.take_recalls();
+        assert_eq!((others.len(), &others[0].objects[..]), (1, &[Y][..]));
+        leases.given_back(A, others[0].number, &[Y]);
+        let pause = SILENT_FOR * 2_u32.pow(round);
+        assert!(!gets(&mut leases, A, X, now + pause - ms(1)));
+        assert!(gets(&mut leases, B, X, now + pause - ms(1)), "others are");
+        leases.end(B, true, now);
+        leases.let_in(B, 100);
+        now += pause;
+    }
+    assert!(gets(&mut leases, A, X, now + FORGIVEN_AFTER));
+}
+
+#[test]
+fn who_answers_and_is_not_sure_is_leased_nothing_for_a_moment() {
+    let mut leases = two();
+    assert!(gets(&mut leases, A, X, ms(0)) && gets(&mut leases, A, Y, ms(0)));
+    let recall = recall_of(leases.change(B, &[X], ms(1)));
+    leases.given_back(A, recall.number, &[]);
+    assert!(leases.expire(TIME));
+    assert!(leases.take_recalls().is_empty(), "it keeps the others");
+    assert_eq!(leases.grant(A, X, TIME + UNSURE_FOR - ms(1)), None);
+    assert_eq!(leases.change(B, &[X], TIME), Verdict::Free(Vec::new()));
+    assert!(gets(&mut leases, A, X, TIME + UNSURE_FOR));
+}
+
+/// It is told when it comes back.
+#[test]
+fn who_could_not_be_told_of_a_recall_is_not_taken_for_silent() {
+    let mut leases = two();
+    assert!(gets(&mut leases, A, X, ms(0)));
+    let recall = recall_of(leases.change(B, &[X], ms(1)));
+    leases.not_told(&recall);
+    assert!(leases.expire(TIME));
+    assert!(gets(&mut leases, A, Y, TIME + UNSURE_FOR));
 }
 
 #[test]
@@ -861,6 +915,8 @@ impl World {
             19 => {
                 self.now += ms(milliseconds);
                 if self.leases.expire(self.now) {
+                    let recalls = self.leases.take_recalls();
+                    self.send(recalls);
                     self.try_parked();
                 }
             }

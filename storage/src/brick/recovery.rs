@@ -180,7 +180,15 @@ impl<M: Medium> Brick<M> {
                 .sync_all()
                 .map_err(open_fault("sync the file system"))?;
         }
+        let was_clean = superblock.clean;
         let (mut brick, report) = Self::recover(medium, superblock, options, Some(lock))?;
+        if was_clean {
+            // What was written after the last checkpoint of a process that ended in order.
+            brick
+                .journal
+                .sync_all()
+                .map_err(open_fault("sync the journal"))?;
+        }
         if made(Mistake::ForgetsMarksOnRestart) {
             for replica in 0..8 {
                 brick.clear_all_dirty(replica)?;

@@ -161,11 +161,53 @@ fn coh_1_who_is_silent_holds_up_only_changes_of_what_it_holds_and_a_lease_time_a
         );
         assert!(writes(&mut one, file).await < AT_ONCE, "it is over");
 
-        silent.call(SLOT_NONE, look).await;
-        assert!(silent.leases.contains(&file), "nobody holds it");
+        // It holds nobody up again by that.
+        for _ in 0..20 {
+            silent.leases.clear();
+            silent.call(SLOT_NONE, look.clone()).await;
+            assert!(!silent.leases.contains(&file), "it does not give back");
+            assert!(writes(&mut one, file).await < AT_ONCE);
+            tokio::time::sleep(LEASE / 10).await;
+        }
+    });
+}
+
+#[test]
+fn coh_1_what_has_run_out_holds_nobody_up() {
+    run(async {
+        let stage = serving().await;
+        let mut one = mounted(&stage, 1).await;
+        let file = one.create("file").await;
+        let mut idle = mounted(&stage, 2).await;
+        let look = Operation::GetAttributes { object: file };
+        idle.call(SLOT_NONE, look).await;
+        assert!(idle.leases.contains(&file), "nobody holds it");
         tokio::time::sleep(2 * LEASE).await;
         let took = writes(&mut one, file).await;
         assert!(took < AT_ONCE, "what has run out holds up {took:?}");
+    });
+}
+
+#[test]
+fn what_an_answer_tells_of_a_files_blocks_is_so_after_its_change() {
+    run(async {
+        let stage = serving().await;
+        let mut one = mounted(&stage, 1).await;
+        let file = one.create("file").await;
+        one.write(0, file, 0).await;
+        let Outcome::Written { attributes, .. } = one.answer().await else {
+            panic!("it is written");
+        };
+        assert_eq!(attributes.blocks * 512, attributes.size);
+        let set = SetAttributes {
+            size: Some(4096),
+            ..SetAttributes::default()
+        };
+        let cut = Operation::SetAttributes { object: file, set };
+        let Outcome::Attributes(attributes) = one.call(0, cut).await else {
+            panic!("it is cut");
+        };
+        assert_eq!((attributes.blocks * 512, attributes.size), (4096, 4096));
     });
 }
 

@@ -658,10 +658,11 @@ impl Client {
             kind::RECALL => {
                 let recalled = Recalled::decode(frame).expect("a recall is well formed");
                 let mut state = self.state.borrow_mut();
-                let forget = state.cache.recalled(recalled, self.now());
+                let now = self.now();
+                let forget = state.cache.recalled(recalled, now);
                 // Now and then a mount stands still: its leases run out.
                 if !forget.number.is_multiple_of(STANDS_STILL)
-                    && let Some(given) = state.cache.gives_back(&forget, &[])
+                    && let Some(given) = state.cache.gives_back(&forget, &[], now)
                 {
                     state.unsent.push(given.give_back());
                 }

@@ -3,11 +3,12 @@
 use std::rc::Rc;
 
 use protocol::node_rpc::VolumeCommand;
+use protocol::report::ConnectionState;
 use protocol::volume::{Protocol, Quorum, VolumeSpec};
 use replication::state::DurableState;
 use tokio::time::Instant;
 
-use super::faults::{Faults, all_in_sync, millis, serving};
+use super::faults::{Faults, all_in_sync, millis, reports, serving};
 use super::network::Place;
 use super::shape::Family;
 
@@ -137,6 +138,30 @@ impl Faults {
             tokio::time::sleep(millis(self.random.within(200..4000))).await;
         }
         self.start_after(primary, millis(10));
+        if whole {
+            // The operator sees to it that the one that comes back meets the one that he made primary:
+            // else it goes on, as it was primary last.
+            self.meets(primary, heir).await;
+        }
+    }
+
+    async fn meets(&self, one: Place, other: Place) {
+        let end = Instant::now() + millis(5000);
+        while Instant::now() < end {
+            let all = reports(&self.nodes).await;
+            let knows = |of: Place, peer: Place| {
+                let report = all.iter().find(|report| report.replica == of);
+                report.is_some_and(|it| {
+                    it.peers
+                        .iter()
+                        .any(|p| p.replica == peer && p.connection == ConnectionState::Connected)
+                })
+            };
+            if knows(one, other) && knows(other, one) {
+                return;
+            }
+            tokio::time::sleep(millis(20)).await;
+        }
     }
 
     /// Another option is configured. Nodes learn of it one after the other, as the pool tells them.

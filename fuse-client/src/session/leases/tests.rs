@@ -114,7 +114,11 @@ fn coh_1_what_is_recalled_is_not_answered_and_counts_as_held_until_it_is_given_b
     let mut waits = cache.present(ms(3));
     waits.sort_unstable();
     assert_eq!(waits, [DIRECTORY, FILE]);
-    assert_eq!(cache.gives_back(&forget, &[]), None, "it was presented");
+    assert_eq!(
+        cache.gives_back(&forget, &[], ms(4)),
+        None,
+        "it was presented"
+    );
 
     let mut cache = found(ms(0), ms(1));
     let recalled = Recalled {
@@ -122,13 +126,19 @@ fn coh_1_what_is_recalled_is_not_answered_and_counts_as_held_until_it_is_given_b
         objects: vec![FILE, DIRECTORY],
     };
     let forget = cache.recalled(recalled, ms(2));
-    let given = cache.gives_back(&forget, &[FILE]).expect("nobody came");
+    let given = cache
+        .gives_back(&forget, &[FILE], ms(3))
+        .expect("nobody came");
     assert_eq!((given.number, &given.objects[..]), (4, &[DIRECTORY][..]));
     let other = Forget {
         number: 5,
         ..Forget::default()
     };
-    assert_eq!(cache.gives_back(&other, &[]), None, "nothing was recalled");
+    assert_eq!(
+        cache.gives_back(&other, &[], ms(3)),
+        None,
+        "nothing was recalled"
+    );
 }
 
 #[test]
@@ -358,4 +368,105 @@ fn cl_1_a_write_that_takes_privileges_away_is_answered_early_where_there_are_non
         cache.early(&by_user, 1, ms(2)).is_some()
     };
     assert!(early(0o1777) && !early(0o4755) && !early(0o2755));
+
+fn recall(number: u64) -> Recalled {
+    Recalled {
+        number,
+        objects: vec![FILE],
+    }
+}
+
+/// Of what the kernel may know whatever it was told the lease runs out: another primary must hear of
+/// it, and a second recall may not give it back.
+#[test]
+fn coh_1_what_the_kernel_may_still_know_counts_as_held_until_it_runs_out() {
+    let mut cache = found(ms(0), ms(1));
+    let forget = cache.recalled(recall(1), ms(2));
+    let given = cache
+        .gives_back(&forget, &[FILE], ms(3))
+        .expect("it was recalled");
+    assert_eq!(given.objects, []);
+    assert!(cache.present(ms(4)).contains(&FILE));
+    let again = cache.recalled(recall(2), ms(5));
+    let given = cache
+        .gives_back(&again, &[], ms(6))
+        .expect("it was recalled");
+    assert_eq!(given.objects, [], "the kernel was not told anything new");
+    let late = cache.recalled(recall(3), ms(7));
+    let given = cache
+        .gives_back(&late, &[], BELIEVED)
+        .expect("it was recalled");
+    assert_eq!(given.objects, [FILE]);
+}
+
+/// The kernel notices only with some answers that they were overtaken by the word that they are old.
+#[test]
+fn coh_1_the_kernel_keeps_no_attributes_from_an_answer_that_could_be_overtaken() {
+    let file = Attributes {
+        object: FILE,
+        ..Attributes::default()
+    };
+    let link = Operation::Link {
+        object: FILE,
+        new_parent: DIRECTORY,
+        new_name: Bytes::from_static(b"other"),
+    };
+    let set = Operation::SetAttributes {
+        object: FILE,
+        set: SetAttributes::default(),
+    };
+    for (operation, outcome) in [
+        (link, Outcome::Entry(file)),
+        (set, Outcome::Attributes(file)),
+    ] {
+        let mut cache = found(ms(0), ms(1));
+        let changes = cache.asks(&operation, ms(2));
+        cache.over(&operation, &changes);
+        let reply = reply(&[DIRECTORY, FILE], outcome.clone());
+        cache.answered(&operation, &reply, ms(2), false, ms(3));
+        let fresh = cache.fresh(&operation, &outcome, ms(3));
+        assert!(fresh.attributes.is_zero(), "{operation:?}");
+        let of_file = Operation::GetAttributes { object: FILE };
+        assert!(
+            cache.look(&of_file, ms(4)).is_some(),
+            "the mount knows them"
+        );
+    }
+}
+
+/// It has no time for ACLs: it forgets them when it has to ask for attributes.
+#[test]
+fn coh_1_a_name_brings_no_attributes_where_the_kernel_may_have_an_acl() {
+    let mut cache = found(ms(0), ms(1));
+    let of_file = Operation::GetAttributes { object: FILE };
+    let ask = Operation::GetXattr {
+        object: FILE,
+        name: Bytes::from_static(b"system.posix_acl_access"),
+    };
+    cache.asks(&ask, ms(2));
+    let (_, named) = cache.look(&look_up(), ms(3)).expect("it is known");
+    let (_, asked) = cache.look(&of_file, ms(3)).expect("it is known");
+    assert!(named.attributes.is_zero() && !named.names.is_zero());
+    assert!(!asked.attributes.is_zero());
+}
+
+#[test]
+fn coh_1_a_process_that_stood_still_on_the_way_to_the_kernel_gives_it_nothing_to_keep() {
+    let mut cache = found(ms(0), ms(1));
+    let (_, fresh) = cache.look(&look_up(), ms(100)).expect("it is known");
+    assert_eq!(fresh.in_time(ms(101)), fresh);
+    let late = fresh.in_time(ms(100 + 350));
+    assert!(late.names.is_zero() && late.attributes.is_zero());
+    assert!(!fresh.is_late(ms(799)) && fresh.is_late(ms(800)));
+}
+
+#[test]
+fn coh_1_what_was_handed_to_the_kernel_a_moment_ago_may_be_on_its_way_inside_of_it() {
+    for (at, lately) in [(ms(101), true), (ms(900), false)] {
+        let mut cache = found(ms(0), ms(1));
+        cache.look(&look_up(), ms(100)).expect("it is known");
+        let forget = cache.recalled(recall(1), at);
+        assert_eq!(forget.attributes, [FILE]);
+        assert_eq!(forget.lately.contains(&FILE), lately);
+    }
 }
