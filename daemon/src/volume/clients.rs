@@ -561,11 +561,7 @@ impl<M: Medium> Driver<M> {
     }
 
     /// ENOSPC for a change that needs room which is not there, besides what is held back from it.
-    pub(super) fn refuse_for_room(
-        &mut self,
-        request: &Request,
-        held_back: u64,
-    ) -> Option<Refusal> {
+    pub(super) fn refuse_for_room(&mut self, request: &Request, held_back: u64) -> Option<Refusal> {
         let frees = matches!(
             request.operation,
             Operation::Unlink { .. }

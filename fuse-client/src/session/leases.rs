@@ -24,11 +24,14 @@ use protocol::units::{ObjectId, Timestamp};
 #[cfg(test)]
 mod tests;
 
-/// Names that are kept, some 150 bytes each.
-const NAMES_MAX: usize = 256 << 10;
-/// From so many leases on, those that were used longest ago are offered back, so many at once.
-const OFFER_FROM: usize = LEASES_OF_SESSION_MAX - 2 * OFFER_AT_ONCE;
-const OFFER_AT_ONCE: usize = 1024;
+/// Memory of a lease with attributes, of a name besides its bytes, and of what is known about a
+/// directory that is shared: entries of tables that are half full.
+const LEASE_BYTES: usize = 600;
+const NAME_BYTES: usize = 120;
+/// Bytes that a cache may take if nobody says otherwise.
+pub const CACHE_BYTES: u64 = 256 << 20;
+/// Bytes that it may take at least.
+pub const CACHE_BYTES_MIN: u64 = 1 << 20;
 /// Clocks of two machines differ in their rates by so much at most, in percent, both ways.
 const RATES_PERCENT: u32 = 2;
 /// An idle mount asks something after so much of the lease time.
@@ -44,6 +47,7 @@ const LATE: Duration = Duration::from_millis(700);
 const SHARED_FOR: Duration = Duration::from_secs(60);
 /// Directories that are remembered to be shared.
 const SHARED_MAX: usize = 16 << 10;
+const SHARED_TIDIED_EVERY: Duration = Duration::from_secs(1);
 /// While an early change is unanswered for so long nothing is answered early: where the primary or the
 /// way to it is slow, what others wait for shall not grow.
 pub const EARLY_UNANSWERED_MAX: Duration = Duration::from_millis(500);
@@ -133,9 +137,35 @@ pub struct Forget {
     pub names_until: Duration,
 }
 
+/// How much is kept. What does not fit is asked for again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bounds {
+    leases: usize,
+    /// Of names, with what they take besides.
+    name_bytes: usize,
+}
+
+impl Bounds {
+    /// Half of it for leases, as far as a session may have so many; the rest for names.
+    fn of(bytes: u64) -> Self {
+        let bytes = usize::try_from(bytes.max(CACHE_BYTES_MIN)).unwrap_or(usize::MAX);
+        let leases = (bytes / 2 / LEASE_BYTES).min(LEASES_OF_SESSION_MAX);
+        Self {
+            leases,
+            name_bytes: bytes - leases * LEASE_BYTES,
+        }
+    }
+
+    /// So many of the leases that were used longest ago are offered back at once.
+    fn offers(self) -> usize {
+        (self.leases / 64).max(1)
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Cache {
+    bounds: Bounds,
     /// Until when all of it holds, and how long a lease lasts.
     until: Duration,
     lasts: Duration,
@@ -143,8 +173,13 @@ pub struct Cache {
     held: HashMap<ObjectId, Held>,
     order: BTreeMap<u64, ObjectId>,
     uses: u64,
-    names: usize,
+    name_bytes: usize,
+    /// Directories of which names are kept, by when they were used.
+    with_names: BTreeSet<(u64, ObjectId)>,
     shared: HashMap<ObjectId, SharedDirectory>,
+    shared_tidied: Duration,
+    /// Nothing is offered back below so many.
+    offer_from: usize,
     /// What operations under way may change.
     changing: HashMap<ObjectId, u32>,
     changing_names: HashMap<(ObjectId, Bytes), u32>,
@@ -163,17 +198,31 @@ pub struct Cache {
 
 impl Default for Cache {
     fn default() -> Self {
+        Self::new(CACHE_BYTES)
+    }
+}
+
+impl Cache {
+    /// It takes so many bytes, [`CACHE_BYTES_MIN`] at least, and some MiB for what it knows of others.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
         Self {
+            bounds: Bounds::of(bytes),
             until: Duration::ZERO,
             lasts: Duration::ZERO,
             asked: Duration::ZERO,
             held: HashMap::new(),
             order: BTreeMap::new(),
             uses: 0,
-            names: 0,
+            name_bytes: 0,
+            with_names: BTreeSet::new(),
             shared: HashMap::new(),
+            shared_tidied: Duration::ZERO,
+            offer_from: 0,
             changing: HashMap::new(),
             changing_names: HashMap::new(),
+            early: HashMap::new(),
+            object_bytes_max: 0,
             giving: BTreeMap::new(),
             unsure: HashMap::new(),
             acls: Some(HashSet::new()),
@@ -193,6 +242,11 @@ fn count<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: K, begins: 
         }
         (std::collections::hash_map::Entry::Vacant(_), false) => {}
     }
+}
+
+/// What these names take.
+fn bytes_of(names: &HashMap<Bytes, Option<ObjectId>>) -> usize {
+    names.keys().map(|name| NAME_BYTES + name.len()).sum()
 }
 
 /// The names that a change is about.
@@ -478,6 +532,9 @@ impl Cache {
         };
         self.order.remove(&held.used);
         self.uses += 1;
+        if self.with_names.remove(&(held.used, object)) {
+            self.with_names.insert((self.uses, object));
+        }
         held.used = self.uses;
         self.order.insert(held.used, object);
     }
@@ -502,33 +559,54 @@ impl Cache {
     }
 
     fn keep_name(&mut self, parent: ObjectId, name: &Bytes, object: Option<ObjectId>) {
-        let key = (parent, name.clone());
-        if self.changing_names.contains_key(&key) {
+        // A name of an answer would keep the whole answer in memory.
+        let key = (parent, Bytes::copy_from_slice(name));
+        if self.changing_names.contains_key(&key) || !self.held.contains_key(&parent) {
             return;
         }
+        let bytes = NAME_BYTES + name.len();
+        self.make_room_for_names(parent, bytes);
         let Some(held) = self.held.get_mut(&parent) else {
             return;
         };
-        if self.names >= NAMES_MAX {
-            self.names -= held.names.len();
-            held.names.clear();
+        if held.names.insert(key.1, object).is_none() {
+            self.name_bytes += bytes;
         }
-        if self.names < NAMES_MAX && held.names.insert(key.1, object).is_none() {
-            self.names += 1;
+        self.with_names.insert((held.used, parent));
+    }
+
+    /// Forgets names: of the directories that were used longest ago, and of the one that needs room
+    /// last.
+    fn make_room_for_names(&mut self, parent: ObjectId, bytes: usize) {
+        while self.name_bytes + bytes > self.bounds.name_bytes {
+            let mut oldest = self.with_names.iter();
+            let Some((_, other)) = oldest.find(|(_, of)| *of != parent).copied() else {
+                return self.forget_names(parent);
+            };
+            self.forget_names(other);
+        }
+    }
+
+    /// Forgets all names of a directory.
+    fn forget_names(&mut self, directory: ObjectId) {
+        if let Some(held) = self.held.get_mut(&directory) {
+            self.with_names.remove(&(held.used, directory));
+            self.name_bytes -= bytes_of(&std::mem::take(&mut held.names));
         }
     }
 
     fn forget_name(&mut self, parent: ObjectId, name: &Bytes) {
         let held = self.held.get_mut(&parent);
         if held.is_some_and(|held| held.names.remove(name).is_some()) {
-            self.names -= 1;
+            self.name_bytes -= NAME_BYTES + name.len();
         }
     }
 
     fn drop_held(&mut self, object: ObjectId) -> Option<Held> {
         let held = self.held.remove(&object)?;
         self.order.remove(&held.used);
-        self.names -= held.names.len();
+        self.with_names.remove(&(held.used, object));
+        self.name_bytes -= bytes_of(&held.names);
         Some(held)
     }
 
@@ -664,7 +742,7 @@ impl Cache {
                     forget.lately.push(*object);
                 }
             }
-            let names_until = self.becomes_shared(*object, held.names_handed, now);
+            let names_until = self.becomes_shared(*object, &held, now);
             forget.names_until = forget.names_until.max(names_until);
         }
         forget.objects.clone_from(&objects);
@@ -672,27 +750,36 @@ impl Cache {
         forget
     }
 
-    /// Somebody else changes an object. Until when the kernel may have names of it.
-    fn becomes_shared(&mut self, object: ObjectId, handed: Duration, now: Duration) -> Duration {
-        if handed.is_zero() && !self.shared.contains_key(&object) {
-            return Duration::ZERO; // a file, or nobody walks there
+    /// An object is recalled, as somebody else changes it or it was offered. Until when the kernel may
+    /// have names of it.
+    fn becomes_shared(&mut self, object: ObjectId, held: &Held, now: Duration) -> Duration {
+        let before = self.shared.get(&object);
+        let handed = before.map_or(Duration::ZERO, |before| before.names_handed);
+        let names_handed = handed.max(held.names_handed);
+        // Else a file, or nobody walks there, or nobody else does.
+        let walks = before.is_some() || !held.names_handed.is_zero();
+        if walks && !held.offered && self.has_room_for_shared(object, now) {
+            let until = now + SHARED_FOR;
+            let shared = SharedDirectory {
+                until,
+                names_handed,
+            };
+            self.shared.insert(object, shared);
         }
-        if self.shared.len() >= SHARED_MAX {
+        names_handed
+    }
+
+    /// Where there are too many, some directory is taken for one that nobody else changes.
+    fn has_room_for_shared(&mut self, object: ObjectId, now: Duration) -> bool {
+        if self.shared.len() < SHARED_MAX || self.shared.contains_key(&object) {
+            return true;
+        }
+        if now >= self.shared_tidied + SHARED_TIDIED_EVERY {
+            self.shared_tidied = now;
             self.shared
                 .retain(|_, shared| now < shared.until.max(shared.names_handed));
         }
-        let until = now + SHARED_FOR;
-        let names_handed = handed;
-        let shared = SharedDirectory {
-            until,
-            names_handed,
-        };
-        let before = self.shared.insert(object, shared);
-        let handed = before.map_or(handed, |before| before.names_handed.max(handed));
-        if let Some(shared) = self.shared.get_mut(&object) {
-            shared.names_handed = handed;
-        }
-        handed
+        self.shared.len() < SHARED_MAX
     }
 
     /// The kernel has forgotten: what may be given back. `None`: it was presented as held meanwhile,
@@ -715,12 +802,27 @@ impl Cache {
         })
     }
 
+    /// How many leases may be held.
+    #[must_use]
+    pub fn leases_max(&self) -> usize {
+        self.bounds.leases
+    }
+
     /// Leases to offer back, as there are many.
     pub fn to_offer(&mut self) -> Vec<ObjectId> {
-        if self.held.len() < OFFER_FROM {
-            return Vec::new();
+        let at_once = self.bounds.offers();
+        if self.held.len() + 2 * at_once < self.bounds.leases {
+            self.offer_from = 0;
+        } else if self.held.len() >= self.offer_from {
+            // Those that are on their way back are not looked at again for each answer.
+            self.offer_from = (self.held.len() + at_once / 2).min(self.bounds.leases);
+            return self.offer(at_once);
         }
-        let oldest: Vec<_> = self.order.values().take(OFFER_AT_ONCE).copied().collect();
+        Vec::new()
+    }
+
+    fn offer(&mut self, at_once: usize) -> Vec<ObjectId> {
+        let oldest: Vec<_> = self.order.values().take(at_once).copied().collect();
         let mut offered = Vec::new();
         for object in oldest {
             if let Some(held) = self.held.get_mut(&object)
@@ -772,7 +874,8 @@ impl Cache {
     pub fn clear(&mut self) {
         self.held.clear();
         self.order.clear();
-        self.names = 0;
+        self.with_names.clear();
+        self.name_bytes = 0;
         self.giving.clear();
         self.unsure.clear();
         self.until = Duration::ZERO;

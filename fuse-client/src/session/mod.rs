@@ -95,6 +95,8 @@ pub struct SessionConfig {
     pub mount_timeout: Duration,
     /// Changes of files that nobody else uses are answered before the primary has them.
     pub early: bool,
+    /// What is known under leases takes so many bytes at most.
+    pub cache_bytes: u64,
 }
 
 /// Takes the answers to what the kernel asked.
@@ -236,7 +238,7 @@ impl Session {
             replies: OnceLock::new(),
             losses: Losses::default(),
             locks: Locks::default(),
-            cache: Arc::default(),
+            cache: Arc::new(Mutex::new(Cache::new(config.cache_bytes))),
             forgets: Mutex::new(Some(forgets)),
             read_only: AtomicBool::new(config.read_only),
             config,

@@ -13,8 +13,8 @@ use protocol::record::Change;
 use protocol::units::ObjectId;
 
 use super::{
-    FORGIVEN_AFTER, Given, Grant, HELD_OFF_MAX, Leases, Overdue, Presents, REST, Recall, SHARED_FOR,
-    SILENT_FOR, UNSURE_FOR, Verdict, touched,
+    FORGIVEN_AFTER, Given, Grant, HELD_OFF_MAX, Leases, Overdue, Presents, REST, Recall,
+    SHARED_FOR, SILENT_FOR, UNSURE_FOR, Verdict, touched,
 };
 use crate::keys;
 

@@ -4,12 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use protocol::fs::{
-    Attributes, Operation, Outcome, Recalled, Reply, SLOT_NONE, SetAttributes, SetTime,
+    Attributes, DirectoryEntry, Operation, Outcome, Recalled, Reply, SLOT_NONE, SetAttributes,
+    SetTime,
 };
 use protocol::mistakes::{Mistake, choose};
 use protocol::units::{ObjectId, Sequence, Timestamp};
 
-use super::{Cache, Forget};
+use super::{CACHE_BYTES_MIN, Cache, Forget, LEASE_BYTES, bytes_of};
 
 const DIRECTORY: ObjectId = ObjectId::ROOT;
 const FILE: ObjectId = ObjectId(7);
@@ -300,7 +301,7 @@ fn cl_1_what_was_changed_early_is_named_to_whoever_lets_the_mount_in_until_it_is
         objects: vec![FILE],
     };
     let forget = cache.recalled(recalled, ms(2));
-    assert!(cache.gives_back(&forget, &[]).is_some());
+    assert!(cache.gives_back(&forget, &[], ms(2)).is_some());
     assert_eq!(cache.present(ms(3)), [DIRECTORY]);
     assert_eq!(
         (cache.alone(), cache.early_under_way()),
@@ -368,6 +369,7 @@ fn cl_1_a_write_that_takes_privileges_away_is_answered_early_where_there_are_non
         cache.early(&by_user, 1, ms(2)).is_some()
     };
     assert!(early(0o1777) && !early(0o4755) && !early(0o2755));
+}
 
 fn recall(number: u64) -> Recalled {
     Recalled {
@@ -420,8 +422,8 @@ fn coh_1_the_kernel_keeps_no_attributes_from_an_answer_that_could_be_overtaken()
         (set, Outcome::Attributes(file)),
     ] {
         let mut cache = found(ms(0), ms(1));
-        let changes = cache.asks(&operation, ms(2));
-        cache.over(&operation, &changes);
+        let changes = cache.asks(&operation, false, ms(2));
+        cache.over(&operation, &changes, false);
         let reply = reply(&[DIRECTORY, FILE], outcome.clone());
         cache.answered(&operation, &reply, ms(2), false, ms(3));
         let fresh = cache.fresh(&operation, &outcome, ms(3));
@@ -443,7 +445,7 @@ fn coh_1_a_name_brings_no_attributes_where_the_kernel_may_have_an_acl() {
         object: FILE,
         name: Bytes::from_static(b"system.posix_acl_access"),
     };
-    cache.asks(&ask, ms(2));
+    cache.asks(&ask, false, ms(2));
     let (_, named) = cache.look(&look_up(), ms(3)).expect("it is known");
     let (_, asked) = cache.look(&of_file, ms(3)).expect("it is known");
     assert!(named.attributes.is_zero() && !named.names.is_zero());
@@ -469,4 +471,80 @@ fn coh_1_what_was_handed_to_the_kernel_a_moment_ago_may_be_on_its_way_inside_of_
         assert_eq!(forget.attributes, [FILE]);
         assert_eq!(forget.lately.contains(&FILE), lately);
     }
+}
+
+/// A listing of so many files in a directory, all of them leased.
+fn lists(cache: &mut Cache, directory: ObjectId, count: u64, now: Duration) {
+    let entry = |at: u64| DirectoryEntry {
+        name: Bytes::from(format!("a name that is not short at all {at}")),
+        object: ObjectId(directory.0 * 100_000 + at),
+        file_type: 0o100_000,
+        cookie: at + 1,
+        attributes: Some(Attributes {
+            object: ObjectId(directory.0 * 100_000 + at),
+            ..Attributes::default()
+        }),
+    };
+    let entries: Vec<_> = (0..count).map(entry).collect();
+    let mut leases: Vec<_> = entries.iter().map(|entry| entry.object).collect();
+    leases.push(directory);
+    let operation = Operation::ReadDirectory {
+        object: directory,
+        cookie: 0,
+        bytes_max: 1 << 16,
+        plus: true,
+    };
+    let reply = reply(&leases, Outcome::Entries(entries));
+    cache.answered(&operation, &reply, now, false, now);
+}
+
+#[test]
+fn what_a_mount_remembers_takes_no_more_than_it_may() {
+    let mut cache = Cache::new(CACHE_BYTES_MIN);
+    let bounds = cache.bounds;
+    assert!(bounds.leases * LEASE_BYTES + bounds.name_bytes <= 1 << 20);
+    for directory in 1..40 {
+        lists(&mut cache, ObjectId(directory), 100, ms(directory));
+        // What is offered is recalled, and given back.
+        let offered = cache.to_offer();
+        if !offered.is_empty() {
+            let recalled = Recalled {
+                number: directory,
+                objects: offered,
+            };
+            let forget = cache.recalled(recalled, ms(directory));
+            cache.gives_back(&forget, &[], ms(directory));
+        }
+        let names: usize = cache.held.values().map(|held| bytes_of(&held.names)).sum();
+        assert_eq!(names, cache.name_bytes);
+        assert!(
+            cache.name_bytes <= bounds.name_bytes,
+            "{}",
+            cache.name_bytes
+        );
+        assert!(cache.len() <= bounds.leases, "{}", cache.len());
+    }
+    let known = |cache: &mut Cache, directory| {
+        let name = Bytes::from_static(b"a name that is not short at all 7");
+        let parent = ObjectId(directory);
+        let look = Operation::Lookup { parent, name };
+        cache.look(&look, ms(40)).is_some()
+    };
+    assert!(known(&mut cache, 39), "what was listed last is known");
+    assert!(!known(&mut cache, 1), "what was used longest ago is not");
+}
+
+#[test]
+fn a_directory_that_is_larger_than_all_room_leaves_the_others_alone_in_the_end() {
+    let mut cache = Cache::new(CACHE_BYTES_MIN);
+    lists(&mut cache, ObjectId(1), 20_000, ms(1));
+    assert!(cache.name_bytes <= cache.bounds.name_bytes);
+    lists(&mut cache, ObjectId(2), 10, ms(2));
+    let name = Bytes::from_static(b"a name that is not short at all 7");
+    let parent = ObjectId(2);
+    assert!(
+        cache
+            .look(&Operation::Lookup { parent, name }, ms(3))
+            .is_some()
+    );
 }
