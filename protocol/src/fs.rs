@@ -548,6 +548,9 @@ pub struct Reply {
     /// Files that the session holds alone and that the request changed, with their change times since,
     /// where the result does not tell: by those it is seen later that nobody else changed them.
     pub times: Vec<(ObjectId, Timestamp)>,
+    /// Of the leases those of directories in which others change names: no kernel shall keep any, or
+    /// they would have to wait until it has forgotten them.
+    pub busy: Vec<ObjectId>,
     /// The result.
     pub outcome: Outcome,
 }

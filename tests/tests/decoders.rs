@@ -73,6 +73,7 @@ fn seeds() -> Vec<RawFrame> {
             old: vec![ObjectId(6)],
             exclusive: Some(ObjectId(5)),
             times: vec![(ObjectId(5), Timestamp(7))],
+            busy: vec![ObjectId(1)],
             outcome,
         }
         .encode()

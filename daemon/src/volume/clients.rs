@@ -50,6 +50,7 @@ struct Told {
     exclusive: Option<ObjectId>,
     old: Vec<ObjectId>,
     times: Vec<(ObjectId, Timestamp)>,
+    busy: Vec<ObjectId>,
 }
 
 /// What has to be tried again when something changed.
@@ -919,6 +920,9 @@ impl<M: Medium> Driver<M> {
                 Given::Exclusive => told.exclusive = Some(granted.0),
                 Given::Shared => {}
             }
+            if self.leasing.table.is_busy(granted.0, now) {
+                told.busy.push(granted.0);
+            }
             told.leases.push(granted.0);
         }
         self.answer(session, (slot, number), done, told);
@@ -957,6 +961,7 @@ impl<M: Medium> Driver<M> {
                 old: told.old,
                 exclusive: told.exclusive,
                 times: told.times,
+                busy: told.busy,
                 outcome: done.outcome,
             }
             .encode(),

@@ -285,6 +285,7 @@ async fn answer<M: Medium>(shared: &Shared<M>, point: PointId, request: Request)
             old: Vec::new(),
             exclusive: None,
             times: Vec::new(),
+            busy: Vec::new(),
             outcome,
         });
     }

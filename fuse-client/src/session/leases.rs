@@ -462,6 +462,11 @@ impl Cache {
             self.held.entry(*object).or_default();
             self.touch(*object);
         }
+        for object in &reply.busy {
+            let held = self.held.get(object);
+            let handed = held.map_or(Duration::ZERO, |held| held.names_handed);
+            self.is_changed_by_others(*object, handed, now);
+        }
         if let Some(held) = reply.exclusive.and_then(|alone| self.held.get_mut(&alone)) {
             held.alone = true;
         }
@@ -758,15 +763,22 @@ impl Cache {
         let names_handed = handed.max(held.names_handed);
         // Else a file, or nobody walks there, or nobody else does.
         let walks = before.is_some() || !held.names_handed.is_zero();
-        if walks && !held.offered && self.has_room_for_shared(object, now) {
-            let until = now + SHARED_FOR;
+        if walks && !held.offered {
+            self.is_changed_by_others(object, names_handed, now);
+        }
+        names_handed
+    }
+
+    fn is_changed_by_others(&mut self, object: ObjectId, names_handed: Duration, now: Duration) {
+        if self.has_room_for_shared(object, now) {
+            let before = self.shared.get(&object);
+            let before = before.map_or(Duration::ZERO, |before| before.names_handed);
             let shared = SharedDirectory {
-                until,
-                names_handed,
+                until: now + SHARED_FOR,
+                names_handed: names_handed.max(before),
             };
             self.shared.insert(object, shared);
         }
-        names_handed
     }
 
     /// Where there are too many, some directory is taken for one that nobody else changes.

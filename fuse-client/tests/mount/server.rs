@@ -354,6 +354,7 @@ fn reply_to(request: &Request, outcome: Outcome, alone: bool) -> Reply {
         old: Vec::new(),
         exclusive,
         times: Vec::new(),
+        busy: Vec::new(),
         changed: matches!(request.operation, Operation::Lock { .. }),
         authors: Vec::new(),
         outcome,

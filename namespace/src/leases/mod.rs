@@ -55,6 +55,11 @@ pub const SHARED_FOR: Duration = Duration::from_secs(5);
 /// Others wait no longer for what its holder may have changed already, whatever keeps those changes.
 pub const HELD_OFF_MAX: Duration = Duration::from_secs(10);
 
+/// An object whose leases were recalled for a change counts as changed by others for so long.
+pub const BUSY_FOR: Duration = Duration::from_secs(60);
+/// So many are remembered.
+const BUSY_MAX: usize = 64 << 10;
+
 /// A session that let a recall run out is leased nothing for so long, for twice as long the next time,
 /// up to the last: whoever never gives back must not hold up every change. The first of the two for
 /// one that answered, and was not sure of what it gives back.
@@ -187,6 +192,8 @@ pub struct Leases {
     shared: HashMap<ObjectId, (Duration, bool)>,
     /// Leased to nobody until then: a change waits for it, or did a moment ago.
     resting: HashMap<ObjectId, Duration>,
+    /// Others had to give them back for a change: until then whoever looks at them is told so.
+    busy: HashMap<ObjectId, Duration>,
     /// To whom a primary before this one may have granted something, until they come or then.
     awaited: BTreeSet<SessionId>,
     awaited_until: Duration,
@@ -228,6 +235,7 @@ impl Leases {
             overdue: Vec::new(),
             shared: HashMap::new(),
             resting: HashMap::new(),
+            busy: HashMap::new(),
             awaited: BTreeSet::new(),
             awaited_until: Duration::ZERO,
             last_grant: 0,
@@ -581,6 +589,11 @@ impl Leases {
                 }
             }
         }
+        for object in recalls.values().flatten() {
+            if self.busy.len() < BUSY_MAX || self.busy.contains_key(object) {
+                self.busy.insert(*object, now + BUSY_FOR);
+            }
+        }
         self.rest(objects, waits, now);
         if !waits {
             return Verdict::Free(old);
@@ -591,6 +604,12 @@ impl Leases {
                 .filter_map(|(holder, objects)| self.recall(holder, objects, now))
                 .collect(),
         )
+    }
+
+    /// Whether others had to give the object back for a change lately.
+    #[must_use]
+    pub fn is_busy(&self, object: ObjectId, now: Duration) -> bool {
+        self.busy.get(&object).is_some_and(|until| now < *until)
     }
 
     /// While a change waits nobody is leased what it changes: it would wait for that next.
@@ -752,6 +771,7 @@ impl Leases {
     /// Forgets what does not matter any more.
     pub fn tidy(&mut self, now: Duration) {
         self.resting.retain(|_, until| now < *until);
+        self.busy.retain(|_, until| now < *until);
         self.shared
             .retain(|_, (since, _)| now < *since + SHARED_FOR);
         self.sessions

@@ -13,7 +13,7 @@ use protocol::record::Change;
 use protocol::units::ObjectId;
 
 use super::{
-    FORGIVEN_AFTER, Given, Grant, HELD_OFF_MAX, Leases, Overdue, Presents, REST, Recall,
+    BUSY_FOR, FORGIVEN_AFTER, Given, Grant, HELD_OFF_MAX, Leases, Overdue, Presents, REST, Recall,
     SHARED_FOR, SILENT_FOR, UNSURE_FOR, Verdict, touched,
 };
 use crate::keys;
@@ -127,6 +127,16 @@ fn nothing_is_granted_while_it_is_recalled_nor_for_a_moment_after() {
     assert_eq!(leases.change(B, &[X], ms(3)), Verdict::Free(Vec::new()));
     assert_eq!(leases.grant(A, X, ms(2) + REST), None);
     assert!(gets(&mut leases, A, X, ms(3) + REST));
+}
+
+#[test]
+fn an_object_that_was_given_back_for_a_change_is_busy_for_a_while() {
+    let mut leases = two();
+    assert!(gets(&mut leases, A, X, ms(0)) && gets(&mut leases, B, Y, ms(0)));
+    assert!(!leases.is_busy(X, ms(0)));
+    recall_of(leases.change(B, &[X, Y], ms(1)));
+    assert!(leases.is_busy(X, ms(2)) && !leases.is_busy(Y, ms(2)));
+    assert!(!leases.is_busy(X, ms(1) + BUSY_FOR));
 }
 
 /// It would wait for one after the other.

@@ -944,6 +944,7 @@ impl Reply {
         write_objects(&mut w, &self.old);
         w.u64(self.exclusive.unwrap_or_default().0);
         write_times(&mut w, &self.times);
+        write_objects(&mut w, &self.busy);
         self.outcome.write(&mut w);
         let payload = match &self.outcome {
             Outcome::Data(data) => data.clone(),
@@ -966,6 +967,7 @@ impl Reply {
         let old = read_objects(&mut r)?;
         let exclusive = ObjectId(r.u64("exclusive lease")?);
         let times = read_times(&mut r)?;
+        let busy = read_objects(&mut r)?;
         let outcome = Outcome::read(&mut r, &frame.payload)?;
         r.end("reply")?;
         Ok(Self {
@@ -980,6 +982,7 @@ impl Reply {
             old,
             exclusive: (exclusive.0 != 0).then_some(exclusive),
             times,
+            busy,
             outcome,
         })
     }

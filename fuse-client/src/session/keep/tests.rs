@@ -36,6 +36,7 @@ fn reply(number: u64, sequence: u64, stable: u64, outcome: Outcome) -> Reply {
         old: Vec::new(),
         exclusive: None,
         times: Vec::new(),
+        busy: Vec::new(),
         changed: true,
         authors: Vec::new(),
         outcome,

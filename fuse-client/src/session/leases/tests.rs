@@ -48,6 +48,7 @@ fn reply(leases: &[ObjectId], outcome: Outcome) -> Reply {
         old: Vec::new(),
         exclusive: None,
         times: Vec::new(),
+        busy: Vec::new(),
         outcome,
     }
 }
@@ -471,6 +472,29 @@ fn coh_1_what_was_handed_to_the_kernel_a_moment_ago_may_be_on_its_way_inside_of_
         assert_eq!(forget.attributes, [FILE]);
         assert_eq!(forget.lately.contains(&FILE), lately);
     }
+}
+
+/// Whoever changes names there would wait until the kernel has forgotten them.
+#[test]
+fn coh_1_the_kernel_keeps_no_names_of_a_directory_that_others_change() {
+    let mut cache = Cache::default();
+    let file = Attributes {
+        object: FILE,
+        ..Attributes::default()
+    };
+    let reply = Reply {
+        busy: vec![DIRECTORY],
+        ..reply(&[DIRECTORY, FILE], Outcome::Entry(file))
+    };
+    cache.answered(&look_up(), &reply, ms(0), false, ms(1));
+    let (_, fresh) = cache.look(&look_up(), ms(2)).expect("the mount knows it");
+    assert!(fresh.names.is_zero() && !fresh.attributes.is_zero());
+    let recalled = Recalled {
+        number: 1,
+        objects: vec![DIRECTORY],
+    };
+    let forget = cache.recalled(recalled, ms(3));
+    assert_eq!(forget.names_until, Duration::ZERO, "nobody waits");
 }
 
 /// A listing of so many files in a directory, all of them leased.
