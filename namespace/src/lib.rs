@@ -203,6 +203,11 @@ pub fn size<S: Store>(store: &S, object: ObjectId) -> Result<Option<u64>, Execut
     Ok(transaction::read_inode(store, object)?.map(|inode| inode.size))
 }
 
+/// Whether an object is there and is a regular file.
+pub fn is_file<S: Store>(store: &S, object: ObjectId) -> Result<bool, ExecuteError<S::Error>> {
+    Ok(transaction::read_inode(store, object)?.is_some_and(|inode| inode.is_file()))
+}
+
 /// When an object was last changed; `None`: there is no such object.
 pub fn changed_at<S: Store>(
     store: &S,

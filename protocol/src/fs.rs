@@ -75,7 +75,7 @@ pub const KINDS: [(u8, &str); 14] = [
 ];
 
 /// Version of this module's messages.
-pub const FS_VERSION: u16 = 7;
+pub const FS_VERSION: u16 = 8;
 /// Longest name of a directory entry.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest data of one read or write.

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use namespace::Executed;
-use namespace::leases::{Given, Grant, Leases, Presents, Recall, Verdict};
+use namespace::leases::{Given, Grant, Leases, Overdue, Presents, Recall, Verdict};
 use protocol::fs::{EARLY_BYTES_MAX, EARLY_MAX, Operation, Outcome, Present, Recalled, Request};
 use protocol::ids::SessionId;
 use protocol::units::{ObjectId, Timestamp};
@@ -470,13 +470,15 @@ impl<M: Medium> Driver<M> {
         let now = self.now();
         let whole = !self.replays.hold_up();
         let of = |objects: &[ObjectId]| -> Vec<ObjectId> {
-            // Who says so first when changes are refused is not believed.
-            let given = |object: &&ObjectId| self.leasing.table.is_alone(session, **object);
+            // Who says so first when changes are refused is not believed, nor of what is no file.
+            let given = |object| self.leasing.table.is_alone(session, object);
             let may = self.may_be_early();
-            let objects = objects.iter().filter(|object| may || given(object));
-            objects.copied().collect()
+            let is_file = |object| namespace::is_file(&Keys(&self.brick), object).unwrap_or(false);
+            let counts = |object: &&ObjectId| given(**object) || (may && is_file(**object));
+            objects.iter().filter(counts).copied().collect()
         };
-        let (alone, early) = (of(&present.exclusive), of(&present.early));
+        let some = present.early.len().min(usize::from(EARLY_MAX));
+        let (alone, early) = (of(&present.exclusive), of(&present.early[..some]));
         let presents = Presents {
             leases: &present.leases,
             alone: &alone,
@@ -520,8 +522,12 @@ impl<M: Medium> Driver<M> {
             }
         }
         self.leasing.expire(now);
-        for session in self.leasing.table.take_overdue() {
-            self.close(session, "it gives leases not back that others wait for");
+        for Overdue { session, closes } in self.leasing.table.take_overdue() {
+            if closes {
+                self.close(session, "it does not give back what others wait for");
+            } else if let Some(rest) = self.leasing.table.recall_alone_of(session, now) {
+                self.tell(rest);
+            }
         }
         if std::mem::take(&mut self.leasing.ended) {
             self.try_aside();

@@ -2,7 +2,7 @@
 //!
 //! Pure: the session tells it what happened and does what it returns.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,6 +15,8 @@ use protocol::units::{ObjectId, Timestamp};
 use super::caching::Asked;
 use super::leases::EARLY_UNANSWERED_MAX;
 
+/// Objects of which it is known when they were changed; beyond, only those count that are under way.
+const CHANGED_MAX: usize = 1024;
 /// Requests that wait for a slot. Each blocks a thread of an application, so there are few; more
 /// than this are refused with EAGAIN.
 const WAITING_MAX: usize = 16_384;
@@ -231,9 +233,25 @@ impl<W> Table<W> {
     /// An answer told when an object was changed: what is sent again of changes that were answered
     /// early says so, as that was their own session's doing.
     pub(super) fn changed(&mut self, object: ObjectId, at: Timestamp) {
-        if self.has_early() {
-            self.changed_at.insert(object, at);
+        if !self.has_early() {
+            return;
         }
+        if self.changed_at.len() >= CHANGED_MAX {
+            let early = self
+                .early
+                .keys()
+                .filter_map(|order| self.pending.get(order));
+            let early = early.filter_map(|(_, pending)| changed_object(&pending.operation));
+            let early: HashSet<_> = early.collect();
+            self.changed_at.retain(|object, _| early.contains(object));
+        }
+        self.changed_at.insert(object, at);
+    }
+
+    /// Of how many objects it is known when they were changed.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> usize {
+        self.changed_at.len()
     }
 
     /// Requests under way or waiting.

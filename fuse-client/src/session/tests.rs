@@ -676,3 +676,19 @@ fn cl_1_nothing_is_answered_early_while_an_earlier_change_is_unanswered_for_long
     );
     bench.answer(&second);
 }
+
+/// Where something was always under way they became ever more.
+#[test]
+fn change_times_are_remembered_of_what_is_under_way_and_of_little_else() {
+    let mut bench = Bench::new();
+    let early = bench.sent_early(1);
+    bench.table.changed(OBJECT, Timestamp(4));
+    for object in 100..5_000 {
+        bench.table.changed(ObjectId(object), Timestamp(5));
+    }
+    assert!(bench.table.known() <= 1024);
+    let again = bench.resend();
+    assert_eq!(request(&again[0]).early, Some(Timestamp(4)));
+    bench.answer(&early);
+    assert_eq!(bench.table.known(), 0);
+}

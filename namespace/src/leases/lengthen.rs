@@ -6,7 +6,7 @@ use std::time::Duration;
 use protocol::ids::SessionId;
 use protocol::units::ObjectId;
 
-use super::{HELD_OFF_MAX, Leases};
+use super::{HELD_OFF_MAX, Leases, Overdue};
 
 /// Who did not give back in time what he had alone gets nothing alone for so long.
 const MISTRUSTED_FOR: Duration = Duration::from_secs(60);
@@ -59,9 +59,9 @@ impl Leases {
         }
     }
 
-    /// Sessions that gave back nothing for as long as others wait at most, since the last call: their
-    /// connections are closed, or what comes on them would be refused one by one.
-    pub fn take_overdue(&mut self) -> Vec<SessionId> {
+    /// Sessions that did not give back in time, since the last call. What else they have alone is to be
+    /// recalled, or others would wait for each of it.
+    pub fn take_overdue(&mut self) -> Vec<Overdue> {
         std::mem::take(&mut self.overdue)
     }
 
@@ -94,8 +94,10 @@ impl Leases {
         };
         of.mistrusted_until = now + MISTRUSTED_FOR;
         let waited = recalled.map_or(Duration::ZERO, |r| now.saturating_sub(r.since));
-        if waited >= HELD_OFF_MAX && !self.overdue.contains(&session) {
-            self.overdue.push(session);
+        let closes = waited >= HELD_OFF_MAX;
+        match self.overdue.iter_mut().find(|of| of.session == session) {
+            Some(before) => before.closes |= closes,
+            None => self.overdue.push(Overdue { session, closes }),
         }
     }
 

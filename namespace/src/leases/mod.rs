@@ -98,6 +98,16 @@ pub enum Given {
     Exclusive,
 }
 
+/// A session has not given back in time what it had alone, and was heard all the while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Overdue {
+    /// Who.
+    pub session: SessionId,
+    /// Others waited for as long as they do at most: its connection is closed, or what comes on it
+    /// would be refused one by one.
+    pub closes: bool,
+}
+
 /// A session is to be told that it gives these leases back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Recall {
@@ -146,8 +156,8 @@ pub struct Leases {
     recalled: BTreeSet<(Duration, SessionId, ObjectId)>,
     /// Exclusive ones of these of which changes may be on their way: they last while those come.
     lengthened: BTreeSet<(SessionId, ObjectId)>,
-    /// Sessions that gave nothing back for as long as others wait at most.
-    overdue: Vec<SessionId>,
+    /// Sessions that did not give back in time what they had alone.
+    overdue: Vec<Overdue>,
     /// When leases of an object were last recalled as another session came, and whether it changed it.
     shared: HashMap<ObjectId, (Duration, bool)>,
     /// To whom a primary before this one may have granted something, until they come or then.
@@ -259,24 +269,23 @@ impl Leases {
 
     /// Takes back everything that a session holds alone.
     pub fn recall_alone(&mut self, now: Duration) -> Vec<Recall> {
-        let holders: Vec<_> = self
-            .sessions
-            .iter()
-            .filter(|(_, of)| of.alone > 0)
-            .collect();
-        let mut of_all = Vec::new();
-        for (session, of) in holders {
-            let recalled = |object: &&ObjectId| {
-                let lease = self.lease(*session, **object);
-                lease.is_some_and(|lease| lease.exclusive && lease.recalled.is_none())
-            };
-            let objects: Vec<_> = of.objects.iter().filter(recalled).copied().collect();
-            of_all.push((*session, objects));
-        }
-        let of_all = of_all.into_iter();
-        of_all
-            .filter_map(|(session, objects)| self.recall(session, objects, now))
+        let holders = self.sessions.iter().filter(|(_, of)| of.alone > 0);
+        let holders: Vec<_> = holders.map(|(session, _)| *session).collect();
+        let holders = holders.into_iter();
+        holders
+            .filter_map(|session| self.recall_alone_of(session, now))
             .collect()
+    }
+
+    /// The same of one session.
+    pub fn recall_alone_of(&mut self, session: SessionId, now: Duration) -> Option<Recall> {
+        let of = self.sessions.get(&session)?;
+        let recalled = |object: &&ObjectId| {
+            let lease = self.lease(session, **object);
+            lease.is_some_and(|lease| lease.exclusive && lease.recalled.is_none())
+        };
+        let objects = of.objects.iter().filter(recalled).copied().collect();
+        self.recall(session, objects, now)
     }
 
     /// A session is let in and may hold so many leases, exclusive ones if it answers changes `early`.

@@ -54,7 +54,7 @@ impl Leases {
             }
         }
         for object in &early {
-            self.claim(session, *object, whole);
+            self.claim(session, *object, whole, now);
         }
         // What is put back is what it knows already; whatever comes after that waits.
         let holds = |object: &ObjectId| {
@@ -89,7 +89,9 @@ impl Leases {
             if let Some(grant) = self.grant(session, *object, now) {
                 let given = self.give(session, *object, grant, false, now);
                 debug_assert_ne!(given, Given::Nothing, "nobody changed anything");
-                self.set_alone(session, *object, alone.contains(object));
+                let of = self.sessions.get(&session);
+                let early = of.is_some_and(|of| of.early);
+                self.set_alone(session, *object, early && alone.contains(object));
             }
             if let Some(lease) = self.lease_mut(session, *object) {
                 lease.before = !whole;
@@ -108,12 +110,12 @@ impl Leases {
     }
 
     /// Others are held off an object of which the session sends changes again.
-    fn claim(&mut self, session: SessionId, object: ObjectId, whole: bool) {
+    fn claim(&mut self, session: SessionId, object: ObjectId, whole: bool, now: Duration) {
         if self.lease(session, object).is_some_and(|l| l.exclusive) {
             return;
         }
         let of = self.sessions.get(&session);
-        let Some(of) = of.filter(|of| of.early) else {
+        let Some(of) = of.filter(|of| of.early && now >= of.mistrusted_until) else {
             return;
         };
         let leases = self.objects.get(&object).into_iter().flatten();

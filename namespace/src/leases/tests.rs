@@ -13,7 +13,8 @@ use protocol::record::Change;
 use protocol::units::ObjectId;
 
 use super::{
-    Given, Grant, HELD_OFF_MAX, Leases, Presents, REST, Recall, SHARED_FOR, Verdict, touched,
+    Given, Grant, HELD_OFF_MAX, Leases, Overdue, Presents, REST, Recall, SHARED_FOR, Verdict,
+    touched,
 };
 use crate::keys;
 
@@ -400,7 +401,8 @@ fn cl_1_what_may_have_been_changed_early_is_awaited_while_anything_of_its_mount_
         assert!(!leases.expire(at));
     }
     assert!(!leases.expire(last - ms(1)) && leases.expire(last));
-    assert_eq!(leases.take_overdue(), [A]);
+    let closes = true;
+    assert_eq!(leases.take_overdue(), [Overdue { session: A, closes }]);
     let later = last + SHARED_FOR;
     assert_eq!(
         changes(&mut leases, A, X, later),
@@ -423,6 +425,31 @@ fn cl_1_who_lost_the_connection_has_a_lease_time_to_come_back_with_early_changes
     leases.heard(A, ms(3_000));
     assert!(!leases.expire(ms(3_899)) && leases.expire(ms(3_900)));
     assert_eq!(leases.take_overdue(), []);
+}
+
+/// Others waited for a lease time for each file of a mount that gave nothing back.
+#[test]
+fn coh_1_who_gives_nothing_back_loses_everything_that_it_has_alone_at_once() {
+    let mut leases = two();
+    for object in [X, Y] {
+        assert_eq!(changes(&mut leases, A, object, ms(0)), Given::Exclusive);
+    }
+    recall_of(leases.ask(B, &[X], ms(100)));
+    assert!(leases.expire(ms(2_100)));
+    let closes = false;
+    assert_eq!(leases.take_overdue(), [Overdue { session: A, closes }]);
+    let rest = leases.recall_alone_of(A, ms(2_100)).expect("it has more");
+    assert_eq!(rest.objects, [Y]);
+    assert_eq!(leases.ask(B, &[Y], ms(4_000)), Verdict::Wait(Vec::new()));
+    assert!(leases.expire(ms(4_100)));
+    assert_eq!(leases.ask(B, &[Y], ms(4_100)), Verdict::Free(Vec::new()));
+    leases.let_in(A, 100, true);
+    leases.present(A, sends_again(&[X]), true, ms(4_200));
+    assert_eq!(
+        leases.ask(B, &[X], ms(4_200)),
+        Verdict::Free(Vec::new()),
+        "by its word alone nobody is held off"
+    );
 }
 
 #[test]

@@ -529,6 +529,26 @@ fn cl_1_on_a_volume_that_is_set_read_only_only_that_is_taken_which_was_answered_
     });
 }
 
+/// Whoever came back could hold everybody off the root of the volume.
+#[test]
+fn bad_2_who_comes_back_holds_others_off_regular_files_only() {
+    run(async {
+        let stage = serving().await;
+        let mut early = Mount::early(&stage, 1, LEASES).await;
+        let mut other = mounted(&stage, 2).await;
+        early.leases.clear();
+        early.sends_again.push(ObjectId::ROOT);
+        early.comes_back(&stage, LEASES).await;
+        early.call(SLOT_NONE, Operation::StatFs).await; // it is let in
+        early.alone.insert(ObjectId::ROOT);
+        creates_at_once(&mut other, "file").await;
+        early.leases.insert(ObjectId::ROOT);
+        early.comes_back(&stage, LEASES).await;
+        early.call(SLOT_NONE, Operation::StatFs).await;
+        creates_at_once(&mut other, "another").await;
+    });
+}
+
 /// The kernel of the mount lets root do what the primary then refuses.
 #[test]
 fn cl_1_where_root_is_squashed_nothing_is_answered_early() {
