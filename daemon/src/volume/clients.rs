@@ -41,7 +41,7 @@ pub(super) const UNREAD_BYTES_MAX: usize = 8 << 20;
 pub(super) const EIO: i32 = 5;
 const ENFILE: i32 = 23;
 pub(super) const ENOSPC: i32 = 28;
-const EROFS: i32 = 30;
+pub(super) const EROFS: i32 = 30;
 
 /// What an answer says of leases.
 #[derive(Default)]
@@ -74,6 +74,14 @@ enum Wait {
     Change,
     /// The client reads what it was answered.
     Unread(Rc<Outbox>),
+}
+
+/// Why a change is refused whatever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Errno(i32),
+    /// Only room is missing that is held back for early changes: it waits until that is given up.
+    HeldBack,
 }
 
 /// What became of a request.
@@ -368,10 +376,19 @@ impl<M: Medium> Driver<M> {
         if self.leasing.has_early_aside(session) {
             return Ok(self.leasing.park(session, request));
         }
-        if changes && let Some(errno) = self.refuse_change(session, &request) {
-            let refusal = self.refuse_slot(session, &request, errno);
-            self.reply(refusal);
-            return Ok(Taken::Yes);
+        if changes {
+            match self.refuse_change(session, &request) {
+                Some(Refusal::Errno(errno)) => {
+                    let refusal = self.refuse_slot(session, &request, errno);
+                    self.reply(refusal);
+                    return Ok(Taken::Yes);
+                }
+                Some(Refusal::HeldBack) => {
+                    self.give_up_early_room();
+                    return Ok(self.leasing.park(session, request));
+                }
+                None => {}
+            }
         }
         if let Some(errno) = self.refuse_lock(session, &request) {
             // Only who is still the primary knows who goes first.
@@ -385,27 +402,8 @@ impl<M: Medium> Driver<M> {
         if changes && self.repairs.holds(&request.operation) {
             return Ok(Taken::Later(request));
         }
-        if let Operation::Write {
-            object,
-            offset,
-            append: false,
-            ..
-        } = request.operation
-        {
-            // The blocks at the edges may have to be read first, without holding everyone up.
-            let token = self.token(Token::Prepared);
-            let len = request.payload.len() as u64;
-            match self.brick.prepare(object, offset, len, token) {
-                Ok(true) => {
-                    self.tokens.remove(&token);
-                }
-                Ok(false) => return Ok(Taken::Later(request)),
-                // The write itself decides what a damaged neighbour means.
-                Err(error) => {
-                    self.tokens.remove(&token);
-                    tracing::warn!(%error, "a block that a write builds on cannot be read");
-                }
-            }
+        if changes && !self.is_prepared(&request.operation, request.payload.len() as u64) {
+            return Ok(Taken::Later(request));
         }
         if !self.execute(shared, session, &request)? {
             return Ok(self.leasing.park(session, request));
@@ -519,8 +517,12 @@ impl<M: Medium> Driver<M> {
             .take_slot(session, request.slot, request.number);
     }
 
-    /// An errno for a change that is refused whatever it is.
-    pub(super) fn refuse_change(&mut self, session: SessionId, request: &Request) -> Option<i32> {
+    /// Why a change is refused, if it is whatever it is.
+    pub(super) fn refuse_change(
+        &mut self,
+        session: SessionId,
+        request: &Request,
+    ) -> Option<Refusal> {
         if let Operation::Lock { .. } | Operation::Unlock { .. } = request.operation {
             return None; // who only reads locks as well; they are few, and the reserve carries them
         }
@@ -530,7 +532,7 @@ impl<M: Medium> Driver<M> {
         // What was answered early was asked before the option was set.
         let read_only = self.settings.read_only && !self.is_privileged(session, request);
         if read_only || only_reads {
-            return Some(EROFS);
+            return Some(Refusal::Errno(EROFS));
         }
         let held_back = match self.is_privileged(session, request) {
             true => 0,
@@ -540,7 +542,7 @@ impl<M: Medium> Driver<M> {
     }
 
     /// ENOSPC for a change that needs room which is not there, besides what is held back from it.
-    pub(super) fn refuse_for_room(&mut self, request: &Request, held_back: u64) -> Option<i32> {
+    pub(super) fn refuse_for_room(&mut self, request: &Request, held_back: u64) -> Option<Refusal> {
         let frees = matches!(
             request.operation,
             Operation::Unlink { .. }
@@ -552,7 +554,13 @@ impl<M: Medium> Driver<M> {
             return None; // a full volume can be emptied: the reserve carries it
         }
         let bytes = 4096 + request.payload.len() as u64;
-        (!self.has_room(bytes + held_back)).then_some(ENOSPC)
+        if self.has_room(bytes + held_back) {
+            return None;
+        }
+        Some(match held_back > 0 && self.has_room(bytes) {
+            true => Refusal::HeldBack,
+            false => Refusal::Errno(ENOSPC),
+        })
     }
 
     fn refuse_slot(&mut self, session: SessionId, request: &Request, errno: i32) -> PendingReply {

@@ -19,7 +19,7 @@ use protocol::units::{ObjectId, Sequence, Term};
 use storage::Medium;
 use tokio::sync::oneshot;
 
-use super::clients::EIO;
+use super::clients::{EIO, Refusal};
 use super::driver::{Driver, OrderError, Shared};
 use super::held::{FlushWaiter, PendingReply};
 use super::keys::Keys;
@@ -142,8 +142,13 @@ impl Copying {
         let Some(write) = namespace::copied(&self.request, data.slice(..len)) else {
             return Step::Answered(Outcome::Error(EIO));
         };
-        if let Some(errno) = d.refuse_change(self.session, &write) {
-            return Step::Answered(Outcome::Error(errno));
+        match d.refuse_change(self.session, &write) {
+            Some(Refusal::Errno(errno)) => return Step::Answered(Outcome::Error(errno)),
+            Some(Refusal::HeldBack) => {
+                d.give_up_early_room();
+                return Step::Later;
+            }
+            None => {}
         }
         if d.repairs.holds(&write.operation) || !d.is_prepared(&write.operation, len as u64) {
             return Step::Later;

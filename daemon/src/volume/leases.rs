@@ -336,9 +336,7 @@ impl<M: Medium> Driver<M> {
     /// The volume's options have changed: what was answered early is taken, and nothing more of it comes.
     pub(super) fn look_after_early_changes(&mut self) {
         if !self.may_be_early() {
-            let now = self.now();
-            let recalls = self.leasing.table.recall_alone(now);
-            recalls.into_iter().for_each(|recall| self.tell(recall));
+            self.give_up_early_room();
         }
     }
 
@@ -403,10 +401,15 @@ impl<M: Medium> Driver<M> {
     pub(super) fn look_after_early_room(&mut self) {
         let room = self.early_room();
         if room > 0 && !self.has_room(room) {
-            let now = self.now();
-            let recalls = self.leasing.table.recall_alone(now);
-            recalls.into_iter().for_each(|recall| self.tell(recall));
+            self.give_up_early_room();
         }
+    }
+
+    /// Everything is recalled that mounts have alone: no room is held back when it is given back.
+    pub(super) fn give_up_early_room(&mut self) {
+        let now = self.now();
+        let recalls = self.leasing.table.recall_alone(now);
+        recalls.into_iter().for_each(|recall| self.tell(recall));
     }
 
     /// What an answer may give.

@@ -13,7 +13,7 @@ use protocol::volume::Protocol;
 use replication::state::RoleReason;
 use storage::Medium;
 
-use super::clients::ENOSPC;
+use super::clients::{EROFS, Refusal};
 use super::doubts::{Data, Doubts};
 use super::driver::{Driver, OrderError, Token};
 use super::gathering::{Authors, Changers, Gathering, Turn};
@@ -426,7 +426,8 @@ impl<M: Medium> Driver<M> {
         } else {
             self.refuse_change(session, request)
         };
-        if refused.is_some_and(|errno| errno != ENOSPC || replay.order.is_some()) {
+        let is_for_room = |refusal: Refusal| refusal != Refusal::Errno(EROFS);
+        if refused.is_some_and(|refusal| !is_for_room(refusal) || replay.order.is_some()) {
             return Ok(self.refuse_replay(session, replay));
         }
         if !self.is_prepared(&request.operation, request.payload.len() as u64) {
@@ -452,6 +453,9 @@ impl<M: Medium> Driver<M> {
             self.tokens.remove(&token);
         }
         // The write itself decides what a damaged neighbour means.
+        if let Err(error) = &prepared {
+            tracing::warn!(%error, "a block that a write builds on cannot be read");
+        }
         !matches!(prepared, Ok(false))
     }
 

@@ -529,6 +529,40 @@ fn cl_1_on_a_volume_that_is_set_read_only_only_that_is_taken_which_was_answered_
     });
 }
 
+/// Room was free, and held back for mounts that did nothing: others were told that the disk was full.
+#[test]
+fn cl_1_room_that_is_held_back_is_given_up_before_anybody_is_told_that_there_is_none() {
+    run(async {
+        let stage = serving().await;
+        let mut early = Mount::early(&stage, 1, LEASES).await;
+        let mut other = mounted(&stage, 2).await;
+        alone(&mut early, "idle").await;
+        let file = other.create("file").await;
+        let (mut offset, mut went_on_at) = (0, None::<u64>);
+        let last = loop {
+            other.write(0, file, offset).await;
+            let answer = match timeout(AT_ONCE, other.answer()).await {
+                Ok(answer) => answer,
+                Err(_) => {
+                    assert!(early.finds("idle").await);
+                    if early.alone.is_empty() {
+                        went_on_at.get_or_insert(offset);
+                    }
+                    early.gives_back().await;
+                    other.answer().await
+                }
+            };
+            let Outcome::Written { .. } = answer else {
+                break answer;
+            };
+            offset += u64::from(IO_BYTES_MAX);
+        };
+        assert_eq!(last, Outcome::Error(28));
+        let after = offset - went_on_at.expect("it was given up");
+        assert!(after >= 8 << 20, "only {after} bytes of it were used");
+    });
+}
+
 /// Whoever came back could hold everybody off the root of the volume.
 #[test]
 fn bad_2_who_comes_back_holds_others_off_regular_files_only() {
