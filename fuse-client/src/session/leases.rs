@@ -47,6 +47,8 @@ const SHARED_MAX: usize = 16 << 10;
 /// While an early change is unanswered for so long nothing is answered early: where the primary or the
 /// way to it is slow, what others wait for shall not grow.
 pub const EARLY_UNANSWERED_MAX: Duration = Duration::from_millis(500);
+/// Set-user-id and set-group-id.
+const PRIVILEGES: u32 = 0o6000;
 const ENOENT: i32 = 2;
 
 #[derive(Debug, Default)]
@@ -233,9 +235,13 @@ impl Cache {
             Operation::Write {
                 offset,
                 append: false,
-                kill_privileges: false,
+                kill_privileges,
                 ..
             } => {
+                // So the kernel asks of everybody but root; mostly there is nothing to take away.
+                if *kill_privileges && ahead.mode & PRIVILEGES != 0 {
+                    return None;
+                }
                 let end = offset.checked_add(bytes as u64)?;
                 if end > self.object_bytes_max || bytes == 0 {
                     return None; // EFBIG is the primary's to say

@@ -336,3 +336,26 @@ fn fo_6_when_its_own_other_changes_were_the_mount_knows_as_well() {
     let (known, _) = cache.early(&write(0), 1, ms(3)).expect("it has it alone");
     assert_eq!(known, Timestamp(8));
 }
+
+/// The kernel has them taken away by whoever lacks CAP_FSETID: nobody but root wrote early.
+#[test]
+fn cl_1_a_write_that_takes_privileges_away_is_answered_early_where_there_are_none() {
+    let by_user = Operation::Write {
+        object: FILE,
+        offset: 0,
+        append: false,
+        kill_privileges: true,
+    };
+    let early = |mode| {
+        let mut cache = alone();
+        let set = SetAttributes {
+            mode: Some(mode),
+            ..SetAttributes::default()
+        };
+        let set = Operation::SetAttributes { object: FILE, set };
+        cache.early(&set, 0, ms(2)).expect("it has it alone");
+        cache.asks(&set, true, ms(2));
+        cache.early(&by_user, 1, ms(2)).is_some()
+    };
+    assert!(early(0o1777) && !early(0o4755) && !early(0o2755));
+}
