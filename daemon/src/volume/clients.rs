@@ -403,27 +403,8 @@ impl<M: Medium> Driver<M> {
         if changes && self.repairs.holds(&request.operation) {
             return Ok(Taken::Later(request));
         }
-        if let Operation::Write {
-            object,
-            offset,
-            append: false,
-            ..
-        } = request.operation
-        {
-            // The blocks at the edges may have to be read first, without holding everyone up.
-            let token = self.token(Token::Prepared);
-            let len = request.payload.len() as u64;
-            match self.brick.prepare(object, offset, len, token) {
-                Ok(true) => {
-                    self.tokens.remove(&token);
-                }
-                Ok(false) => return Ok(Taken::Later(request)),
-                // The write itself decides what a damaged neighbour means.
-                Err(error) => {
-                    self.tokens.remove(&token);
-                    tracing::warn!(%error, "a block that a write builds on cannot be read");
-                }
-            }
+        if changes && !self.is_prepared(&request.operation, request.payload.len() as u64) {
+            return Ok(Taken::Later(request));
         }
         if !self.execute(shared, session, &request)? {
             return Ok(self.leasing.park(session, request));

@@ -453,6 +453,9 @@ impl<M: Medium> Driver<M> {
             self.tokens.remove(&token);
         }
         // The write itself decides what a damaged neighbour means.
+        if let Err(error) = &prepared {
+            tracing::warn!(%error, "a block that a write builds on cannot be read");
+        }
         !matches!(prepared, Ok(false))
     }
 
