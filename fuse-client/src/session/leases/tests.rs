@@ -156,6 +156,18 @@ fn coh_1_what_has_run_out_is_neither_answered_nor_presented() {
     assert!(cache.is_empty() && !knows(&mut cache, ms(1)));
 }
 
+/// After a split brain, or a take-over that lost something: what was told may never have been.
+#[test]
+fn coh_1_nothing_is_known_any_more_where_the_primary_lacks_what_was_confirmed() {
+    let mut cache = found(ms(0), ms(1));
+    cache.look(&look_up(), ms(2)).expect("it is known");
+    let forget = cache.forget_everything(ms(3));
+    assert_eq!(forget.attributes, [FILE]);
+    assert!(!knows(&mut cache, ms(3)));
+    assert_eq!(cache.present(ms(3)), []);
+    assert_eq!(cache.gives_back(&forget, &[], ms(4)), None);
+}
+
 fn recall(number: u64) -> Recalled {
     Recalled {
         number,
