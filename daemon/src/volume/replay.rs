@@ -128,13 +128,20 @@ impl<M: Medium> Driver<M> {
     pub(super) fn ends_of(&mut self, hello: &Hello) -> Vec<Place> {
         let line = &self.machine.durable().line;
         let terms = hello.kept_terms.iter();
-        let ends: Vec<Place> = terms
+        let mut ends: Vec<Place> = terms
             .filter_map(|term| line.end_of(*term).map(|end| (*term, end)))
             .collect();
-        let lost = self
-            .machine
-            .lost_since(hello.confirmed.0, hello.confirmed.1)
-            > 0;
+        let (term, seen) = hello.confirmed;
+        let end = line.end_of(term);
+        // Also what it has stable, and keeps nothing of: what it knows may not be so here. Of a side
+        // that was given up nothing is.
+        let foreign = !line.stretches().iter().any(|stretch| stretch.term == term);
+        if let Some(end) = end
+            && seen > Sequence::ZERO
+        {
+            ends.push((term, if foreign { Sequence::ZERO } else { end }));
+        }
+        let lost = self.machine.lost_since(term, seen) > 0;
         let unchanged = !self.replays.changers.any_other(hello.session);
         if lost && unchanged && self.replays.gathering.is_none() {
             // Others may have more: nothing new before that.

@@ -882,6 +882,20 @@ impl Cache {
         self.early.contains_key(&object)
     }
 
+    /// The primary lacks something that was confirmed: nothing that is known counts any more. What the
+    /// kernel is to forget; nothing is given back.
+    pub fn forget_everything(&mut self, now: Duration) -> Forget {
+        let handed = self.held.iter();
+        let handed = handed.filter(|(_, held)| now < held.attributes_handed);
+        let attributes: Vec<_> = handed.map(|(object, _)| *object).collect();
+        self.clear();
+        Forget {
+            lately: attributes.clone(),
+            attributes,
+            ..Forget::default()
+        }
+    }
+
     /// Nothing is held.
     pub fn clear(&mut self) {
         self.held.clear();

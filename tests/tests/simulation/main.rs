@@ -188,7 +188,14 @@ impl Erring {
                         | Mistake::CountsFromTheAnswer
                         | Mistake::ForgetsLeases
                         | Mistake::HoldsUpTheHolder
-                ) | Self::Machine(Bug::CoversTooMuch | Bug::IgnoresTheBasis)
+                ) | Self::Machine(
+                    Bug::CoversTooMuch
+                        | Bug::IgnoresTheBasis
+                        // A change waits for the mounts that have not come to its primary, and with that
+                        // for the one that is not. The machine's own schedules find them.
+                        | Bug::BreaksPromises
+                        | Bug::OverstaysLeases
+                )
             )
         };
         let mut all: Vec<Self> = Mistake::ALL.into_iter().map(Self::Elsewhere).collect();

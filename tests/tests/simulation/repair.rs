@@ -195,8 +195,13 @@ pub(super) fn run<T>(scenario: impl Future<Output = T>) -> T {
     LocalSet::new().block_on(&runtime, scenario)
 }
 
-/// What the file's first two blocks are at the end when a part of the first one is written so long
-/// after somebody began to read it.
+/// Somebody begins to read after so long.
+const READ_AFTER_MS: u64 = 60;
+/// And somebody else to write, which may wait for leases, after any of these.
+const WRITTEN_AFTER_MS: std::ops::Range<u64> = 0..150;
+
+/// What the file's first two blocks are at the end when a part of the first one is written after so
+/// long, about when somebody reads it.
 fn part_written_after(ms: u64, damage: fn(&SimMedium, &str)) -> (Outcome, Outcome) {
     run(async {
         let stage = Stage::new().await;
@@ -205,7 +210,11 @@ fn part_written_after(ms: u64, damage: fn(&SimMedium, &str)) -> (Outcome, Outcom
             tokio::time::sleep(millis(ms)).await;
             write(&stage.other, 0, stage.file, 100, vec![2; 50]).await;
         };
-        let (first, ()) = tokio::join!(stage.read(&stage.one), writing);
+        let reading = async {
+            tokio::time::sleep(millis(READ_AFTER_MS)).await;
+            stage.read(&stage.one).await
+        };
+        let (first, ()) = tokio::join!(reading, writing);
         (first, stage.read(&stage.other).await)
     })
 }
@@ -232,7 +241,7 @@ fn cannot_be_read(disk: &SimMedium, path: &str) {
 #[test]
 fn a_repair_never_overwrites_what_was_written_while_it_was_on_its_way() {
     for damage in [flip, cannot_be_read] {
-        for ms in (0..90).step_by(3) {
+        for ms in WRITTEN_AFTER_MS.step_by(3) {
             let (read, at_the_end) = part_written_after(ms, damage);
             let either = read == expected(false) || read == expected(true);
             assert!(either, "{ms} ms: {read:?}");
@@ -246,7 +255,7 @@ fn a_repair_never_overwrites_what_was_written_while_it_was_on_its_way() {
 fn a_repair_that_overwrites_what_is_newer_is_noticed() {
     use protocol::mistakes::{Mistake, choose};
     choose(Some(Mistake::RepairsOverNewer));
-    let noticed = (0..90)
+    let noticed = WRITTEN_AFTER_MS
         .step_by(3)
         .any(|ms| part_written_after(ms, flip).1 != expected(true));
     choose(None);

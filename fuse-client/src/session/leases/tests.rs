@@ -372,6 +372,18 @@ fn cl_1_a_write_that_takes_privileges_away_is_answered_early_where_there_are_non
     assert!(early(0o1777) && !early(0o4755) && !early(0o2755));
 }
 
+/// After a split brain, or a take-over that lost something: what was told may never have been.
+#[test]
+fn coh_1_nothing_is_known_any_more_where_the_primary_lacks_what_was_confirmed() {
+    let mut cache = found(ms(0), ms(1));
+    cache.look(&look_up(), ms(2)).expect("it is known");
+    let forget = cache.forget_everything(ms(3));
+    assert_eq!(forget.attributes, [FILE]);
+    assert!(!knows(&mut cache, ms(3)));
+    assert_eq!(cache.present(ms(3)), []);
+    assert_eq!(cache.gives_back(&forget, &[], ms(4)), None);
+}
+
 fn recall(number: u64) -> Recalled {
     Recalled {
         number,
