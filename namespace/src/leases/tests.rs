@@ -188,7 +188,7 @@ fn who_does_not_answer_a_recall_is_leased_nothing_for_a_while_and_longer_the_nex
         assert!(!gets(&mut leases, A, X, now + pause - ms(1)));
         assert!(gets(&mut leases, B, X, now + pause - ms(1)), "others are");
         leases.end(B, true, now);
-        leases.let_in(B, 100);
+        leases.let_in(B, 100, true);
         now += pause;
     }
     assert!(gets(&mut leases, A, X, now + FORGIVEN_AFTER));
