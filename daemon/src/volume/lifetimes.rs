@@ -284,7 +284,7 @@ impl<M: Medium> Driver<M> {
     pub(super) fn end_session(&mut self, session: SessionId, at_once: bool) {
         let now = self.now();
         self.leasing.forget_aside(session);
-        self.leasing.table.end(session, at_once, now);
+        self.leasing.table.end(session, at_once);
         self.end_what_ran_out(now);
         self.not_awaited(session);
         self.sessions.remove(session);

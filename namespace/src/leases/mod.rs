@@ -283,7 +283,7 @@ impl Leases {
 
     /// A session is over. `at_once`: its mount said so itself, or has no right any more to what it
     /// holds. Else that lasts for as long as the mount may believe in it.
-    pub fn end(&mut self, session: SessionId, at_once: bool, now: Duration) {
+    pub fn end(&mut self, session: SessionId, at_once: bool) {
         if at_once {
             self.awaited.remove(&session);
         }
@@ -299,7 +299,6 @@ impl Leases {
         } else {
             self.recall(session, objects);
         }
-        self.expire(now);
     }
 
     /// A session would give these back, as it holds many.

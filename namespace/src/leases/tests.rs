@@ -147,7 +147,7 @@ fn who_does_not_answer_a_recall_is_leased_nothing_for_a_while_and_longer_the_nex
         let pause = SILENT_FOR * 2_u32.pow(round);
         assert!(!gets(&mut leases, A, X, now + pause - ms(1)));
         assert!(gets(&mut leases, B, X, now + pause - ms(1)), "others are");
-        leases.end(B, true, now);
+        leases.end(B, true);
         leases.let_in(B, 100);
         now += pause;
     }
@@ -254,11 +254,11 @@ fn a_session_that_is_given_up_may_believe_for_a_lease_time() {
     for session in [A, B] {
         assert!(gets(&mut leases, session, X, ms(0)));
     }
-    leases.end(A, false, ms(1_000));
+    leases.end(A, false);
     assert_eq!(leases.change(B, &[X], ms(1_000)), Verdict::Wait(Vec::new()));
     assert!(leases.expire(ms(2_000)));
     assert_eq!(leases.change(B, &[X], ms(2_000)), Verdict::Free(vec![X]));
-    leases.end(B, true, ms(2_000));
+    leases.end(B, true);
     leases.tidy(ms(2_000));
     assert!(leases.is_empty() && leases.sessions.is_empty());
 }

@@ -363,10 +363,8 @@ impl Client {
     /// that was not behind the hello.
     fn let_in(&self, welcomed: &Welcomed) {
         let mut state = self.state.borrow_mut();
-        let (term, seen) = state.seen;
-        if (welcomed.ends.iter()).any(|end| end.0 == term && seen > end.1) {
-            state.cache.forget_everything(self.now());
-        }
+        let seen = state.seen;
+        state.cache.let_in(&welcomed.ends, seen, self.now());
         if state.seen.0 != welcomed.term {
             state.seen = (welcomed.term, Sequence::ZERO);
         }
