@@ -88,6 +88,12 @@ pub fn latest_change(changes: &[Change]) -> Option<Timestamp> {
         .max()
 }
 
+/// `st_blocks` (stat(2)) of so many bytes: in units of 512, whatever the file system's are.
+#[must_use]
+pub fn blocks_of(allocated_bytes: u64) -> u64 {
+    allocated_bytes.div_ceil(512)
+}
+
 impl Inode {
     /// S_IFMT bits.
     #[must_use]
@@ -123,7 +129,7 @@ impl Inode {
             gid: self.gid,
             rdev: self.rdev,
             size,
-            blocks: allocated_bytes.div_ceil(512),
+            blocks: blocks_of(allocated_bytes),
             atime: self.atime,
             mtime: self.mtime,
             ctime: self.ctime,

@@ -43,7 +43,7 @@ use protocol::record::Change;
 use protocol::units::{ObjectId, Sequence, Timestamp};
 
 pub use execute::{NOBODY, copied, execute, seek_outcome, squash};
-pub use inode::{Detail, Inode, latest_change};
+pub use inode::{Detail, Inode, blocks_of, latest_change};
 pub use replies::{
     Admission, KeptReply, Owner, Session, admit, end_session, kept_reply, open_session, sessions,
 };

@@ -783,7 +783,7 @@ impl<M: Medium> Driver<M> {
         if let Outcome::Attributes(a) | Outcome::Written { attributes: a, .. } = &mut outcome
             && let Ok(bytes) = self.brick.allocated_bytes(a.object)
         {
-            a.blocks = bytes.div_ceil(512);
+            a.blocks = namespace::blocks_of(bytes);
         }
         outcome
     }

@@ -141,7 +141,7 @@ impl<M: Medium> Driver<M> {
         {
             ends.push((term, if foreign { Sequence::ZERO } else { end }));
         }
-        let lost = self.machine.lost_since(term, seen) > 0;
+        let lost = end.is_some_and(|end| seen > end);
         let unchanged = !self.replays.changers.any_other(hello.session);
         if lost && unchanged && self.replays.gathering.is_none() {
             // Others may have more: nothing new before that.

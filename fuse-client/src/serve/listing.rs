@@ -2,7 +2,6 @@
 //! rest waits at the handle, and only there: a new handle, or going back, asks again.
 
 use std::collections::{HashMap, VecDeque};
-use std::time::Duration;
 
 use parking_lot::Mutex;
 use protocol::fs::{Attributes, DirectoryEntry, Operation};
@@ -114,7 +113,6 @@ impl FileSystem {
         let mut body = Body(ask.body);
         let mut last = None;
         let began = Fresh {
-            names: Duration::MAX,
             at: clock(),
             ..Fresh::default()
         };
@@ -143,7 +141,7 @@ impl FileSystem {
             let listing = Listing { cookie, entries };
             self.listings.0.lock().insert(ask.handle, listing);
         }
-        if began.in_time(clock()) != began {
+        if began.is_old(clock()) {
             handed.iter().for_each(|(at, _)| body.expire_entry(*at));
             handed.clear();
         }

@@ -100,7 +100,12 @@ impl Shared {
     /// The primary recalls leases.
     pub(super) fn recalled(&self, recalled: Recalled) {
         let forget = self.cache.lock().recalled(recalled, clock());
-        if let Some(forgets) = &*self.forgets.lock() {
+        self.have_forgotten(Some(forget));
+    }
+
+    /// Has the kernel forget something, soon.
+    pub(super) fn have_forgotten(&self, forget: Option<Forget>) {
+        if let (Some(forget), Some(forgets)) = (forget, &*self.forgets.lock()) {
             // Its receiver lives as long as the sender.
             let _ = forgets.send(forget);
         }

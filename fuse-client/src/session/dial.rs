@@ -148,11 +148,6 @@ pub(super) struct Welcomed {
     pub(super) object_bytes_max: u64,
 }
 
-/// Whether a primary where terms ended like that lacks what was confirmed up to there.
-pub(super) fn lacks(ends: &[Place], (term, sequence): Place) -> bool {
-    ends.iter().any(|end| end.0 == term && sequence > end.1)
-}
-
 fn refused(code: u16, message: String) -> DialError {
     let (lasting, hint) = match code {
         refusal::STOPPED => (false, "start it with `cairn volume start`"),

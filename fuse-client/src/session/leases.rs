@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use protocol::fs::{
-    Attributes, LEASES_OF_SESSION_MAX, Operation, Outcome, Recalled, Reply, SetTime,
+    Attributes, LEASES_OF_SESSION_MAX, Operation, Outcome, Place, Recalled, Reply, SetTime,
 };
 use protocol::mistakes::{Mistake, made};
 use protocol::units::{ObjectId, Timestamp};
@@ -102,12 +102,18 @@ pub struct Fresh {
 }
 
 impl Fresh {
-    /// What may be kept by who gets round to it now: nothing, if that took too long.
+    /// Whether it took so long to get round to the answer that nothing of it may be kept.
+    #[must_use]
+    pub fn is_old(&self, now: Duration) -> bool {
+        now >= self.at + LATE / 2
+    }
+
+    /// What may be kept by who gets round to it now.
     #[must_use]
     pub fn in_time(self, now: Duration) -> Self {
-        match now < self.at + LATE / 2 {
-            true => self,
-            false => Self {
+        match self.is_old(now) {
+            false => self,
+            true => Self {
                 at: self.at,
                 ..Self::default()
             },
@@ -132,9 +138,21 @@ pub struct Forget {
     /// Of these the kernel may have attributes.
     pub attributes: Vec<ObjectId>,
     /// Of these an answer that tells them may still be on its way inside of it.
-    pub lately: Vec<ObjectId>,
+    pub lately: BTreeSet<ObjectId>,
     /// It may have names of some of these until then.
     pub names_until: Duration,
+}
+
+impl Forget {
+    /// What the kernel may know of an object that was held like that.
+    fn add(&mut self, object: ObjectId, held: &Held, now: Duration) {
+        if now < held.attributes_handed {
+            self.attributes.push(object);
+            if now < held.handed_at + LATE {
+                self.lately.insert(object);
+            }
+        }
+    }
 }
 
 /// How much is kept. What does not fit is asked for again.
@@ -162,8 +180,14 @@ impl Bounds {
     }
 }
 
+impl Default for Bounds {
+    fn default() -> Self {
+        Self::of(CACHE_BYTES)
+    }
+}
+
 /// See the module.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Cache {
     bounds: Bounds,
     /// Until when all of it holds, and how long a lease lasts.
@@ -192,14 +216,10 @@ pub struct Cache {
     /// Recalled, and the kernel may know it until then, whatever it was told.
     unsure: HashMap<ObjectId, Duration>,
     /// The kernel may have ACLs of these, for which it knows no time: it forgets them when it asks for
-    /// attributes. `None`: of any.
-    acls: Option<HashSet<ObjectId>>,
-}
-
-impl Default for Cache {
-    fn default() -> Self {
-        Self::new(CACHE_BYTES)
-    }
+    /// attributes.
+    acls: HashSet<ObjectId>,
+    /// There were too many: it may have one of any.
+    acls_of_any: bool,
 }
 
 impl Cache {
@@ -208,24 +228,7 @@ impl Cache {
     pub fn new(bytes: u64) -> Self {
         Self {
             bounds: Bounds::of(bytes),
-            until: Duration::ZERO,
-            lasts: Duration::ZERO,
-            asked: Duration::ZERO,
-            held: HashMap::new(),
-            order: BTreeMap::new(),
-            uses: 0,
-            name_bytes: 0,
-            with_names: BTreeSet::new(),
-            shared: HashMap::new(),
-            shared_tidied: Duration::ZERO,
-            offer_from: 0,
-            changing: HashMap::new(),
-            changing_names: HashMap::new(),
-            early: HashMap::new(),
-            object_bytes_max: 0,
-            giving: BTreeMap::new(),
-            unsure: HashMap::new(),
-            acls: Some(HashSet::new()),
+            ..Self::default()
         }
     }
 }
@@ -387,10 +390,11 @@ impl Cache {
         if let Operation::GetXattr { object, name, .. } = operation
             && name.starts_with(ACL_NAMES)
         {
-            self.acls = self.acls.take().filter(|acls| acls.len() < ACLS_MAX);
-            self.acls
-                .iter_mut()
-                .for_each(|acls| _ = acls.insert(*object));
+            self.acls_of_any |= self.acls.len() >= ACLS_MAX;
+            match self.acls_of_any {
+                true => self.acls = HashSet::new(),
+                false => _ = self.acls.insert(*object),
+            }
         }
         if !operation.changes() {
             return Vec::new();
@@ -676,8 +680,7 @@ impl Cache {
     /// How long the kernel may keep the attributes that come with a name. It would go on using an ACL
     /// that it has.
     pub fn hand_entry(&mut self, attributes: &Attributes, now: Duration) -> Duration {
-        let acls = self.acls.as_ref();
-        match acls.is_none_or(|acls| acls.contains(&attributes.object)) {
+        match self.acls_of_any || self.acls.contains(&attributes.object) {
             true => Duration::ZERO,
             false => self.hand_attributes(attributes, now),
         }
@@ -741,12 +744,7 @@ impl Cache {
         };
         for object in &objects {
             let held = self.drop_held(*object).unwrap_or_default();
-            if now < held.attributes_handed {
-                forget.attributes.push(*object);
-                if now < held.handed_at + LATE {
-                    forget.lately.push(*object);
-                }
-            }
+            forget.add(*object, &held, now);
             let names_until = self.becomes_shared(*object, &held, now);
             forget.names_until = forget.names_until.max(names_until);
         }
@@ -882,18 +880,21 @@ impl Cache {
         self.early.contains_key(&object)
     }
 
-    /// The primary lacks something that was confirmed: nothing that is known counts any more. What the
-    /// kernel is to forget; nothing is given back.
-    pub fn forget_everything(&mut self, now: Duration) -> Forget {
-        let handed = self.held.iter();
-        let handed = handed.filter(|(_, held)| now < held.attributes_handed);
-        let attributes: Vec<_> = handed.map(|(object, _)| *object).collect();
-        self.clear();
-        Forget {
-            lately: attributes.clone(),
-            attributes,
-            ..Forget::default()
+    /// A primary let the session in, whose past has these ends of terms. If it lacks something of what
+    /// was `seen`, nothing that is known counts any more: what the kernel is to forget; nothing is given
+    /// back. [`Cache::present`] follows.
+    pub fn let_in(&mut self, ends: &[Place], seen: Place, now: Duration) -> Option<Forget> {
+        let (term, sequence) = seen;
+        let mut ends = ends.iter();
+        if !ends.any(|end| end.0 == term && sequence > end.1) {
+            return None;
         }
+        let mut forget = Forget::default();
+        for (object, held) in &self.held {
+            forget.add(*object, held, now);
+        }
+        self.clear();
+        Some(forget)
     }
 
     /// Nothing is held.

@@ -45,8 +45,8 @@ use caching::Asked;
 pub(crate) use caching::clock;
 use connect::RETRY_MAX;
 pub use dial::DialError;
+use dial::Welcomed;
 pub(crate) use dial::ask;
-use dial::{Welcomed, lacks};
 use keep::{Keep, Welcome};
 use leases::{Cache, Forget, Fresh};
 use link::Link;
@@ -698,12 +698,10 @@ impl Shared {
             "connected to the primary"
         );
         let mut state = self.state.lock();
-        if lacks(&welcomed.ends, state.seen) {
-            let forget = self.cache.lock().forget_everything(clock());
-            if let Some(forgets) = &*self.forgets.lock() {
-                let _ = forgets.send(forget); // its receiver lives as long as the sender
-            }
-        }
+        let mut cache = self.cache.lock();
+        let forget = cache.let_in(&welcomed.ends, state.seen, clock());
+        drop(cache);
+        self.have_forgotten(forget);
         if state.seen.0 != welcomed.term {
             state.seen = (welcomed.term, Sequence::ZERO); // it was told what another one confirmed
         }

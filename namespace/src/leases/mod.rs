@@ -376,7 +376,6 @@ impl Leases {
         } else {
             self.recall(session, objects, now);
         }
-        self.expire(now);
     }
 
     /// A session would give these back, as it holds many.

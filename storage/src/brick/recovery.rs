@@ -180,9 +180,8 @@ impl<M: Medium> Brick<M> {
                 .sync_all()
                 .map_err(open_fault("sync the file system"))?;
         }
-        let was_clean = superblock.clean;
         let (mut brick, report) = Self::recover(medium, superblock, options, Some(lock))?;
-        if was_clean {
+        if report.was_clean {
             // What was written after the last checkpoint of a process that ended in order.
             brick
                 .journal

@@ -511,10 +511,8 @@ impl Client {
     fn let_in(&self, welcomed: &Welcomed) {
         let mut state = self.state.borrow_mut();
         state.cache.files_up_to(welcomed.object_bytes_max);
-        let (term, seen) = state.seen;
-        if (welcomed.ends.iter()).any(|end| end.0 == term && seen > end.1) {
-            state.cache.forget_everything(self.now());
-        }
+        let seen = state.seen;
+        state.cache.let_in(&welcomed.ends, seen, self.now());
         if state.seen.0 != welcomed.term {
             state.seen = (welcomed.term, Sequence::ZERO);
         }

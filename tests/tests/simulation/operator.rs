@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use protocol::node_rpc::VolumeCommand;
-use protocol::report::ConnectionState;
+use protocol::report::{ConnectionState, PeerReport};
 use protocol::volume::{Protocol, Quorum, VolumeSpec};
 use replication::state::DurableState;
 use tokio::time::Instant;
@@ -141,23 +141,17 @@ impl Faults {
         if whole {
             // The operator sees to it that the one that comes back meets the one that he made primary:
             // else it goes on, as it was primary last.
-            self.meets(primary, heir).await;
+            self.until_they_meet().await;
         }
     }
 
-    async fn meets(&self, one: Place, other: Place) {
+    /// Of two nodes, each is connected to the other.
+    async fn until_they_meet(&self) {
         let end = Instant::now() + millis(5000);
         while Instant::now() < end {
             let all = reports(&self.nodes).await;
-            let knows = |of: Place, peer: Place| {
-                let report = all.iter().find(|report| report.replica == of);
-                report.is_some_and(|it| {
-                    it.peers
-                        .iter()
-                        .any(|p| p.replica == peer && p.connection == ConnectionState::Connected)
-                })
-            };
-            if knows(one, other) && knows(other, one) {
+            let connected = |peer: &PeerReport| peer.connection == ConnectionState::Connected;
+            if all.len() == 2 && all.iter().flat_map(|it| &it.peers).all(connected) {
                 return;
             }
             tokio::time::sleep(millis(20)).await;

@@ -8,7 +8,7 @@ use protocol::fs::{
     SetTime,
 };
 use protocol::mistakes::{Mistake, choose};
-use protocol::units::{ObjectId, Sequence, Timestamp};
+use protocol::units::{ObjectId, Sequence, Term, Timestamp};
 
 use super::{CACHE_BYTES_MIN, Cache, Forget, LEASE_BYTES, bytes_of};
 
@@ -377,7 +377,16 @@ fn cl_1_a_write_that_takes_privileges_away_is_answered_early_where_there_are_non
 fn coh_1_nothing_is_known_any_more_where_the_primary_lacks_what_was_confirmed() {
     let mut cache = found(ms(0), ms(1));
     cache.look(&look_up(), ms(2)).expect("it is known");
-    let forget = cache.forget_everything(ms(3));
+    let seen = (Term(5), Sequence(10));
+    for whole in [
+        vec![],
+        vec![(Term(5), Sequence(10))],
+        vec![(Term(4), Sequence(9))],
+    ] {
+        assert_eq!(cache.let_in(&whole, seen, ms(3)), None);
+    }
+    let ends = [(Term(5), Sequence(9))];
+    let forget = cache.let_in(&ends, seen, ms(3)).expect("it lacks one");
     assert_eq!(forget.attributes, [FILE]);
     assert!(!knows(&mut cache, ms(3)));
     assert_eq!(cache.present(ms(3)), []);
