@@ -17,16 +17,15 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
-use protocol::fs::{Caller, Operation, Outcome};
+use protocol::fs::{Operation, Outcome};
 use protocol::units::ObjectId;
 
 use crate::abi::{
     Body, Fields, IN_HEADER_BYTES, InHeader, MAJOR, MINOR, MINOR_MIN, ROOT_ID, ShortRequest, init,
     opcode,
 };
-use crate::session::{Session, Waiting};
+use crate::session::Session;
 use crate::transport::Transport;
 use listing::Listings;
 use openers::Openers;
@@ -206,28 +205,14 @@ impl FileSystem {
         }
     }
 
-    /// A descriptor is closed: the last chance to tell of a loss, and what was written is at the
-    /// replicas when it returns, as it is where nothing is answered early.
+    /// A descriptor is closed: the last chance to tell of a loss. What was answered early of its file is
+    /// on its way, and may stay so.
     fn close(&self, header: &InHeader, handle: u64, owner: u64) {
         let lost = self.session.locks().are_lost(handle);
         let told = self.session.losses().tells_at_close(handle) || lost;
-        let object = self.object(header.node);
-        if self.unlock_at_close(header, owner, told) {
-            return; // that comes behind everything else
+        if !self.unlock_at_close(header, owner, told) {
+            self.refuse(header, if told { EIO } else { 0 });
         }
-        if told || !self.session.cache().lock().is_changed_early(object) {
-            return self.refuse(header, if told { EIO } else { 0 });
-        }
-        let waiting = Waiting {
-            unique: header.unique,
-            thread: header.thread,
-            through: None,
-            shape: Shape::Taken { handle },
-        };
-        // Whatever it answers, it is confirmed behind what was asked before.
-        let look = Operation::GetAttributes { object };
-        let nobody = Caller::default();
-        self.session.submit(waiting, nobody, look, Bytes::new());
     }
 
     fn init(&self, header: &InHeader, fields: &mut Fields<'_>) -> Result<(), ShortRequest> {
@@ -286,7 +271,7 @@ impl FileSystem {
             }
             let lookup = Operation::Lookup {
                 parent: at,
-                name: Bytes::copy_from_slice(name),
+                name: bytes::Bytes::copy_from_slice(name),
             };
             match session.call(lookup) {
                 Outcome::Entry(a) => at = a.object,

@@ -69,6 +69,7 @@ grep -q "there is no mount option .readonly." "$DIR/said"
 say "busy, then lazily"
 exec 8< "$AT/below/here/file"
 refused umount "$AT"
+grep -q "It is in use" "$DIR/said"
 umount -l "$AT"
 refused mountpoint -q "$AT"
 test "$(cat <&8)" = two
@@ -107,7 +108,7 @@ fn mount_8_mounts_remounts_and_unmounts_by_fstab_and_by_hand() -> Result<()> {
     lab.umount(&mount)?;
     let helpers = dir.path().join("helpers");
     fs::create_dir(&helpers)?;
-    for name in ["mount.cairn", "mount.fuse.cairn"] {
+    for name in ["mount.cairn", "mount.fuse.cairn", "umount.fuse.cairn"] {
         symlink(binary(), helpers.join(name))?;
     }
     let at = dir.path().join("at");

@@ -67,10 +67,6 @@ pub(crate) enum Shape {
     Closed {
         told: bool,
     },
-    /// A close that waits until what was answered early of its file is taken.
-    Taken {
-        handle: u64,
-    },
 }
 
 impl Shape {
@@ -87,11 +83,6 @@ impl Shape {
     /// Whether it is only a close that waits: what it gives back is given back all the same.
     pub(crate) fn is_close(&self) -> bool {
         matches!(self, Self::Closed { .. })
-    }
-
-    /// Whether it is a close that waits for nothing of its own: it is not for ever.
-    pub(crate) fn is_bounded(&self) -> bool {
-        matches!(self, Self::Taken { .. })
     }
 
     /// Whether it is answered when it is stable: that nobody says before.
@@ -144,10 +135,6 @@ impl FileSystem {
             (Shape::Lock(ask), outcome) => self.lock_taken(unique, *ask, &outcome),
             (Shape::LockWait(ask), outcome) => self.lock_awaited(unique, *ask, &outcome),
             (Shape::Unlocked(what), outcome) => self.unlocked(unique, *what, &outcome),
-            (Shape::Taken { handle }, _) => {
-                let told = self.session.losses().tells_at_close(handle);
-                self.reply(unique, if told { EIO } else { 0 }, &[]);
-            }
             (Shape::Entry, Outcome::Error(_)) if !fresh.names.is_zero() => {
                 // There is no such name, and that may be kept.
                 let mut body = Body::with_capacity(ENTRY_OUT_BYTES);

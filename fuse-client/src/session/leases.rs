@@ -874,12 +874,6 @@ impl Cache {
         self.early.keys().copied().collect()
     }
 
-    /// Whether that is so of an object.
-    #[must_use]
-    pub fn is_changed_early(&self, object: ObjectId) -> bool {
-        self.early.contains_key(&object)
-    }
-
     /// A primary let the session in, whose past has these ends of terms. If it lacks something of what
     /// was `seen`, nothing that is known counts any more: what the kernel is to forget; nothing is given
     /// back. [`Cache::present`] follows.

@@ -761,13 +761,7 @@ impl Shared {
                 Waiter::Kernel(waiting) => waiting.shape.is_close(),
                 Waiter::Caller(_) | Waiter::Flush => false,
             };
-            let mut closed = state.table.need_not_wait(closes, now, connected);
-            // A process that was killed closes its files, and cannot be interrupted there.
-            let bounded = |waiter: &Waiter| match waiter {
-                Waiter::Kernel(waiting) => waiting.shape.is_bounded(),
-                Waiter::Caller(_) | Waiter::Flush => false,
-            };
-            closed.extend(state.table.tired(bounded, now));
+            let closed = state.table.need_not_wait(closes, now, connected);
             let mut failed = Vec::new();
             if let (None, Some(limit)) = (&state.link, self.config.no_primary_eio)
                 && state.disconnected_since.elapsed() >= limit

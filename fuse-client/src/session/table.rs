@@ -501,14 +501,6 @@ impl<W> Table<W> {
         self.give_up_where(|pending| matches!(pending.operation, Operation::AwaitLock { .. }))
     }
 
-    /// The waiters that wait no longer than [`SIGNAL_PATIENCE`], whether a signal comes or not.
-    pub(super) fn tired(&mut self, choose: impl Fn(&W) -> bool, now: Instant) -> Vec<W> {
-        self.give_up_where(|pending| {
-            let late = now.duration_since(pending.submitted) >= SIGNAL_PATIENCE;
-            late && pending.waiter.as_ref().is_some_and(&choose)
-        })
-    }
-
     /// The waiters of requests that are carried out all the same, if `choose` says so: without a
     /// connection at once, and where the primary confirms nothing for [`CLOSE_PATIENCE`].
     pub(super) fn need_not_wait(

@@ -3,8 +3,11 @@
 use std::fs::{self, File, Permissions};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::PathBuf;
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{Receiver, channel};
+use std::thread::JoinHandle;
 use std::time::Duration;
+
+use cairn_fuse_client::unmount::{UnmountFlagsWanted, unmount};
 
 use super::Bench;
 
@@ -18,26 +21,38 @@ fn alone() -> Option<(Bench, File, PathBuf)> {
     Some((bench, file, path))
 }
 
+/// What happens in a thread of its own, and when it is over.
+fn beside(what: impl FnOnce() + Send + 'static) -> (Receiver<()>, JoinHandle<()>) {
+    let (sender, over) = channel();
+    let thread = std::thread::spawn(move || {
+        what();
+        sender.send(()).expect("somebody waits for it");
+    });
+    (over, thread)
+}
+
 /// A copy, an unmount and a power cut after it lost what had been confirmed where every write waits.
 #[test]
-fn cl_1_a_close_waits_until_what_was_written_before_it_is_taken() {
-    let Some((bench, file, _)) = alone() else {
+fn cl_1_a_close_waits_for_nobody_and_umount_8_for_everything_that_was_written() {
+    let Some((mut bench, file, _)) = alone() else {
         return;
     };
     bench.server.misbehave(|m| m.paused = true);
     file.write_at(b"early", 0).expect("it waits for nobody");
-    let (sender, closed) = channel();
-    let closes = std::thread::spawn(move || {
-        drop(file);
-        sender.send(()).expect("somebody waits for it");
-    });
-    let early = closed.recv_timeout(Duration::from_millis(100));
+    let (closed, closes) = beside(|| drop(file));
+    let closed = closed.recv_timeout(Duration::from_secs(5));
+    let (point, mount) = bench.mounts.pop().expect("a mount");
+    let how = UnmountFlagsWanted::default();
+    let (unmounted, unmounts) = beside(move || unmount(&point, how).expect("it is ours"));
+    let early = unmounted.recv_timeout(Duration::from_millis(100));
+    assert_eq!(bench.server.received("sync"), 0);
     bench.server.misbehave(|m| m.paused = false);
-    assert!(early.is_err(), "it waited for nobody");
-    closed
-        .recv_timeout(Duration::from_secs(10))
-        .expect("closed");
-    closes.join().expect("it closed");
+    closed.expect("a close waited for the primary");
+    early.expect_err("umount waited for nobody");
+    for thread in [closes, unmounts, mount] {
+        thread.join().expect("it is over");
+    }
+    assert_eq!(bench.server.received("sync"), 1);
 }
 
 /// What was confirmed while the mount ended was kept by nobody, and not stable.
