@@ -59,11 +59,23 @@ const ACLS_MAX: usize = 64 << 10;
 const ACL_NAMES: &[u8] = b"system.posix_acl_";
 const ENOENT: i32 = 2;
 
+/// What is known of a name in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    Object(ObjectId),
+    /// There is no such name.
+    Nothing,
+    /// The mount changed it, and was not told what it is now.
+    Unknown,
+}
+
 #[derive(Debug, Default)]
 struct Held {
     attributes: Option<Attributes>,
-    /// Of a directory; `None`: there is no such name.
-    names: HashMap<Bytes, Option<ObjectId>>,
+    /// Of a directory.
+    names: HashMap<Bytes, Named>,
+    /// There are no others: the mount made the directory, and knew of every change since.
+    names_all: bool,
     used: u64,
     offered: bool,
     /// Nobody else is told anything of it.
@@ -80,6 +92,18 @@ struct Held {
     /// When attributes were handed to it last.
     handed_at: Duration,
     names_handed: Duration,
+}
+
+impl Held {
+    /// The object that a name leads to, or that there is no such name; `None`: that is not known.
+    fn named(&self, name: &Bytes) -> Option<Option<ObjectId>> {
+        match self.names.get(name) {
+            Some(Named::Object(object)) => Some(Some(*object)),
+            Some(Named::Nothing) => Some(None),
+            Some(Named::Unknown) => None,
+            None => self.names_all.then_some(None),
+        }
+    }
 }
 
 /// A directory of which others change names.
@@ -248,7 +272,7 @@ fn count<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: K, begins: 
 }
 
 /// What these names take.
-fn bytes_of(names: &HashMap<Bytes, Option<ObjectId>>) -> usize {
+fn bytes_of(names: &HashMap<Bytes, Named>) -> usize {
     names.keys().map(|name| NAME_BYTES + name.len()).sum()
 }
 
@@ -402,10 +426,10 @@ impl Cache {
         let mut objects: BTreeSet<ObjectId> = object_of(operation).into_iter().collect();
         for (parent, name) in names_of(operation).into_iter().flatten() {
             objects.insert(parent);
-            let led_to = self.held.get(&parent).and_then(|held| held.names.get(name));
-            objects.extend(led_to.copied().flatten());
-            count(&mut self.changing_names, (parent, name.clone()), true);
+            let led_to = self.held.get(&parent).and_then(|held| held.named(name));
+            objects.extend(led_to.flatten());
             self.forget_name(parent, name);
+            count(&mut self.changing_names, (parent, name.clone()), true);
         }
         for object in &objects {
             count(&mut self.changing, *object, true);
@@ -507,7 +531,15 @@ impl Cache {
                 if let Some((parent, name)) = named.filter(|(parent, _)| leased(*parent)) {
                     self.keep_name(parent, name, Some(a.object));
                 }
+                let makes = matches!(operation, Operation::MakeDirectory { .. });
+                if makes && leased(a.object) && !again {
+                    self.is_new(a.object);
+                }
             }
+            (
+                Outcome::Done,
+                Operation::Unlink { parent, name } | Operation::RemoveDirectory { parent, name },
+            ) if !again => self.is_gone(*parent, name),
             (Outcome::Error(ENOENT), Operation::Lookup { parent, name }) if leased(*parent) => {
                 self.keep_name(*parent, name, None);
             }
@@ -578,7 +610,8 @@ impl Cache {
         let Some(held) = self.held.get_mut(&parent) else {
             return;
         };
-        if held.names.insert(key.1, object).is_none() {
+        let named = object.map_or(Named::Nothing, Named::Object);
+        if held.names.insert(key.1, named).is_none() {
             self.name_bytes += bytes;
         }
         self.with_names.insert((held.used, parent));
@@ -601,11 +634,52 @@ impl Cache {
         if let Some(held) = self.held.get_mut(&directory) {
             self.with_names.remove(&(held.used, directory));
             self.name_bytes -= bytes_of(&std::mem::take(&mut held.names));
+            held.names_all = false;
         }
     }
 
+    /// A name is changed by the mount itself.
     fn forget_name(&mut self, parent: ObjectId, name: &Bytes) {
-        let held = self.held.get_mut(&parent);
+        if self.changing_names.contains_key(&(parent, name.clone())) {
+            // Which of them comes first, no answer will tell.
+            self.forget_names(parent);
+        }
+        let Some(held) = self.held.get_mut(&parent) else {
+            return;
+        };
+        let bytes = NAME_BYTES + name.len();
+        if !held.names_all {
+            if held.names.remove(name).is_some() {
+                self.name_bytes -= bytes;
+            }
+        } else if let Some(named) = held.names.get_mut(name) {
+            *named = Named::Unknown;
+        } else {
+            // That it is unknown is to be remembered, or it would count as not there.
+            self.make_room_for_names(parent, bytes);
+            let held = self.held.get_mut(&parent).filter(|held| held.names_all);
+            if let Some(held) = held {
+                held.names
+                    .insert(Bytes::copy_from_slice(name), Named::Unknown);
+                self.name_bytes += bytes;
+                self.with_names.insert((held.used, parent));
+            }
+        }
+    }
+
+    /// The mount made this directory, which nobody else has changed since.
+    fn is_new(&mut self, directory: ObjectId) {
+        if let Some(held) = self.held.get_mut(&directory) {
+            held.names_all = held.names.is_empty();
+        }
+    }
+
+    /// The mount removed this name, and nobody else changed its directory since.
+    fn is_gone(&mut self, parent: ObjectId, name: &Bytes) {
+        if self.changing_names.contains_key(&(parent, name.clone())) {
+            return;
+        }
+        let held = self.held.get_mut(&parent).filter(|held| held.names_all);
         if held.is_some_and(|held| held.names.remove(name).is_some()) {
             self.name_bytes -= NAME_BYTES + name.len();
         }
@@ -627,8 +701,8 @@ impl Cache {
             return None;
         }
         let outcome = match operation {
-            Operation::Lookup { parent, name } => match self.held.get(parent)?.names.get(name)? {
-                Some(object) => Outcome::Entry(self.held.get(object)?.attributes?),
+            Operation::Lookup { parent, name } => match self.held.get(parent)?.named(name)? {
+                Some(object) => Outcome::Entry(self.held.get(&object)?.attributes?),
                 None => Outcome::Error(ENOENT),
             },
             Operation::GetAttributes { object } => {
@@ -700,7 +774,7 @@ impl Cache {
             false => self.left(now).saturating_sub(LATE).min(NAMES_FOR),
         };
         match self.held.get_mut(&parent) {
-            Some(held) if !left.is_zero() && held.names.get(name) == Some(&object) => {
+            Some(held) if !left.is_zero() && held.named(name) == Some(object) => {
                 held.names_handed = now + left + LATE;
                 self.touch(parent);
                 left

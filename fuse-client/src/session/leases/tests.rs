@@ -598,3 +598,116 @@ fn a_directory_that_is_larger_than_all_room_leaves_the_others_alone_in_the_end()
             .is_some()
     );
 }
+
+/// A change that is asked for at `now`, and answered at once.
+fn changes(
+    cache: &mut Cache,
+    operation: &Operation,
+    leases: &[ObjectId],
+    outcome: Outcome,
+    now: Duration,
+) {
+    let objects = cache.asks(operation, false, now);
+    cache.over(operation, &objects, false);
+    let reply = reply(leases, outcome);
+    cache.answered(operation, &reply, now, false, now);
+}
+
+/// A directory that the mount made itself, at 1 ms.
+fn made_directory(again: bool) -> (Cache, ObjectId) {
+    let new = ObjectId(20);
+    let mut cache = found(ms(0), ms(1));
+    let make = Operation::MakeDirectory {
+        parent: DIRECTORY,
+        name: Bytes::from_static(b"new"),
+        mode: 0o755,
+    };
+    let directory = Attributes {
+        object: new,
+        ..Attributes::default()
+    };
+    let objects = cache.asks(&make, false, ms(1));
+    cache.over(&make, &objects, false);
+    let reply = reply(&[DIRECTORY, new], Outcome::Entry(directory));
+    cache.answered(&make, &reply, ms(1), again, ms(1));
+    (cache, new)
+}
+
+#[test]
+fn coh_1_in_a_directory_that_a_mount_made_itself_there_is_nothing_that_it_did_not_make() {
+    let (mut cache, new) = made_directory(false);
+    let name = Bytes::from_static(b"file");
+    let look = Operation::Lookup {
+        parent: new,
+        name: name.clone(),
+    };
+    let answer = |cache: &mut Cache| cache.look(&look, ms(2)).map(|(outcome, _)| outcome);
+    let nothing = Some(Outcome::Error(2));
+    assert_eq!(answer(&mut cache), nothing);
+    let create = Operation::Link {
+        object: FILE,
+        new_parent: new,
+        new_name: name.clone(),
+    };
+    let file = Attributes {
+        object: FILE,
+        ..Attributes::default()
+    };
+    let objects = cache.asks(&create, false, ms(2));
+    assert_eq!(answer(&mut cache), None, "it is on its way");
+    cache.over(&create, &objects, false);
+    assert_eq!(answer(&mut cache), None, "nobody said what it came to");
+    changes(&mut cache, &create, &[], Outcome::Error(17), ms(2));
+    assert_eq!(answer(&mut cache), None, "nor does that");
+    changes(
+        &mut cache,
+        &create,
+        &[new, FILE],
+        Outcome::Entry(file),
+        ms(2),
+    );
+    assert_eq!(answer(&mut cache), Some(Outcome::Entry(file)));
+    let unlink = Operation::Unlink { parent: new, name };
+    changes(&mut cache, &unlink, &[], Outcome::Done, ms(2));
+    assert_eq!(answer(&mut cache), nothing, "it removed it");
+    // Two at once: either may have been the later one.
+    let one = cache.asks(&unlink, false, ms(2));
+    let other = cache.asks(&create, false, ms(2));
+    cache.over(&create, &other, false);
+    cache.over(&unlink, &one, false);
+    cache.answered(&unlink, &reply(&[], Outcome::Done), ms(2), false, ms(2));
+    assert_eq!(answer(&mut cache), None);
+    let names: usize = cache.held.values().map(|held| bytes_of(&held.names)).sum();
+    assert_eq!(names, cache.name_bytes);
+}
+
+#[test]
+fn coh_1_in_a_directory_that_others_may_have_changed_or_that_was_made_before_names_are_asked_for() {
+    let new_name = |cache: &mut Cache, parent| {
+        let name = Bytes::from_static(b"file");
+        cache.look(&Operation::Lookup { parent, name }, ms(2))
+    };
+    let (mut cache, new) = made_directory(true);
+    assert_eq!(
+        new_name(&mut cache, new),
+        None,
+        "it was asked more than once"
+    );
+    let (mut cache, new) = made_directory(false);
+    assert!(new_name(&mut cache, new).is_some());
+    let recalled = Recalled {
+        number: 1,
+        objects: vec![new],
+    };
+    let forget = cache.recalled(recalled, ms(2));
+    assert_eq!(new_name(&mut cache, new), None, "it was recalled");
+    cache.gives_back(&forget, &[], ms(2));
+    let attributes = Attributes {
+        object: new,
+        ..Attributes::default()
+    };
+    let look = Operation::GetAttributes { object: new };
+    let reply = reply(&[new], Outcome::Attributes(attributes));
+    cache.answered(&look, &reply, ms(2), false, ms(2));
+    assert_eq!(new_name(&mut cache, new), None, "it is leased anew");
+}
