@@ -36,6 +36,10 @@ mount -T "$FSTAB" "$AT"
 options | grep -q noatime
 mkdir -p "$AT/below/here"
 echo one > "$AT/below/here/file"
+exec 7< "$AT/below/here/file"
+refused umount "$AT"
+grep -q "It is in use" "$DIR/said"
+exec 7<&-
 umount "$AT"
 refused mountpoint -q "$AT"
 
@@ -69,7 +73,6 @@ grep -q "there is no mount option .readonly." "$DIR/said"
 say "busy, then lazily"
 exec 8< "$AT/below/here/file"
 refused umount "$AT"
-grep -q "It is in use" "$DIR/said"
 umount -l "$AT"
 refused mountpoint -q "$AT"
 test "$(cat <&8)" = two
