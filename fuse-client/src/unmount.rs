@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::Path;
+use std::process::Command;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::mount::UnmountFlags;
@@ -48,21 +49,41 @@ pub fn unmount(at: &Path, how: UnmountFlagsWanted) -> Result<(), MountFailure> {
             )
         })?;
     }
+    if !rustix::process::geteuid().is_root() {
+        return by_helper(&point, how);
+    }
     let mut flags = UnmountFlags::empty();
     flags.set(UnmountFlags::DETACH, how.lazy);
     flags.set(UnmountFlags::FORCE, how.force);
     rustix::mount::unmount(&point, flags).map_err(|errno| {
         let hint = match errno.raw_os_error() {
             EBUSY => "It is in use: `fuser -vm DIR` says by whom.",
-            _ => "Only root can.",
+            _ => "Look at the kernel's log (`dmesg`).",
         };
         failure(format!("{} is not unmounted: {errno}", at.display()), hint)
     })
 }
 
+/// An ordinary user's own mount.
+fn by_helper(point: &Path, how: UnmountFlagsWanted) -> Result<(), MountFailure> {
+    let mut command = Command::new("fusermount3");
+    command.arg("-u");
+    if how.lazy {
+        command.arg("-z");
+    }
+    let done = command.arg("--").arg(point).status();
+    match done {
+        Ok(status) if status.success() => Ok(()),
+        _ => Err(failure(
+            format!("{} is not unmounted by fusermount3", point.display()),
+            "An ordinary user unmounts what he mounted himself, if nobody uses it.",
+        )),
+    }
+}
+
 /// A sync of anything waits for everything that was answered early before it.
 fn deliver(point: &Path) -> io::Result<()> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
     let synced = rustix::fs::open(point, flags, Mode::empty()).and_then(rustix::fs::fsync);
     match synced {
         // Its process is gone, and with it what it had.

@@ -65,7 +65,14 @@ fn unmount_words(words: &[OsString]) -> Result<(OsString, UnmountFlagsWanted), F
     let mut rest = words.iter().skip(1);
     while let Some(word) = rest.next() {
         match word.to_str() {
-            Some("-N" | "-t") => _ = rest.next(),
+            Some("-t") => _ = rest.next(),
+            Some("-N") => {
+                return Err(Failure::refused(
+                    "umount",
+                    "it is mounted in another namespace",
+                    "Run `umount DIR` in that one: `nsenter -t PID -m umount DIR`.",
+                ));
+            }
             Some(flags) if flags.starts_with('-') => {
                 if let Some(letter) = flags[1..].chars().find(|it| !"flnrv".contains(*it)) {
                     return Err(misused(format!("there is no option -{letter}")));
@@ -119,7 +126,7 @@ mod tests {
             Some((at.clone(), plain))
         );
         assert_eq!(
-            taken("umount.cairn -N 3 -t fuse.cairn -lf /mnt"),
+            taken("umount.cairn -t fuse.cairn -lf /mnt"),
             Some((
                 at,
                 UnmountFlagsWanted {
@@ -133,6 +140,7 @@ mod tests {
             "umount.cairn -v",
             "umount.cairn -a /mnt",
             "umount.cairn /a /b",
+            "umount.cairn -N 3 /mnt",
         ] {
             assert_eq!(taken(wrong), None, "{wrong}");
         }

@@ -535,7 +535,7 @@ impl<M: Medium> Driver<M> {
         if read_only || only_reads {
             return Some(Refusal::Errno(EROFS));
         }
-        let held_back = match self.is_privileged(session, request) {
+        let held_back = match self.has_room_held_back(session, request) {
             true => 0,
             false => self.early_room(),
         };
@@ -901,7 +901,9 @@ impl<M: Medium> Driver<M> {
                 Given::Exclusive => told.exclusive = Some(granted.0),
                 Given::Shared => {}
             }
-            if self.leasing.table.is_busy(granted.0, now) {
+            if self.leasing.table.is_busy(granted.0, now)
+                && !namespace::is_file(&Keys(&self.brick), granted.0).unwrap_or(true)
+            {
                 told.busy.push(granted.0);
             }
             told.leases.push(granted.0);

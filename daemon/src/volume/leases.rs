@@ -381,6 +381,24 @@ impl<M: Medium> Driver<M> {
         changed_early(request).is_some_and(|object| table.is_alone(session, object))
     }
 
+    /// Whether a change may use room that is held back: others wait until it is taken.
+    pub(super) fn has_room_held_back(&self, session: SessionId, request: &Request) -> bool {
+        let table = &self.leasing.table;
+        changed_early(request).is_some_and(|object| table.holds_off(session, object))
+    }
+
+    /// Changes of a session were put back, at a time of which its mount was not told: what it
+    /// answered early after them is measured by that.
+    pub(super) fn note_own_again(&mut self, session: SessionId, objects: &[ObjectId]) {
+        for object in objects {
+            match namespace::changed_at(&Keys(&self.brick), *object) {
+                Ok(Some(at)) => self.leasing.note_own(session, *object, at),
+                Ok(None) => {} // it is gone
+                Err(error) => tracing::error!(%error, "a change time cannot be read"),
+            }
+        }
+    }
+
     /// What an answer gives of a lease.
     pub(super) fn give(
         &mut self,
@@ -458,6 +476,7 @@ impl<M: Medium> Driver<M> {
     /// Time goes by. Whether anything ended now; whoever let it is told what is recalled besides,
     /// before any answer.
     pub(super) fn end_what_ran_out(&mut self, now: Duration) -> bool {
+        self.leasing.table.gathers(self.replays.hold_up(), now);
         let ends = self.leasing.expire(now);
         for recall in self.leasing.table.take_recalls() {
             self.tell(recall);

@@ -92,9 +92,11 @@ impl<M: Medium> Driver<M> {
         let known = self.sessions.is_known(id, hello.confirmed);
         self.forget_waits(id);
         let leases = usize::try_from(hello.leases).unwrap_or(usize::MAX);
-        self.leasing
-            .table
-            .let_in(id, leases, hello.early && !hello.read_only);
+        self.leasing.table.let_in(
+            id,
+            leases,
+            hello.early && !(hello.read_only || right.read_only),
+        );
         let ends = self.ends_of(hello);
         let connection = self.sessions.next_id();
         let mut settled = false;
@@ -111,6 +113,7 @@ impl<M: Medium> Driver<M> {
             state.only_reads = right.read_only;
             state.heard = now;
             state.presents = true;
+            state.has_presented = false;
             state.was_unknown = !known && !hello.kept_terms.is_empty();
             state.told = Sequence::ZERO;
             settled = state.is_settled();

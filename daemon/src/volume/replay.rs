@@ -197,6 +197,10 @@ impl<M: Medium> Driver<M> {
         match frame.kind {
             kind::PRESENT => {
                 let present = Present::decode(&frame).map_err(|e| e.to_string())?;
+                let state = self.sessions.by_id.get_mut(&session);
+                if state.is_some_and(|state| std::mem::replace(&mut state.has_presented, true)) {
+                    return Err("it presents what it holds twice".to_owned());
+                }
                 self.leases_presented(session, &present);
                 if let Some(gathering) = &mut self.replays.gathering {
                     gathering.presented(present);
@@ -519,7 +523,8 @@ impl<M: Medium> Driver<M> {
         if makes && taken {
             return Ok(self.refuse_replay(session, replay));
         }
-        if self.may_change(session, &touched(&set.changes)).is_none() {
+        let objects = touched(&set.changes);
+        if self.may_change(session, &objects).is_none() {
             return Ok(Put::Later);
         }
         let outcome = set.outcome;
@@ -527,6 +532,7 @@ impl<M: Medium> Driver<M> {
             Ok(sequence) => {
                 self.replays.replayed += 1;
                 self.note_put_back(session, replay, sequence, &outcome);
+                self.note_own_again(session, &objects);
                 self.after_locking(session, &request.operation);
                 self.answer_replay(session, request, sequence, outcome);
                 Ok(Put::Taken)

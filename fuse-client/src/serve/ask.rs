@@ -7,7 +7,7 @@ use protocol::fs::{Caller, IO_BYTES_MAX, NAME_BYTES_MAX, Operation};
 
 use super::attributes::to_set;
 use super::{EINVAL, EIO, FileSystem, Shape};
-use crate::abi::{Fields, InHeader, ShortRequest, WRITE_HEADER_BYTES, opcode, write};
+use crate::abi::{Fields, InHeader, ROOT_ID, ShortRequest, WRITE_HEADER_BYTES, opcode, write};
 use crate::session::Waiting;
 
 const ENAMETOOLONG: i32 = 36;
@@ -284,7 +284,11 @@ impl FileSystem {
             opcode::FSYNC | opcode::FSYNCDIR => {
                 let handle = fields.u64()?;
                 let data_only = fields.u32()? & 1 != 0;
-                let operation = Operation::Sync { object, data_only };
+                // Of the whole mount that is everything: so umount(8)'s helper asks.
+                let operation = match header.opcode == opcode::FSYNCDIR && header.node == ROOT_ID {
+                    true => Operation::SyncAll,
+                    false => Operation::Sync { object, data_only },
+                };
                 Plan::Through(handle, operation, Shape::Synced { handle })
             }
             opcode::SYNCFS => plain(Operation::SyncAll, Shape::Empty),

@@ -621,9 +621,10 @@ impl<W> Table<W> {
     }
 
     /// The primary forgot the session: whether requests that were sent to it and change
-    /// something took effect cannot be known. Their waiters; they are not sent again.
+    /// something took effect cannot be known. Their waiters; they are not sent again. What was answered
+    /// early is: it takes effect where nobody changed the file since (FO-6).
     pub(super) fn forgotten(&mut self) -> Vec<W> {
-        self.drop_where(|key, pending| pending.sent && key.0 != SLOT_NONE)
+        self.drop_where(|key, pending| pending.sent && key.0 != SLOT_NONE && !pending.early)
     }
 
     /// Nothing becomes of these requests. A number that a primary may have seen is not used again.

@@ -48,6 +48,30 @@ impl Leases {
         }
     }
 
+    /// Clients are gathered, or no more. Meanwhile nobody's word is read, so what was recalled because
+    /// this primary may have lacked something does not end; then it counts as recalled anew.
+    pub fn gathers(&mut self, gathers: bool, now: Duration) {
+        if std::mem::replace(&mut self.gathers, gathers) == gathers || gathers {
+            return;
+        }
+        let ends = now + self.time;
+        for (_, session, object) in self.recalled.clone() {
+            if self.is_held_up(session, object) {
+                self.move_end(session, object, |recalled| {
+                    recalled.since = now;
+                    recalled.ends = recalled.ends.max(ends);
+                    recalled.until = recalled.until.max(ends);
+                });
+            }
+        }
+    }
+
+    /// Whether it was presented to a primary that may have lacked something.
+    pub(super) fn is_held_up(&self, session: SessionId, object: ObjectId) -> bool {
+        self.lease(session, object)
+            .is_some_and(|lease| lease.before)
+    }
+
     /// The session's connection is gone: what it answered early comes again, within a lease time.
     pub fn disconnected(&mut self, session: SessionId, now: Duration) {
         self.heard(session, now);

@@ -197,6 +197,8 @@ pub struct Leases {
     /// To whom a primary before this one may have granted something, until they come or then.
     awaited: BTreeSet<SessionId>,
     awaited_until: Duration,
+    /// Clients are gathered, see [`Leases::gathers`].
+    gathers: bool,
     last_grant: u64,
     last_recall: u64,
     to_tell: Vec<Recall>,
@@ -238,6 +240,7 @@ impl Leases {
             busy: HashMap::new(),
             awaited: BTreeSet::new(),
             awaited_until: Duration::ZERO,
+            gathers: false,
             last_grant: 0,
             last_recall: 0,
             to_tell: Vec::new(),
@@ -293,6 +296,13 @@ impl Leases {
     pub fn is_alone(&self, session: SessionId, object: ObjectId) -> bool {
         let lease = self.lease(session, object);
         lease.is_some_and(|lease| lease.given && lease.exclusive && !lease.claimed)
+    }
+
+    /// Whether a session holds others off an object: it has it alone, or sends changes of it again.
+    #[must_use]
+    pub fn holds_off(&self, session: SessionId, object: ObjectId) -> bool {
+        let lease = self.lease(session, object);
+        lease.is_some_and(|lease| lease.given && lease.exclusive)
     }
 
     /// Whether a session may be told nothing of a file for now: another one may have it alone.
@@ -717,12 +727,14 @@ impl Leases {
     /// more. Whether anything changed.
     pub fn expire(&mut self, now: Duration) -> bool {
         let mut changed = false;
-        while let Some((ends, session, object)) = self.recalled.first().copied()
-            && ends <= now
-        {
-            self.mistrust(session, object, now);
-            self.runs_out(session, object, now);
-            changed = true;
+        let due = self.recalled.iter().take_while(|(ends, ..)| *ends <= now);
+        let due = due.filter(|(_, of, object)| !self.gathers || !self.is_held_up(*of, *object));
+        for (ends, session, object) in due.copied().collect::<Vec<_>>() {
+            if self.recalled.contains(&(ends, session, object)) {
+                self.mistrust(session, object, now);
+                self.runs_out(session, object, now);
+                changed = true;
+            }
         }
         if now >= self.awaited_until && !self.awaited.is_empty() {
             self.awaited.clear();

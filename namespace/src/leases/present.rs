@@ -6,7 +6,7 @@ use std::time::Duration;
 use protocol::ids::SessionId;
 use protocol::units::ObjectId;
 
-use super::{Given, Leases, Recall};
+use super::{Leases, Recall};
 
 /// What a session says as it is let in.
 #[derive(Debug, Clone, Copy, Default)]
@@ -86,16 +86,16 @@ impl Leases {
         }
         for object in presented {
             self.drop_claims_of_others(session, *object);
-            if let Some(grant) = self.grant(session, *object, now) {
-                let given = self.give(session, *object, grant, false, now);
-                debug_assert_ne!(given, Given::Nothing, "nobody changed anything");
-                let of = self.sessions.get(&session);
-                let early = of.is_some_and(|of| of.early);
-                self.set_alone(session, *object, early && alone.contains(object));
+            // It has it, whatever waits for others who have: a change that waits is to wait for this
+            // one as well.
+            if self.lease(session, *object).is_none() {
+                self.begin(session, *object);
             }
             if let Some(lease) = self.lease_mut(session, *object) {
-                lease.before = !whole;
+                (lease.given, lease.before) = (true, !whole);
             }
+            let early = self.sessions.get(&session).is_some_and(|of| of.early);
+            self.set_alone(session, *object, early && alone.contains(object));
         }
     }
 

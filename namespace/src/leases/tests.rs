@@ -1036,3 +1036,30 @@ fn deliberate_mistakes_with_leases_are_found() {
         "an operation that waits for its own mount was not noticed"
     );
 }
+
+/// Its give-backs were not read before everybody had come, and that took longer than it may.
+#[test]
+fn cl_1_nothing_that_was_presented_ends_while_clients_are_gathered() {
+    let mut leases = two();
+    leases.take_over([A, B].into_iter(), ms(0));
+    leases.let_in(A, 100, true);
+    leases.gathers(true, ms(0));
+    let presents = Presents {
+        leases: &[X],
+        alone: &[X],
+        early: &[X],
+    };
+    let recall = leases.present(A, presents, false, ms(10));
+    let recall = recall.expect("this primary may lack something");
+    assert_eq!(recall.objects, [X]);
+    leases.expire(ms(2_000)); // B is awaited no more
+    assert!(!leases.expire(ms(15_000)));
+    leases.gathers(false, ms(15_000));
+    assert!(!leases.expire(ms(15_000)) && leases.take_overdue().is_empty());
+    assert!(matches!(
+        leases.change(B, &[X], ms(15_000)),
+        Verdict::Wait(_)
+    ));
+    assert!(leases.given_back(A, recall.number, &[X]));
+    assert_eq!(leases.change(B, &[X], ms(15_001)), Verdict::Free(vec![]));
+}
