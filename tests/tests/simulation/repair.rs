@@ -62,6 +62,8 @@ pub(super) struct Stage {
     pub(super) file: ObjectId,
     /// A file whose every byte was zeroed after it had been written.
     pub(super) hollow: ObjectId,
+    /// A file that nobody wrote to.
+    pub(super) empty: ObjectId,
 }
 
 pub(super) async fn write(
@@ -117,7 +119,7 @@ impl Stage {
         let (one, other) = (mount(0), mount(1));
         let nodes: Nodes = Rc::new(Mutex::new(cluster));
         let mut files = Vec::new();
-        for name in ["damaged", "other", "hollow"] {
+        for name in ["damaged", "other", "hollow", "empty"] {
             let create = Operation::Create {
                 parent: ObjectId::ROOT,
                 name: Bytes::from(name),
@@ -157,6 +159,7 @@ impl Stage {
             other,
             file: files[0],
             hollow: files[2],
+            empty: files[3],
         }
     }
 
