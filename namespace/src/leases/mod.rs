@@ -259,10 +259,13 @@ impl Leases {
                 of.until = of.until.max(now + self.time);
             }
             for object in &presented {
-                let grant = self.grant(session, *object, now);
-                let given = grant.is_some_and(|grant| self.give(session, *object, grant));
-                debug_assert!(given || grant.is_none(), "nobody changed anything");
+                // It has it, whatever waits for others who have: a change that waits is to wait for
+                // this one as well.
+                if self.lease(session, *object).is_none() {
+                    self.begin(session, *object);
+                }
                 if let Some(lease) = self.lease_mut(session, *object) {
+                    lease.given = true;
                     lease.before = !whole;
                 }
             }
@@ -338,24 +341,30 @@ impl Leases {
             _ if recalled && !made(Mistake::GrantsDuringRecall) => None,
             Some((_, lease)) => Some(lease.grant),
             None if of.objects.len() >= of.limit || self.held >= LEASES_MAX => None,
-            None => {
-                self.last_grant += 1;
-                let grant = Grant(self.last_grant);
-                let lease = Lease {
-                    grant,
-                    given: false,
-                    before: false,
-                    recalled: None,
-                };
-                leases.push((session, lease));
-                of.objects.insert(object);
-                self.held += 1;
-                Some(grant)
-            }
+            None => return Some(self.begin(session, object)),
         };
         if leases.is_empty() {
             self.objects.remove(&object);
         }
+        grant
+    }
+
+    /// A lease that no answer gave yet.
+    fn begin(&mut self, session: SessionId, object: ObjectId) -> Grant {
+        self.last_grant += 1;
+        let grant = Grant(self.last_grant);
+        let lease = Lease {
+            grant,
+            given: false,
+            before: false,
+            recalled: None,
+        };
+        let leases = self.objects.entry(object).or_default();
+        leases.push((session, lease));
+        if let Some(of) = self.sessions.get_mut(&session) {
+            of.objects.insert(object);
+        }
+        self.held += 1;
         grant
     }
 
