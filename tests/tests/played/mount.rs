@@ -32,14 +32,9 @@ fn plain(kind: u8) -> RawFrame {
     }
 }
 
-/// Says hello as this session.
-pub(crate) async fn greet(
-    link: &mut Played,
-    volume: VolumeId,
-    session: SessionId,
-    leases: u32,
-) -> HelloReply {
-    let hello = Hello {
+/// What a session that keeps nothing says first.
+pub(crate) fn hello(volume: VolumeId, session: SessionId, leases: u32) -> Hello {
+    Hello {
         version: FS_VERSION,
         volume,
         session,
@@ -50,7 +45,17 @@ pub(crate) async fn greet(
         confirmed: (Term(0), Sequence::ZERO),
         kept_terms: Vec::new(),
         leases,
-    };
+    }
+}
+
+/// Says hello as this session.
+pub(crate) async fn greet(
+    link: &mut Played,
+    volume: VolumeId,
+    session: SessionId,
+    leases: u32,
+) -> HelloReply {
+    let hello = hello(volume, session, leases);
     link.say_frame(&hello.encode()).await;
     let frame = link.hear_frame().await.expect("it is answered");
     HelloReply::decode(&frame).expect("a greeting")
