@@ -63,12 +63,13 @@ fn dur_5_whose_changes_are_awaited_is_let_in_though_nothing_can_be_confirmed() {
         stage.start_anew().await;
         stage.until(|status| status.serving).await;
         let mut other = stage.mount();
-        other.say_frame(&hello(stage.spec.id, SessionId([2; 16]), 0).encode()).await;
+        other
+            .say_frame(&hello(stage.spec.id, SessionId([2; 16]), 0).encode())
+            .await;
         stage.until(|status| status.clients.len() == 1).await;
         Mount::new(&stage, 1).await;
-        let told = async {
-            while other.hear_frame().await.expect("it stays").kind == kind::PING {}
-        };
+        let told =
+            async { while other.hear_frame().await.expect("it stays").kind == kind::PING {} };
         let told = tokio::time::timeout(Duration::from_secs(1), told).await;
         told.expect_err("what its session began with was confirmed");
     });
