@@ -11,7 +11,7 @@ use storage::medium::Room;
 use storage::{Brick, Options};
 
 use super::faults::{millis, wait_until_in_sync};
-use super::repair::{Stage, run};
+use super::repair::{Stage, create, run};
 
 /// Changes a stopped replica behind the back of the others: writes a block, which may then be `zeroed`.
 async fn tamper(stage: &Stage, place: usize, (object, offset): (ObjectId, u64), zeroed: bool) {
@@ -70,11 +70,16 @@ enum Mend {
     FullResync,
 }
 
-/// A block in an extent of which the primary has nothing.
-fn beyond(mend: Mend, file: fn(&Stage) -> ObjectId, offset: u64) {
+/// A block in an extent of which the primary has nothing. Without `file`, of a file that nobody wrote
+/// to.
+fn beyond(mend: Mend, file: Option<fn(&Stage) -> ObjectId>, offset: u64) {
     run(async {
         let stage = Stage::new().await;
-        tamper(&stage, 1, (file(&stage), offset), false).await;
+        let file = match file {
+            Some(file) => file(&stage),
+            None => create(&stage.one, "empty").await,
+        };
+        tamper(&stage, 1, (file, offset), false).await;
         in_sync_again(&stage).await;
         let primary = stage.nodes.lock().await.handle(0).expect("it runs");
         assert_eq!(differences(&primary, false).await, vec![offset]);
@@ -99,12 +104,12 @@ fn beyond(mend: Mend, file: fn(&Stage) -> ObjectId, offset: u64) {
 fn a_block_that_the_primary_does_not_have_is_found_and_taken_away() {
     for mend in [Mend::Repair, Mend::FullResync] {
         for extent in [1, 3, 40] {
-            beyond(mend, |stage| stage.file, extent * EXTENT_BYTES);
+            beyond(mend, Some(|stage| stage.file), extent * EXTENT_BYTES);
         }
         // The primary has nothing at all of this one.
-        beyond(mend, |stage| stage.hollow, 0);
-        beyond(mend, |stage| stage.hollow, 2 * EXTENT_BYTES);
-        beyond(mend, |stage| stage.empty, 2 * EXTENT_BYTES);
+        beyond(mend, Some(|stage| stage.hollow), 0);
+        beyond(mend, Some(|stage| stage.hollow), 2 * EXTENT_BYTES);
+        beyond(mend, None, 2 * EXTENT_BYTES);
     }
 }
 
@@ -113,7 +118,8 @@ fn a_block_that_the_primary_does_not_have_is_found_and_taken_away() {
 fn what_holds_nothing_is_no_difference_to_what_is_not_there() {
     run(async {
         let stage = Stage::new().await;
-        tamper(&stage, 1, (stage.empty, EXTENT_BYTES), true).await;
+        let empty = create(&stage.one, "empty").await;
+        tamper(&stage, 1, (empty, EXTENT_BYTES), true).await;
         in_sync_again(&stage).await;
         let primary = stage.nodes.lock().await.handle(0).expect("it runs");
         assert_eq!(differences(&primary, false).await, Vec::<u64>::new());

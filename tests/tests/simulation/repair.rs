@@ -62,8 +62,6 @@ pub(super) struct Stage {
     pub(super) file: ObjectId,
     /// A file whose every byte was zeroed after it had been written.
     pub(super) hollow: ObjectId,
-    /// A file that nobody wrote to.
-    pub(super) empty: ObjectId,
 }
 
 pub(super) async fn write(
@@ -81,6 +79,20 @@ pub(super) async fn write(
     };
     let done = client.call(slot, operation, Bytes::from(data)).await;
     assert!(matches!(done, Outcome::Written { .. }), "{done:?}");
+}
+
+/// A new file.
+pub(super) async fn create(client: &Client, name: &'static str) -> ObjectId {
+    let create = Operation::Create {
+        parent: ObjectId::ROOT,
+        name: Bytes::from(name),
+        mode: 0o644,
+        exclusive: true,
+    };
+    match client.call(0, create, Bytes::new()).await {
+        Outcome::Entry(attributes) => attributes.object,
+        made => panic!("nothing can be made in a new volume: {made:?}"),
+    }
 }
 
 impl Stage {
@@ -119,17 +131,8 @@ impl Stage {
         let (one, other) = (mount(0), mount(1));
         let nodes: Nodes = Rc::new(Mutex::new(cluster));
         let mut files = Vec::new();
-        for name in ["damaged", "other", "hollow", "empty"] {
-            let create = Operation::Create {
-                parent: ObjectId::ROOT,
-                name: Bytes::from(name),
-                mode: 0o644,
-                exclusive: true,
-            };
-            match one.call(0, create, Bytes::new()).await {
-                Outcome::Entry(attributes) => files.push(attributes.object),
-                made => panic!("nothing can be made in a new volume: {made:?}"),
-            }
+        for name in ["damaged", "other", "hollow"] {
+            files.push(create(&one, name).await);
         }
         write(&one, 0, files[0], 0, vec![1; 3 * BLOCK_BYTES as usize]).await;
         // So much, in writes that go through the journal, that checkpoints bring everything from
@@ -159,7 +162,6 @@ impl Stage {
             other,
             file: files[0],
             hollow: files[2],
-            empty: files[3],
         }
     }
 
