@@ -1,7 +1,8 @@
 //! How fast a resync may go beside applications (RS-3), without a clock of its own.
 //!
-//! What is held is the 99th percentile of how long applications wait for an answer: at most
-//! [`BOUND`] times what it is without the resync. Both are measured, window by window: the usual
+//! What is held is the 99th percentile of what applications wait for, at most [`BOUND`] times what it
+//! is without the resync. An operation of theirs is several answers of which one is slow, such as a
+//! write and its fsync: among answers it is taken as [`TAIL`]. Both are measured, window by window: the usual
 //! latency before the resync and in short pauses of it, the other one in between. Above the bound
 //! the rate falls by a factor, well below it rises by one, as in Chiu and Jain (1989) with a
 //! multiplicative rise, because what is fair between two does not matter here. It never falls
@@ -10,11 +11,13 @@
 
 use std::time::Duration;
 
-/// The 99th percentile may rise to this multiple of the usual one: half more (RS-3) less a margin
-/// for what a window cannot see.
+/// It may rise to this multiple of the usual one: half more (RS-3) less a margin for what cannot be
+/// seen here, as what waits to be read and what the client's machine does.
 pub const BOUND: f64 = 1.4;
 /// Below this multiple of the usual one the rate rises.
 const CALM: f64 = 1.25;
+/// The part of all answers that is faster.
+const TAIL: f64 = 0.995;
 /// Part of its free rate that a resync keeps: the 10 % of RS-3 and what the pauses cost.
 pub const FLOOR: f64 = 0.12;
 /// Bytes a second that a resync keeps in any case.
@@ -31,12 +34,17 @@ const ANSWERS_ENOUGH: u32 = 200;
 /// With fewer answers in a whole window nobody works.
 const ANSWERS_MIN: u32 = 5;
 /// Windows between two pauses in which the usual latency is measured.
-const WINDOWS_BETWEEN_PAUSES: u32 = 20;
-/// What was sent before a pause is still felt for so long.
+const WINDOWS_BETWEEN_PAUSES: u32 = 60;
+/// What was sent before a pause is still felt for so long, and for so many windows more where they
+/// are slower than usual.
 const SETTLES: Duration = Duration::from_millis(30);
+const WINDOWS_MORE: u32 = 8;
 /// Weight that older windows keep in the usual latency, and in the one beside the resync.
 const USUAL_KEEPS: f64 = 0.9;
 const BESIDE_KEEPS: f64 = 0.6;
+/// In a pause what was sent may still be felt, as disks write on: what is slower than usual there may
+/// be so without the resync, or not, and counts only so much of a window.
+const SLOWER_COUNTS: f64 = 0.02;
 /// Bytes sent at once beside applications: half a millisecond of a link with 1 Gbit/s.
 const PIECE_BYTES: usize = 64 << 10;
 /// Bounds between two buckets of latencies differ by this factor.
@@ -70,16 +78,18 @@ impl Latencies {
         self.answers += 1;
     }
 
-    /// What was there keeps only part of its weight, and `fresh` is added with all of its own.
-    fn absorb(&mut self, fresh: &Self, keeps: f64) {
+    /// What was there keeps only part of its weight, and `fresh` is added with all of its own; of
+    /// both only a part happens, 1 for all.
+    fn absorb(&mut self, fresh: &Self, keeps: f64, part: f64) {
         for (count, new) in self.counts.iter_mut().zip(&fresh.counts) {
-            *count = *count * keeps + new;
+            *count += (*count * (keeps - 1.0) + new) * part;
         }
         self.answers = self.answers.saturating_add(fresh.answers);
     }
 
-    /// The 99th percentile in seconds: the upper bound of its bucket. `None` without answers.
-    fn p99(&self) -> Option<f64> {
+    /// What a part of [`TAIL`] is faster than, in seconds: the upper bound of its bucket. `None`
+    /// without answers.
+    fn tail(&self) -> Option<f64> {
         if self.answers == 0 {
             return None;
         }
@@ -87,7 +97,7 @@ impl Latencies {
         let mut below = 0.0;
         let bucket = self.counts.iter().position(|count| {
             below += count;
-            below >= all * 0.99
+            below >= all * TAIL
         });
         Some(FIRST * STEP.powi(i32::try_from(bucket?).ok()?))
     }
@@ -104,6 +114,8 @@ enum State {
     Pauses {
         /// From here on answers count.
         settled: Duration,
+        /// While a window is slower than usual, so many more are waited for.
+        more: u32,
     },
 }
 
@@ -148,7 +160,7 @@ impl Throttle {
     /// An application got an answer that took so long.
     pub fn answered(&mut self, now: Duration, latency: Duration) {
         let counts = match self.state {
-            State::Pauses { settled } => now >= settled,
+            State::Pauses { settled, .. } => now >= settled,
             State::Idle | State::Sends => true,
         };
         if counts {
@@ -215,12 +227,22 @@ impl Throttle {
         self.began = now;
         match self.state {
             State::Idle if window.answers >= ANSWERS_MIN => {
-                self.usual.absorb(&window, USUAL_KEEPS);
+                self.usual.absorb(&window, USUAL_KEEPS, 1.0);
             }
             State::Idle => {}
-            State::Pauses { .. } => {
+            State::Pauses { settled, more } => {
+                let slower = self
+                    .usual
+                    .tail()
+                    .is_some_and(|tail| window.tail() > Some(tail));
+                if slower && more > 0 {
+                    let more = more - 1;
+                    self.state = State::Pauses { settled, more };
+                    return;
+                }
                 if window.answers >= ANSWERS_MIN {
-                    self.usual.absorb(&window, USUAL_KEEPS);
+                    let part = if slower { SLOWER_COUNTS } else { 1.0 };
+                    self.usual.absorb(&window, USUAL_KEEPS, part);
                 }
                 self.state = State::Sends;
             }
@@ -239,8 +261,8 @@ impl Throttle {
             return;
         }
         self.windows += 1;
-        self.beside.absorb(window, BESIDE_KEEPS);
-        let Some((usual, beside)) = self.usual.p99().zip(self.beside.p99()) else {
+        self.beside.absorb(window, BESIDE_KEEPS, 1.0);
+        let Some((usual, beside)) = self.usual.tail().zip(self.beside.tail()) else {
             // Nobody worked before the resync began.
             self.pause(now);
             return;
@@ -264,6 +286,7 @@ impl Throttle {
     fn pause(&mut self, now: Duration) {
         self.state = State::Pauses {
             settled: now + SETTLES,
+            more: WINDOWS_MORE,
         };
     }
 }

@@ -133,7 +133,9 @@ impl<M: Medium> Driver<M> {
         };
         let (outbox, frame) = (outbox.clone(), welcome.encode());
         if settled || made(Mistake::WelcomesEarly) {
-            let until = if settled {
+            // What clients bring is waited for while they are gathered: not the other way round,
+            // where something that was ordered since may not be confirmed for long.
+            let until = if settled && !self.replays.hold_up() {
                 self.machine.last()
             } else {
                 Sequence::ZERO

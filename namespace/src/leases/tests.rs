@@ -245,6 +245,23 @@ fn after_a_take_over_nobody_changes_anything_before_all_have_come_or_a_lease_tim
     assert_eq!(refused.expect("it came too late").objects, [X]);
 }
 
+/// What was waited for already kept others from being leased it, and so from being waited for.
+#[test]
+fn coh_1_a_change_that_waits_waits_for_who_presents_the_same_lease_later() {
+    let c = SessionId([3; 16]);
+    let mut leases = two();
+    leases.take_over([A, B].into_iter(), ms(100));
+    for session in [A, B, c] {
+        leases.let_in(session, 100, true);
+    }
+    assert_eq!(leases.present(B, held(&[X], &[]), true, ms(150)), None);
+    let recall = recall_of(leases.change(c, &[X], ms(160)));
+    assert_eq!(recall.session, B);
+    assert_eq!(leases.present(A, held(&[X], &[]), true, ms(170)), None);
+    leases.given_back(B, recall.number, &[X]);
+    assert_eq!(recall_of(leases.change(c, &[X], ms(180))).session, A);
+}
+
 #[test]
 fn who_presents_to_a_primary_that_may_lack_something_keeps_nothing() {
     let mut leases = two();

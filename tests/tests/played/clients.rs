@@ -14,7 +14,7 @@ use protocol::units::Sequence;
 use protocol::volume::Quorum;
 use replication::state::{Disk, Report};
 
-use super::mount::{Mount, create, greet};
+use super::mount::{Mount, create, greet, hello};
 use super::stage::{Stage, client_key, room, run, spec};
 
 const MIB: u64 = 1 << 20;
@@ -53,6 +53,27 @@ fn bad_2_a_session_of_before_a_take_over_is_its_owners_alone() {
         let mut owner = stage.connect(client_key(1), purpose);
         let said = greet(&mut owner, stage.spec.id, SessionId([2; 16]), 0, false).await;
         assert!(matches!(said, HelloReply::Welcome { .. }), "{said:?}");
+        Mount::new(&stage, 1).await;
+    });
+}
+
+/// Everybody was waited for, and nobody was let in: another session had begun meanwhile, and its record
+/// could not be confirmed before the other replica was up to date.
+#[test]
+fn dur_5_whose_changes_are_awaited_is_let_in_though_nothing_can_be_confirmed() {
+    run(async {
+        let mut stage = Stage::new(spec(2, Quorum::Off), 0, None);
+        stage.until(|status| status.serving).await;
+        drop(Mount::new(&stage, 1).await);
+        let alone = ("min-in-sync".to_owned(), "2".to_owned());
+        stage.spec.options.extend([alone]);
+        stage.start_anew().await;
+        stage.until(|status| status.serving).await;
+        let mut other = stage.mount();
+        other
+            .say_frame(&hello(stage.spec.id, SessionId([2; 16]), 0, false).encode())
+            .await;
+        stage.until(|status| status.clients.len() == 1).await;
         Mount::new(&stage, 1).await;
     });
 }

@@ -41,15 +41,9 @@ fn plain(kind: u8) -> RawFrame {
     }
 }
 
-/// Says hello as this session.
-pub(crate) async fn greet(
-    link: &mut Played,
-    volume: VolumeId,
-    session: SessionId,
-    leases: u32,
-    early: bool,
-) -> HelloReply {
-    let hello = Hello {
+/// What a session that keeps nothing says first.
+pub(crate) fn hello(volume: VolumeId, session: SessionId, leases: u32, early: bool) -> Hello {
+    Hello {
         version: FS_VERSION,
         volume,
         session,
@@ -61,7 +55,18 @@ pub(crate) async fn greet(
         kept_terms: Vec::new(),
         leases,
         early,
-    };
+    }
+}
+
+/// Says hello as this session.
+pub(crate) async fn greet(
+    link: &mut Played,
+    volume: VolumeId,
+    session: SessionId,
+    leases: u32,
+    early: bool,
+) -> HelloReply {
+    let hello = hello(volume, session, leases, early);
     link.say_frame(&hello.encode()).await;
     let frame = link.hear_frame().await.expect("it is answered");
     HelloReply::decode(&frame).expect("a greeting")

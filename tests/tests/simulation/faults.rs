@@ -1,5 +1,6 @@
 //! What goes wrong, drawn from the seed, within what the promises say that it may.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -41,6 +42,8 @@ pub(crate) struct Faults {
     pub(crate) protocols: &'static [Protocol],
     /// Where the option for long lines is switched: what chooses when and how.
     pub(crate) links: Option<Random>,
+    /// This node's machine is gone: nothing but what was begun for it starts it again.
+    pub(crate) burnt: Rc<Cell<Option<Place>>>,
     /// How many there were.
     pub(crate) count: u64,
 }
@@ -152,11 +155,11 @@ impl Faults {
     }
 
     pub(super) fn start_after(&self, place: Place, pause: Duration) {
-        let nodes = Rc::clone(&self.nodes);
+        let (nodes, burnt) = (Rc::clone(&self.nodes), Rc::clone(&self.burnt));
         tokio::task::spawn_local(async move {
             tokio::time::sleep(pause).await;
             let mut cluster = nodes.lock().await;
-            if !cluster.is_running(place) {
+            if !cluster.is_running(place) && burnt.get() != Some(place) {
                 cluster.start(place);
             }
         });

@@ -11,10 +11,10 @@ use storage::medium::Room;
 use storage::{Brick, Options};
 
 use super::faults::{millis, wait_until_in_sync};
-use super::repair::{Stage, run};
+use super::repair::{Stage, create, run};
 
-/// Changes a stopped replica behind the back of the others.
-async fn tamper(stage: &Stage, place: usize, object: ObjectId, offset: u64) {
+/// Changes a stopped replica behind the back of the others: writes a block, which may then be `zeroed`.
+async fn tamper(stage: &Stage, place: usize, (object, offset): (ObjectId, u64), zeroed: bool) {
     let mut cluster = stage.nodes.lock().await;
     cluster.stop(place).await;
     let medium = cluster.nodes[place].medium.clone();
@@ -24,15 +24,21 @@ async fn tamper(stage: &Stage, place: usize, object: ObjectId, offset: u64) {
     });
     let (mut brick, _) = Brick::open(medium, None, options).expect("it stopped in order");
     let len = BLOCK_BYTES as u32;
+    let mut changes = vec![Change::Write {
+        object,
+        offset,
+        len,
+    }];
+    changes.extend(zeroed.then_some(Change::Zero {
+        object,
+        offset,
+        len: BLOCK_BYTES,
+    }));
     let record = Record {
         sequence: Sequence(0),
         term: Term(0),
         generation: GenerationId::NONE,
-        changes: vec![Change::Write {
-            object,
-            offset,
-            len,
-        }],
+        changes,
         payload: Bytes::from(vec![5; len as usize]),
     };
     let pace = brick.apply_resync(&record, 0).expect("there is room");
@@ -64,11 +70,16 @@ enum Mend {
     FullResync,
 }
 
-/// A block in an extent of which the primary has nothing.
-fn beyond(mend: Mend, file: fn(&Stage) -> ObjectId, offset: u64) {
+/// A block in an extent of which the primary has nothing. Without `file`, of a file that nobody wrote
+/// to.
+fn beyond(mend: Mend, file: Option<fn(&Stage) -> ObjectId>, offset: u64) {
     run(async {
         let stage = Stage::new().await;
-        tamper(&stage, 1, file(&stage), offset).await;
+        let file = match file {
+            Some(file) => file(&stage),
+            None => create(&stage.one, "empty").await,
+        };
+        tamper(&stage, 1, (file, offset), false).await;
         in_sync_again(&stage).await;
         let primary = stage.nodes.lock().await.handle(0).expect("it runs");
         assert_eq!(differences(&primary, false).await, vec![offset]);
@@ -93,10 +104,24 @@ fn beyond(mend: Mend, file: fn(&Stage) -> ObjectId, offset: u64) {
 fn a_block_that_the_primary_does_not_have_is_found_and_taken_away() {
     for mend in [Mend::Repair, Mend::FullResync] {
         for extent in [1, 3, 40] {
-            beyond(mend, |stage| stage.file, extent * EXTENT_BYTES);
+            beyond(mend, Some(|stage| stage.file), extent * EXTENT_BYTES);
         }
         // The primary has nothing at all of this one.
-        beyond(mend, |stage| stage.hollow, 0);
-        beyond(mend, |stage| stage.hollow, 2 * EXTENT_BYTES);
+        beyond(mend, Some(|stage| stage.hollow), 0);
+        beyond(mend, Some(|stage| stage.hollow), 2 * EXTENT_BYTES);
+        beyond(mend, None, 2 * EXTENT_BYTES);
     }
+}
+
+/// What was written and zeroed there came to a later replica as nothing.
+#[test]
+fn what_holds_nothing_is_no_difference_to_what_is_not_there() {
+    run(async {
+        let stage = Stage::new().await;
+        let empty = create(&stage.one, "empty").await;
+        tamper(&stage, 1, (empty, EXTENT_BYTES), true).await;
+        in_sync_again(&stage).await;
+        let primary = stage.nodes.lock().await.handle(0).expect("it runs");
+        assert_eq!(differences(&primary, false).await, Vec::<u64>::new());
+    });
 }

@@ -119,6 +119,7 @@ impl Faults {
         let whole = state.in_sync.has(heir) && state.policy.protocol == Protocol::C;
         drop(cluster);
         if whole {
+            self.burnt.set(Some(primary));
             let end = Instant::now() + millis(5000);
             while Instant::now() < end {
                 let handle = self.nodes.lock().await.handle(heir);
@@ -137,6 +138,7 @@ impl Faults {
             }
             tokio::time::sleep(millis(self.random.within(200..4000))).await;
         }
+        self.burnt.set(None);
         self.start_after(primary, millis(10));
         if whole {
             // The operator sees to it that the one that comes back meets the one that he made primary:

@@ -81,6 +81,20 @@ pub(super) async fn write(
     assert!(matches!(done, Outcome::Written { .. }), "{done:?}");
 }
 
+/// A new file.
+pub(super) async fn create(client: &Client, name: &'static str) -> ObjectId {
+    let create = Operation::Create {
+        parent: ObjectId::ROOT,
+        name: Bytes::from(name),
+        mode: 0o644,
+        exclusive: true,
+    };
+    match client.call(0, create, Bytes::new()).await {
+        Outcome::Entry(attributes) => attributes.object,
+        made => panic!("nothing can be made in a new volume: {made:?}"),
+    }
+}
+
 impl Stage {
     pub(super) async fn new() -> Self {
         Self::with_seed(7).await
@@ -118,16 +132,7 @@ impl Stage {
         let nodes: Nodes = Rc::new(Mutex::new(cluster));
         let mut files = Vec::new();
         for name in ["damaged", "other", "hollow"] {
-            let create = Operation::Create {
-                parent: ObjectId::ROOT,
-                name: Bytes::from(name),
-                mode: 0o644,
-                exclusive: true,
-            };
-            match one.call(0, create, Bytes::new()).await {
-                Outcome::Entry(attributes) => files.push(attributes.object),
-                made => panic!("nothing can be made in a new volume: {made:?}"),
-            }
+            files.push(create(&one, name).await);
         }
         write(&one, 0, files[0], 0, vec![1; 3 * BLOCK_BYTES as usize]).await;
         // So much, in writes that go through the journal, that checkpoints bring everything from

@@ -1,6 +1,6 @@
 //! One run.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Once;
@@ -226,6 +226,7 @@ impl Scene {
             filler: self.clients[0].0.clone(),
             protocols: self.shape.protocols,
             links,
+            burnt: Rc::new(Cell::new(None)),
             count: 0,
         }
     }
