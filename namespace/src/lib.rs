@@ -208,6 +208,15 @@ pub fn is_file<S: Store>(store: &S, object: ObjectId) -> Result<bool, ExecuteErr
     Ok(transaction::read_inode(store, object)?.is_some_and(|inode| inode.is_file()))
 }
 
+/// Attributes of a directory; `None`: there is no such object, or it is none.
+pub fn attributes<S: Store>(
+    store: &S,
+    directory: ObjectId,
+) -> Result<Option<protocol::fs::Attributes>, ExecuteError<S::Error>> {
+    let inode = transaction::read_inode(store, directory)?.filter(Inode::is_directory);
+    Ok(inode.map(|inode| inode.attributes(directory, 0)))
+}
+
 /// When an object was last changed; `None`: there is no such object.
 pub fn changed_at<S: Store>(
     store: &S,

@@ -517,6 +517,9 @@ pub enum Outcome {
     Lock(Option<Lock>),
 }
 
+/// A rename changes names in so many directories.
+pub const CHANGED_DIRECTORIES_MAX: usize = 2;
+
 /// A reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
@@ -551,6 +554,9 @@ pub struct Reply {
     /// Of the leases those of directories in which others change names: no kernel shall keep any, or
     /// they would have to wait until it has forgotten them.
     pub busy: Vec<ObjectId>,
+    /// Of the leases those of directories that the request changed names in, as they are since: at
+    /// most [`CHANGED_DIRECTORIES_MAX`].
+    pub directories: Vec<Attributes>,
     /// The result.
     pub outcome: Outcome,
 }

@@ -74,6 +74,7 @@ fn seeds() -> Vec<RawFrame> {
             exclusive: Some(ObjectId(5)),
             times: vec![(ObjectId(5), Timestamp(7))],
             busy: vec![ObjectId(1)],
+            directories: vec![protocol::fs::Attributes::default()],
             outcome,
         }
         .encode()

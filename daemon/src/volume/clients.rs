@@ -8,8 +8,8 @@ use namespace::leases::{Given, touched};
 use namespace::{Admission, ChangeSet, Context, ExecuteError, Executed};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
-    Author, Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Recalled, Replay, Reply,
-    Request, SLOT_NONE, SLOTS_MAX, kind, offered, refusal,
+    Attributes, Author, Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Recalled,
+    Replay, Reply, Request, SLOT_NONE, SLOTS_MAX, kind, offered, refusal,
 };
 use protocol::ids::{NodeId, SessionId};
 use protocol::mistakes::{Mistake, made};
@@ -51,6 +51,7 @@ struct Told {
     old: Vec<ObjectId>,
     times: Vec<(ObjectId, Timestamp)>,
     busy: Vec<ObjectId>,
+    directories: Vec<Attributes>,
 }
 
 /// What has to be tried again when something changed.
@@ -755,6 +756,7 @@ impl<M: Medium> Driver<M> {
                 let alone = file_changed(&request.operation, &outcome);
                 self.leasing.note_early(session, request, &outcome);
                 let times = self.note_changed(session, &objects, &outcome);
+                let directories = self.changed_directories(&request.operation);
                 if request.early.is_some() {
                     self.look_after_early_room();
                 }
@@ -766,6 +768,7 @@ impl<M: Medium> Driver<M> {
                         old,
                         alone,
                         times,
+                        directories,
                     },
                     outcome,
                     ..reply
@@ -776,6 +779,28 @@ impl<M: Medium> Driver<M> {
             Err(OrderError::Refused(refusal)) => return Err(refusal.to_string()),
         }
         Ok(())
+    }
+
+    /// Directories in which a change makes names, as they are after it: its mount would ask for them
+    /// before it makes the next one.
+    fn changed_directories(&self, operation: &Operation) -> Vec<Attributes> {
+        let (Operation::MakeNode { parent, .. }
+        | Operation::MakeDirectory { parent, .. }
+        | Operation::Symlink { parent, .. }
+        | Operation::Create { parent, .. }
+        | Operation::Link {
+            new_parent: parent, ..
+        }) = operation
+        else {
+            return Vec::new();
+        };
+        match namespace::attributes(&Keys(&self.brick), *parent) {
+            Ok(attributes) => attributes.into_iter().collect(),
+            Err(error) => {
+                tracing::error!(%error, "a directory cannot be read");
+                Vec::new()
+            }
+        }
     }
 
     /// What an answer tells of a file's blocks was read before its change was ordered.
@@ -908,6 +933,9 @@ impl<M: Medium> Driver<M> {
             }
             told.leases.push(granted.0);
         }
+        let mut directories = leased.directories;
+        directories.retain(|directory| told.leases.contains(&directory.object));
+        told.directories = directories;
         self.answer(session, (slot, number), done, told);
     }
 
@@ -945,6 +973,7 @@ impl<M: Medium> Driver<M> {
                 exclusive: told.exclusive,
                 times: told.times,
                 busy: told.busy,
+                directories: told.directories,
                 outcome: done.outcome,
             }
             .encode(),

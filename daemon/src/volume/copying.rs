@@ -185,6 +185,7 @@ impl Copying {
                     old,
                     alone: None,
                     times: d.note_changed(self.session, &objects, &outcome),
+                    directories: Vec::new(),
                 };
                 Step::Ordered(sequence, outcome, leased, stable)
             }

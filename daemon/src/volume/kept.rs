@@ -286,6 +286,7 @@ async fn answer<M: Medium>(shared: &Shared<M>, point: PointId, request: Request)
             exclusive: None,
             times: Vec::new(),
             busy: Vec::new(),
+            directories: Vec::new(),
             outcome,
         });
     }

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use namespace::Executed;
 use namespace::leases::{Given, Grant, Leases, Overdue, Presents, Recall, Verdict};
-use protocol::fs::{EARLY_BYTES_MAX, EARLY_MAX, Operation, Outcome, Present, Recalled, Request};
+use protocol::fs::{
+    Attributes, EARLY_BYTES_MAX, EARLY_MAX, Operation, Outcome, Present, Recalled, Request,
+};
 use protocol::ids::SessionId;
 use protocol::units::{ObjectId, Timestamp};
 use storage::Medium;
@@ -48,6 +50,8 @@ pub(super) struct Leased {
     pub(super) alone: Option<ObjectId>,
     /// When it changed files that the session has alone, where the outcome does not tell.
     pub(super) times: Vec<(ObjectId, Timestamp)>,
+    /// Directories that it changed names in, as they are since.
+    pub(super) directories: Vec<Attributes>,
 }
 
 /// What a primary knows of leases.

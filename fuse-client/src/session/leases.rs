@@ -504,6 +504,11 @@ impl Cache {
             }
         }
         let leased = |object: ObjectId| reply.leases.contains(&object);
+        for directory in &reply.directories {
+            if leased(directory.object) {
+                self.keep_attributes(directory);
+            }
+        }
         match (&reply.outcome, operation) {
             (Outcome::Entries(entries), Operation::ReadDirectory { object, .. }) => {
                 // Many, and all of them leased or hardly any.

@@ -357,6 +357,7 @@ fn reply_to(request: &Request, outcome: Outcome, alone: bool) -> Reply {
         busy: Vec::new(),
         changed: matches!(request.operation, Operation::Lock { .. }),
         authors: Vec::new(),
+        directories: Vec::new(),
         outcome,
     }
 }

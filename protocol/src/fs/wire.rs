@@ -4,9 +4,10 @@ use super::lease::{read_objects, write_objects};
 use super::lock::{read_lock, read_owner, read_range, write_lock, write_owner};
 use super::replay::{read_authors, read_places, write_authors, write_places};
 use super::{
-    Attributes, Bytes, Caller, DecodeError, DirectoryEntry, Elsewhere, FileSystemStatistics, Hello,
-    HelloReply, NAME_BYTES_MAX, NodeId, ObjectId, Operation, Outcome, RawFrame, Reader, Reply,
-    Request, SessionId, SetAttributes, SetTime, Timestamp, VolumeId, Writer, kind,
+    Attributes, Bytes, CHANGED_DIRECTORIES_MAX, Caller, DecodeError, DirectoryEntry, Elsewhere,
+    FileSystemStatistics, Hello, HelloReply, NAME_BYTES_MAX, NodeId, ObjectId, Operation, Outcome,
+    RawFrame, Reader, Reply, Request, SessionId, SetAttributes, SetTime, Timestamp, VolumeId,
+    Writer, kind,
 };
 
 fn frame(kind: u8, w: &mut Writer, payload: Bytes) -> RawFrame {
@@ -945,6 +946,10 @@ impl Reply {
         w.u64(self.exclusive.unwrap_or_default().0);
         write_times(&mut w, &self.times);
         write_objects(&mut w, &self.busy);
+        w.u8(u8::try_from(self.directories.len()).expect("a request changes few objects"));
+        for directory in &self.directories {
+            encode_attributes(&mut w, directory);
+        }
         self.outcome.write(&mut w);
         let payload = match &self.outcome {
             Outcome::Data(data) => data.clone(),
@@ -968,6 +973,17 @@ impl Reply {
         let exclusive = ObjectId(r.u64("exclusive lease")?);
         let times = read_times(&mut r)?;
         let busy = read_objects(&mut r)?;
+        let count = usize::from(r.u8("count of changed directories")?);
+        if count > CHANGED_DIRECTORIES_MAX {
+            return Err(DecodeError::Invalid {
+                what: "count of changed directories",
+                value: count as u64,
+            });
+        }
+        let mut directories = Vec::with_capacity(count);
+        for _ in 0..count {
+            directories.push(decode_attributes(&mut r)?);
+        }
         let outcome = Outcome::read(&mut r, &frame.payload)?;
         r.end("reply")?;
         Ok(Self {
@@ -983,6 +999,7 @@ impl Reply {
             exclusive: (exclusive.0 != 0).then_some(exclusive),
             times,
             busy,
+            directories,
             outcome,
         })
     }

@@ -37,6 +37,7 @@ fn reply(number: u64, sequence: u64, stable: u64, outcome: Outcome) -> Reply {
         exclusive: None,
         times: Vec::new(),
         busy: Vec::new(),
+        directories: Vec::new(),
         changed: true,
         authors: Vec::new(),
         outcome,

@@ -49,6 +49,7 @@ fn reply(leases: &[ObjectId], outcome: Outcome) -> Reply {
         exclusive: None,
         times: Vec::new(),
         busy: Vec::new(),
+        directories: Vec::new(),
         outcome,
     }
 }
