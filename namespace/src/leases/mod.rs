@@ -261,7 +261,7 @@ impl Leases {
             for object in &presented {
                 // It has it, whatever waits for others who have: a change that waits is to wait for
                 // this one as well.
-                if self.lease(session, *object).is_none() {
+                if self.lease(session, *object).is_none() && self.has_room_for(session) {
                     self.begin(session, *object);
                 }
                 if let Some(lease) = self.lease_mut(session, *object) {
@@ -329,7 +329,8 @@ impl Leases {
     /// A question was decided on that tells of an object: the answer may give a lease, if
     /// [`Leases::give`] says so as it leaves. `None`: there is none to be had.
     pub fn grant(&mut self, session: SessionId, object: ObjectId, now: Duration) -> Option<Grant> {
-        let of = self.sessions.get_mut(&session)?;
+        let has_room = self.has_room_for(session);
+        let of = self.sessions.get(&session)?;
         let rests = self.resting.get(&object);
         if now < of.distrusted_until || rests.is_some_and(|until| now < *until) {
             return None;
@@ -340,13 +341,19 @@ impl Leases {
         let grant = match before {
             _ if recalled && !made(Mistake::GrantsDuringRecall) => None,
             Some((_, lease)) => Some(lease.grant),
-            None if of.objects.len() >= of.limit || self.held >= LEASES_MAX => None,
+            None if !has_room => None,
             None => return Some(self.begin(session, object)),
         };
         if leases.is_empty() {
             self.objects.remove(&object);
         }
         grant
+    }
+
+    /// Whether a session may hold one more.
+    fn has_room_for(&self, session: SessionId) -> bool {
+        let of = self.sessions.get(&session);
+        of.is_some_and(|of| of.objects.len() < of.limit) && self.held < LEASES_MAX
     }
 
     /// A lease that no answer gave yet.
