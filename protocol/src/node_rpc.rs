@@ -360,6 +360,10 @@ pub enum JoinRequest {
         epoch: u64,
         /// Its members, so that they are believed before the first log entry came.
         members: BTreeMap<NodeId, Member>,
+        /// The pool's links are long, or the line to this node is: its group wants the patience
+        /// for that from the first message on.
+        #[serde(default)]
+        far: bool,
     },
     /// The admission failed: be a pool of one again.
     Abandon {},

@@ -231,10 +231,8 @@ impl Throttle {
             }
             State::Idle => {}
             State::Pauses { settled, more } => {
-                let slower = self
-                    .usual
-                    .tail()
-                    .is_some_and(|tail| window.tail() > Some(tail));
+                let both = self.usual.tail().zip(window.tail());
+                let slower = both.is_some_and(|(usual, now)| now > usual);
                 if slower && more > 0 {
                     let more = more - 1;
                     self.state = State::Pauses { settled, more };

@@ -152,8 +152,9 @@ impl PoolClient {
 
     async fn order(&self, command: PoolCommand) -> Result<Proposed, Refusal> {
         let again = match &command {
-            // It names the version that it follows, so it happens once.
-            PoolCommand::SetReplicaSet { .. } => Again::May,
+            // Each happens once: a change of the replica set names the version that it follows, and a
+            // volume is known by its id.
+            PoolCommand::SetReplicaSet { .. } | PoolCommand::CreateVolume { .. } => Again::May,
             _ => Again::MustNot,
         };
         let command = serde_json::to_value(&command).map_err(|e| internal(&e))?;

@@ -226,9 +226,10 @@ impl Node {
                     pool,
                     epoch,
                     members,
+                    far,
                 },
             ) => self
-                .enter_pool(prober, pool, epoch, members)
+                .enter_pool(prober, pool, epoch, members, far)
                 .await
                 .map(|()| (Stage::Entered, JoinReply::Ok {})),
             (Stage::Entered, JoinRequest::Abandon {}) => {
@@ -293,6 +294,7 @@ impl Node {
         pool: PoolId,
         epoch: u64,
         members: BTreeMap<NodeId, Member>,
+        far: bool,
     ) -> Result<(), Refusal> {
         // Used from here on, whatever comes next.
         if self.code.lock().take().is_none() {
@@ -304,6 +306,9 @@ impl Node {
                 "the prober is not a member of the pool that it names",
                 "Run the same version of cairn on both nodes.",
             ));
+        }
+        if far {
+            self.pool.group().expect_long_links();
         }
         let text = format!("this node is being admitted to pool {}", pool.short());
         self.enter(pool, epoch, members, Severity::Info, "entering_pool", &text)
@@ -390,6 +395,7 @@ impl Probe<'_> {
         let prove = JoinRequest::Prove {
             proof: code::prove(&self.key, ProofRole::Prober, &exporter, ends),
         };
+        let asked = Instant::now();
         let JoinReply::Proven {
             proof,
             name,
@@ -399,6 +405,7 @@ impl Probe<'_> {
         else {
             return Err(wrong_code());
         };
+        let trip = asked.elapsed();
         if !code::verify(&self.key, ProofRole::Probed, &exporter, ends, &proof) {
             return Err(refuse(
                 "impostor",
@@ -414,13 +421,14 @@ impl Probe<'_> {
             return Err(name_taken(&member.name));
         }
         self.node.settle_address(&observed).await;
-        self.admit(&mut stream, member).await
+        self.admit(&mut stream, member, trip).await
     }
 
     async fn admit(
         &self,
         stream: &mut FrameStream<ClientStream<TcpStream>>,
         member: Member,
+        trip: Duration,
     ) -> Result<Probed, Refusal> {
         let state = self.node.pool.state();
         let mut members = self.node.pool.group().members();
@@ -429,6 +437,7 @@ impl Probe<'_> {
             pool: state.pool,
             epoch: state.epoch,
             members,
+            far: self.node.pool.group().looks_far(trip),
         };
         self.say(stream, &enter).await?;
         let request = NodeRequest::Admit {

@@ -39,7 +39,7 @@ impl Pace {
     pub(super) fn of(state: &PoolState) -> Self {
         let trips = BTreeMap::new();
         Self {
-            chosen: Mutex::new(wanted(state, &trips)),
+            chosen: Mutex::new(wanted(state, &trips, LinkProfile::Lan)),
             trips: Mutex::new(trips),
             changing: tokio::sync::Mutex::new(()),
         }
@@ -58,14 +58,17 @@ fn is_far(trip: Duration) -> bool {
 }
 
 /// Long times as soon as one volume or one member needs them: a member that is given up on stands
-/// for election again and again.
-fn wanted(state: &PoolState, trips: &BTreeMap<NodeId, Duration>) -> LinkProfile {
+/// for election again and again. What a node was told when it entered stands until it has measured.
+fn wanted(state: &PoolState, trips: &BTreeMap<NodeId, Duration>, now: LinkProfile) -> LinkProfile {
+    let is_measured = !state.entering && (!trips.is_empty() || state.members.len() < 2);
     let mut links = state.volumes.values().map(|spec| &spec.options);
     let told = links.any(|set| Options::new(set).link() == LinkProfile::Wan);
     if told || trips.values().copied().any(is_far) {
         LinkProfile::Wan
-    } else {
+    } else if is_measured {
         LinkProfile::Lan
+    } else {
+        now
     }
 }
 
@@ -90,6 +93,18 @@ async fn measure(
 }
 
 impl RaftGroup {
+    /// Whether the group at the end of a line with this round trip needs the times for long lines:
+    /// for the line, or as the rest of the pool has them.
+    pub(crate) fn looks_far(&self, trip: Duration) -> bool {
+        is_far(trip) || self.pace.profile() == LinkProfile::Wan
+    }
+
+    /// Takes the times for long lines at the next start, before anything is measured: with the
+    /// short ones this node would stand for election again and again in the pool that it enters.
+    pub(crate) fn expect_long_links(&self) {
+        *self.pace.chosen.lock() = LinkProfile::Wan;
+    }
+
     /// The times that fit the pool's links.
     #[must_use]
     pub fn times(&self) -> LinkTimes {
@@ -161,14 +176,19 @@ impl RaftGroup {
     }
 
     fn wants_another_pace(&self) -> bool {
-        wanted(&self.state(), &self.pace.trips.lock()) != self.pace.profile()
+        self.pace_wanted() != self.pace.profile()
+    }
+
+    fn pace_wanted(&self) -> LinkProfile {
+        let now = self.pace.profile();
+        wanted(&self.state(), &self.pace.trips.lock(), now)
     }
 
     /// The library takes its times at its start only: it is stopped and started again on what it
     /// has stored, as when the process starts again.
     async fn change_pace(&self) -> Result<(), GroupError> {
         let _one = self.pace.changing.lock().await;
-        let wanted = wanted(&self.state(), &self.pace.trips.lock());
+        let wanted = self.pace_wanted();
         if wanted == self.pace.profile() {
             return Ok(());
         }
@@ -192,6 +212,7 @@ impl RaftGroup {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::raft::types::MemberState;
 
     fn node(id: u8) -> NodeId {
         NodeId([id; 16])
@@ -200,11 +221,34 @@ mod tests {
     #[test]
     fn one_distant_member_or_one_volume_that_says_so_is_enough_for_long_times() {
         let state = super::super::store::fresh(protocol::ids::PoolId([1; 16])).state;
+        let wanted = |state: &_, trips: &_| super::wanted(state, trips, LinkProfile::Lan);
         let near = (node(1), Duration::from_millis(2));
         let far = (node(2), Duration::from_millis(40));
         assert_eq!(wanted(&state, &BTreeMap::new()), LinkProfile::Lan);
         assert_eq!(wanted(&state, &BTreeMap::from([near])), LinkProfile::Lan);
         let both = BTreeMap::from([near, far]);
         assert_eq!(wanted(&state, &both), LinkProfile::Wan);
+    }
+
+    #[test]
+    fn a_node_that_enters_over_a_long_line_is_patient_until_it_has_measured() {
+        let mut state = super::super::store::fresh(protocol::ids::PoolId([1; 16])).state;
+        let told = |state: &_, trips: &_| wanted(state, trips, LinkProfile::Wan);
+        let none = BTreeMap::new();
+        assert_eq!(told(&state, &none), LinkProfile::Lan, "it is alone");
+        state.entering = true;
+        assert_eq!(told(&state, &none), LinkProfile::Wan);
+        state.entering = false;
+        for id in 1..=2 {
+            let member = MemberState {
+                name: format!("node{id}"),
+                address: String::new(),
+                voter: true,
+            };
+            state.members.insert(node(id), member);
+        }
+        assert_eq!(told(&state, &none), LinkProfile::Wan);
+        let near = BTreeMap::from([(node(1), Duration::from_millis(2))]);
+        assert_eq!(told(&state, &near), LinkProfile::Lan);
     }
 }

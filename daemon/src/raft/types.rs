@@ -301,6 +301,10 @@ impl PoolState {
     }
 
     fn create(&mut self, mut spec: VolumeSpec) -> Result<u64, PoolRefusal> {
+        // Whoever heard no answer asked again, perhaps another leader.
+        if let Some(made) = self.volumes.get(&spec.id) {
+            return Ok(made.version);
+        }
         if self.volume_named(&spec.name).is_some() {
             return Err(PoolRefusal::NameTaken { name: spec.name });
         }

@@ -43,9 +43,12 @@ fn applied(outcome: &PoolOutcome) -> bool {
 }
 
 #[test]
-fn a_second_volume_of_the_same_name_or_on_the_same_brick_is_refused() {
+fn a_second_volume_of_the_same_name_or_on_the_same_brick_is_refused_and_the_same_one_is_none() {
     let mut state = pool();
     let first = spec(1, "v1", Quorum::Off);
+    assert!(applied(&state.apply(PoolCommand::CreateVolume {
+        spec: first.clone()
+    })));
     assert!(applied(&state.apply(PoolCommand::CreateVolume {
         spec: first.clone()
     })));

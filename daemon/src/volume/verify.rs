@@ -451,11 +451,11 @@ impl<M: Medium> Comparison<'_, M> {
             self.never_settled("the list of objects");
         }
         for object in rounds.differing {
-            let size = {
+            let is_known = {
                 let d = self.shared.borrow();
-                namespace::size(&Keys(&d.brick), object).ok()?
+                namespace::exists(&Keys(&d.brick), object).ok()?
             };
-            if size.is_some() {
+            if is_known {
                 // Of its bytes the primary has none: they are zeros, and may be there as well.
                 self.object(object).await?;
                 continue;

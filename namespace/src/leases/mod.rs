@@ -337,8 +337,8 @@ impl Leases {
     }
 
     /// A session is let in and may hold so many leases, exclusive ones if it answers changes `early`.
-    /// What it is answered on its new connection
-    /// to what it asked on an earlier one gives it nothing: it presents what it holds just now.
+    /// What it is answered on its new connection to what it asked on an earlier one gives it nothing:
+    /// it presents what it holds just now.
     pub fn let_in(&mut self, session: SessionId, limit: usize, early: bool) {
         let of = self.sessions.entry(session).or_default();
         of.limit = limit.min(LEASES_OF_SESSION_MAX);
@@ -418,7 +418,8 @@ impl Leases {
     /// A question was decided on that tells of an object: the answer may give a lease, if
     /// [`Leases::give`] says so as it leaves. `None`: there is none to be had.
     pub fn grant(&mut self, session: SessionId, object: ObjectId, now: Duration) -> Option<Grant> {
-        let of = self.sessions.get_mut(&session)?;
+        let has_room = self.has_room_for(session);
+        let of = self.sessions.get(&session)?;
         let rests = self.resting.get(&object);
         if now < of.distrusted_until || rests.is_some_and(|until| now < *until) {
             return None;
@@ -432,13 +433,19 @@ impl Leases {
             _ if alone => None,
             _ if recalled && !made(Mistake::GrantsDuringRecall) => None,
             Some((_, lease)) => Some(lease.grant),
-            None if of.objects.len() >= of.limit || self.held >= LEASES_MAX => None,
+            None if !has_room => None,
             None => return Some(self.begin(session, object)),
         };
         if leases.is_empty() {
             self.objects.remove(&object);
         }
         grant
+    }
+
+    /// Whether a session may hold one more.
+    fn has_room_for(&self, session: SessionId) -> bool {
+        let of = self.sessions.get(&session);
+        of.is_some_and(|of| of.objects.len() < of.limit) && self.held < LEASES_MAX
     }
 
     /// A lease that no answer gave yet.

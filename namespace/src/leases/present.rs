@@ -85,12 +85,15 @@ impl Leases {
             of.until = of.until.max(now + self.time);
         }
         for object in presented {
-            self.drop_claims_of_others(session, *object);
             // It has it, whatever waits for others who have: a change that waits is to wait for this
             // one as well.
             if self.lease(session, *object).is_none() {
+                if !self.has_room_for(session) {
+                    continue;
+                }
                 self.begin(session, *object);
             }
+            self.drop_claims_of_others(session, *object);
             if let Some(lease) = self.lease_mut(session, *object) {
                 (lease.given, lease.before) = (true, !whole);
             }
@@ -125,7 +128,7 @@ impl Leases {
         }
         let others: Vec<_> = others.map(|(holder, _)| *holder).collect();
         let holds = of.objects.contains(&object);
-        if !holds && (of.objects.len() >= of.limit || self.held >= super::LEASES_MAX) {
+        if !holds && !self.has_room_for(session) {
             return;
         }
         for holder in others {

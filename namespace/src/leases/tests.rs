@@ -263,6 +263,15 @@ fn coh_1_a_change_that_waits_waits_for_who_presents_the_same_lease_later() {
 }
 
 #[test]
+fn who_presents_more_than_it_said_that_it_can_hold_keeps_as_many_as_it_said() {
+    let mut leases = two();
+    leases.take_over([A].into_iter(), ms(0));
+    leases.let_in(A, 1, false);
+    let refused = leases.present(A, held(&[X, Y], &[]), true, ms(1));
+    assert_eq!(refused.expect("it may hold one").objects, [Y]);
+}
+
+#[test]
 fn who_presents_to_a_primary_that_may_lack_something_keeps_nothing() {
     let mut leases = two();
     leases.take_over([A].into_iter(), ms(0));

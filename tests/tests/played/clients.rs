@@ -65,8 +65,8 @@ fn dur_5_whose_changes_are_awaited_is_let_in_though_nothing_can_be_confirmed() {
         let mut stage = Stage::new(spec(2, Quorum::Off), 0, None);
         stage.until(|status| status.serving).await;
         drop(Mount::new(&stage, 1).await);
-        let alone = ("min-in-sync".to_owned(), "2".to_owned());
-        stage.spec.options.extend([alone]);
+        let both = ("min-in-sync".to_owned(), "2".to_owned());
+        stage.spec.options.extend([both]);
         stage.start_anew().await;
         stage.until(|status| status.serving).await;
         let mut other = stage.mount();
