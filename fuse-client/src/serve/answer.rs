@@ -181,7 +181,7 @@ impl FileSystem {
             (Shape::Synced { handle }, Outcome::Done) => {
                 // What is gone is not made stable by anything (DUR-5).
                 let told = self.session.losses().tells(handle);
-                self.reply(unique, if told { EIO } else { 0 }, &[]);
+                self.reply(unique, told.unwrap_or(0), &[]);
             }
             (Shape::Bytes, Outcome::Data(data)) => self.reply(unique, 0, &[&data]),
             (Shape::Xattr { size: 0 }, Outcome::Data(data)) => {
@@ -223,8 +223,9 @@ impl FileSystem {
             }
             (Shape::WrittenAndSynced { strips, len }, Outcome::Done) => {
                 let handle = waiting.through;
-                if handle.is_some_and(|handle| self.session.losses().tells(handle)) {
-                    return self.reply(unique, EIO, &[]);
+                let told = handle.and_then(|handle| self.session.losses().tells(handle));
+                if let Some(errno) = told {
+                    return self.reply(unique, errno, &[]);
                 }
                 self.written(unique, len, strips);
             }

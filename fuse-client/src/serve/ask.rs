@@ -6,7 +6,7 @@ use bytes::Bytes;
 use protocol::fs::{Caller, IO_BYTES_MAX, NAME_BYTES_MAX, Operation};
 
 use super::attributes::to_set;
-use super::{EINVAL, EIO, FileSystem, Shape};
+use super::{EINVAL, FileSystem, Shape};
 use crate::abi::{Fields, InHeader, ROOT_ID, ShortRequest, WRITE_HEADER_BYTES, opcode, write};
 use crate::session::Waiting;
 
@@ -329,8 +329,8 @@ impl FileSystem {
         if flags != 0 {
             return Ok(Plan::Refuse(EINVAL));
         }
-        if self.session.losses().tells(handle) {
-            return Ok(Plan::Refuse(EIO));
+        if let Some(errno) = self.session.losses().tells(handle) {
+            return Ok(Plan::Refuse(errno));
         }
         let operation = Operation::CopyRange {
             from: self.object(header.node),
@@ -361,8 +361,8 @@ impl FileSystem {
             let whole = Bytes::from(std::mem::take(buffer));
             whole.slice(WRITE_HEADER_BYTES..WRITE_HEADER_BYTES + size as usize)
         };
-        if self.session.losses().tells(handle) {
-            self.refuse(header, EIO);
+        if let Some(errno) = self.session.losses().tells(handle) {
+            self.refuse(header, errno);
             return Ok(());
         }
         let operation = Operation::Write {

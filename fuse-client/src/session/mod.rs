@@ -603,7 +603,9 @@ impl Shared {
             state.table.changed(*object, *at);
         }
         let failed = match (&reply.outcome, answered.early) {
-            (Outcome::Error(_), true) => table::changed_object(&answered.operation),
+            (Outcome::Error(errno), true) => {
+                table::changed_object(&answered.operation).map(|object| (object, *errno))
+            }
             _ => None,
         };
         if answered.early {
@@ -671,6 +673,16 @@ impl Shared {
             );
             self.losses.lost(lost);
         }
+    }
+
+    /// The primary refused what had been answered early.
+    fn tell_refused(&self, object: ObjectId, errno: i32) {
+        tracing::error!(
+            ?object,
+            errno,
+            "a change failed that had been answered: its file tells so once"
+        );
+        self.losses.refused(object, errno);
     }
 
     fn disconnected(&self, link: &Arc<Link>) {

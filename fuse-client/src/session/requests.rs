@@ -75,9 +75,12 @@ impl Shared {
     }
 
     /// What was answered early came back with an error, or never will come: it is lost. `go` follows.
-    pub(super) fn note_early(&self, state: &mut State, failed: Option<ObjectId>) {
-        let mut objects = state.table.take_lost();
-        objects.extend(failed);
+    pub(super) fn note_early(&self, state: &mut State, failed: Option<(ObjectId, i32)>) {
+        if let Some((object, errno)) = failed {
+            self.cache.lock().failed(object);
+            self.tell_refused(object, errno);
+        }
+        let objects = state.table.take_lost();
         if !objects.is_empty() {
             objects
                 .iter()

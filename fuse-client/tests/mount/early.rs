@@ -70,3 +70,24 @@ fn cl_1_an_unmount_makes_stable_what_was_still_on_its_way() {
     bench.unmount();
     assert_eq!(bench.server.received("sync all"), 1);
 }
+
+/// A program that was short of room was told EIO, as if what it had written before were gone.
+#[test]
+fn cl_1_who_was_answered_early_is_told_by_the_next_call_why_the_primary_refused_it() {
+    const ENOSPC: i32 = 28;
+    let Some((bench, file, path)) = alone() else {
+        return;
+    };
+    let second = File::options().write(true).open(&path).expect("it opens");
+    let refuse = |errno| bench.server.misbehave(|m| m.refuses_early = errno);
+    let told = |result: std::io::Result<()>| result.err().and_then(|error| error.raw_os_error());
+    refuse(Some(ENOSPC));
+    file.write_at(b"early", 0).expect("it waits for nobody");
+    assert_eq!(told(file.sync_all()), Some(ENOSPC));
+    assert_eq!(told(file.sync_all()), None, "it was told");
+    assert_eq!(told(second.sync_all()), Some(ENOSPC), "so is everybody");
+    refuse(None);
+    file.write_at(b"again", 0).expect("there is room");
+    file.sync_all().expect("there is room");
+    assert_eq!(fs::read(&path).expect("it is read"), b"again");
+}

@@ -33,6 +33,8 @@ pub struct Mischief {
     pub forget_sessions: bool,
     /// Gives each file that is changed to its mount alone.
     pub gives_alone: bool,
+    /// Refuses changes that were answered early, with this error.
+    pub refuses_early: Option<i32>,
     /// Answers no change before it is asked to make everything stable.
     pub withholds: bool,
     /// Has lost every lock since the beginning, and does not take them back.
@@ -282,10 +284,14 @@ impl Server {
             .values()
             .flat_map(|o| o.keys().copied())
             .collect();
-        let outcome = state
-            .volume
-            .serve(session, new, now, &|object| held.contains(&object), request)
-            .expect("a client that keeps the protocol");
+        let refused = request.early.and(state.mischief.refuses_early);
+        let outcome = match refused {
+            Some(errno) => Outcome::Error(errno),
+            None => state
+                .volume
+                .serve(session, new, now, &|object| held.contains(&object), request)
+                .expect("a client that keeps the protocol"),
+        };
         let name = operation_name(&request.operation);
         *state.received.entry(name).or_insert(0) += 1;
         if let Some(object) = namespace::opened(&request.operation, &outcome) {
