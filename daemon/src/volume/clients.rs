@@ -22,7 +22,7 @@ use super::copying::{self, Piece};
 use super::driver::{Driver, OrderError, Shared, Token};
 use super::held::{FlushWaiter, Held, PendingReply};
 use super::keys::Keys;
-use super::leases::{Leased, file_changed, files_told};
+use super::leases::{Leased, directories_of, file_changed, files_told};
 use super::outbox::Outbox;
 use super::repair::finish_read;
 use super::replay::Presented;
@@ -781,26 +781,18 @@ impl<M: Medium> Driver<M> {
         Ok(())
     }
 
-    /// Directories in which a change makes names, as they are after it: its mount would ask for them
-    /// before it makes the next one.
+    /// Directories in which a change changed names, as they are after it: its mount would ask for
+    /// them before it changes the next one.
     fn changed_directories(&self, operation: &Operation) -> Vec<Attributes> {
-        let (Operation::MakeNode { parent, .. }
-        | Operation::MakeDirectory { parent, .. }
-        | Operation::Symlink { parent, .. }
-        | Operation::Create { parent, .. }
-        | Operation::Link {
-            new_parent: parent, ..
-        }) = operation
-        else {
-            return Vec::new();
-        };
-        match namespace::attributes(&Keys(&self.brick), *parent) {
-            Ok(attributes) => attributes.into_iter().collect(),
+        let read = |directory| match namespace::attributes(&Keys(&self.brick), directory) {
+            Ok(attributes) => attributes,
             Err(error) => {
                 tracing::error!(%error, "a directory cannot be read");
-                Vec::new()
+                None
             }
-        }
+        };
+        let directories = directories_of(operation).into_iter();
+        directories.filter_map(read).collect()
     }
 
     /// What an answer tells of a file's blocks was read before its change was ordered.

@@ -200,23 +200,41 @@ fn changed_early(request: &Request) -> Option<ObjectId> {
     }
 }
 
+/// The directories in which a change makes, takes away or moves names.
+pub(super) fn directories_of(operation: &Operation) -> Vec<ObjectId> {
+    match operation {
+        Operation::MakeNode { parent, .. }
+        | Operation::MakeDirectory { parent, .. }
+        | Operation::Symlink { parent, .. }
+        | Operation::Create { parent, .. }
+        | Operation::Link {
+            new_parent: parent, ..
+        }
+        | Operation::Unlink { parent, .. }
+        | Operation::RemoveDirectory { parent, .. } => vec![*parent],
+        Operation::Rename {
+            parent, new_parent, ..
+        } if parent == new_parent => vec![*parent],
+        Operation::Rename {
+            parent, new_parent, ..
+        } => vec![*parent, *new_parent],
+        _ => Vec::new(),
+    }
+}
+
 /// The objects of which an answer tells what a mount may keep.
 fn told_of(operation: &Operation, outcome: &Outcome) -> Vec<ObjectId> {
     const ENOENT: i32 = 2;
     match (operation, outcome) {
         (Operation::Lookup { parent, .. }, Outcome::Error(ENOENT)) => vec![*parent],
-        (
-            Operation::Lookup { parent, .. }
-            | Operation::MakeNode { parent, .. }
-            | Operation::MakeDirectory { parent, .. }
-            | Operation::Symlink { parent, .. }
-            | Operation::Create { parent, .. }
-            | Operation::Link {
-                new_parent: parent, ..
-            },
-            Outcome::Entry(a),
-        ) => vec![*parent, a.object],
-        (_, Outcome::Entry(a) | Outcome::Attributes(a)) => vec![a.object],
+        (Operation::Lookup { parent, .. }, Outcome::Entry(a)) => vec![*parent, a.object],
+        (_, Outcome::Entry(a)) => {
+            let mut objects = directories_of(operation);
+            objects.push(a.object);
+            objects
+        }
+        (_, Outcome::Done) => directories_of(operation),
+        (_, Outcome::Attributes(a)) => vec![a.object],
         (_, Outcome::Written { attributes, .. }) => vec![attributes.object],
         (Operation::ReadDirectory { object, .. }, Outcome::Entries(entries)) => {
             let with_attributes = entries.iter().filter(|entry| entry.attributes.is_some());

@@ -305,6 +305,106 @@ fn rename(name: &'static str) -> Operation {
     }
 }
 
+/// Whoever changed names in a directory again and again asked for its attributes each time.
+#[test]
+fn what_an_answer_tells_of_the_directories_that_it_changed_is_so_after_its_change() {
+    run(async {
+        let stage = serving().await;
+        let mut mount = mounted(&stage, 1).await;
+        let name = |name: &'static str| Bytes::from_static(name.as_bytes());
+        let root = ObjectId::ROOT;
+        let make_directory = |name| Operation::MakeDirectory {
+            parent: root,
+            name,
+            mode: 0o755,
+        };
+        let Outcome::Entry(a) = mount.call(0, make_directory(name("other"))).await else {
+            panic!("it is made");
+        };
+        let other = a.object;
+        let file = mount.create("file").await;
+        let changes = [
+            (make_directory(name("directory")), vec![root]),
+            (create("second"), vec![root]),
+            (
+                Operation::Symlink {
+                    parent: root,
+                    name: name("symlink"),
+                    target: name("file"),
+                },
+                vec![root],
+            ),
+            (
+                Operation::MakeNode {
+                    parent: other,
+                    name: name("pipe"),
+                    mode: 0o010_644,
+                    rdev: 0,
+                },
+                vec![other],
+            ),
+            (
+                Operation::Link {
+                    object: file,
+                    new_parent: other,
+                    new_name: name("link"),
+                },
+                vec![other],
+            ),
+            (rename("second"), vec![root]),
+            (
+                Operation::Rename {
+                    parent: root,
+                    name: name("directory"),
+                    new_parent: other,
+                    new_name: name("directory"),
+                    flags: 0,
+                },
+                vec![root, other],
+            ),
+            (
+                Operation::RemoveDirectory {
+                    parent: other,
+                    name: name("directory"),
+                },
+                vec![other],
+            ),
+            (
+                Operation::Unlink {
+                    parent: root,
+                    name: name("file"),
+                },
+                vec![root],
+            ),
+        ];
+        for (change, directories) in changes {
+            let what = format!("{change:?}");
+            let outcome = mount.call(0, change).await;
+            assert!(!matches!(outcome, Outcome::Error(_)), "{what}: {outcome:?}");
+            let told = std::mem::take(&mut mount.directories);
+            let of: Vec<_> = told.iter().map(|directory| directory.object).collect();
+            assert_eq!(of, directories, "{what}");
+            for directory in told {
+                let object = directory.object;
+                assert!(mount.leases.contains(&object), "{what}");
+                let look = Operation::GetAttributes { object };
+                let seen = mount.call(SLOT_NONE, look).await;
+                assert_eq!(seen, Outcome::Attributes(directory), "{what}");
+            }
+        }
+        // Where nothing was changed, and where it may keep nothing, nothing is told.
+        let refused = mount.call(0, create("symlink")).await;
+        assert_eq!(refused, Outcome::Error(17));
+        assert!(mount.directories.is_empty());
+        let mut forgets = Mount::new(&stage, 2).await;
+        forgets.ask(0, create("third"), Bytes::new()).await;
+        assert!(mount.finds("symlink").await && !mount.recalls.is_empty());
+        mount.gives_back().await;
+        assert!(matches!(forgets.answer().await, Outcome::Entry(_)));
+        assert!(forgets.directories.is_empty() && forgets.leases.is_empty());
+    });
+}
+
 /// The mount was cut off while it changed a file that it had alone; its lease ran out.
 #[test]
 fn fo_6_what_was_answered_early_takes_effect_only_where_nobody_else_changed_the_file() {

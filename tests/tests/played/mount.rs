@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use protocol::frame::RawFrame;
 use protocol::fs::{
-    Caller, FS_VERSION, Hello, HelloReply, IO_BYTES_MAX, Operation, Outcome, Present, Recalled,
-    Reply, Request, SLOT_NONE, kind,
+    Attributes, Caller, FS_VERSION, Hello, HelloReply, IO_BYTES_MAX, Operation, Outcome, Present,
+    Recalled, Replay, Reply, Request, SLOT_NONE, kind,
 };
 use protocol::ids::{SessionId, VolumeId};
 use protocol::units::{ObjectId, Sequence, Term, Timestamp};
@@ -29,6 +29,8 @@ pub(crate) struct Mount {
     pub(crate) sends_again: Vec<ObjectId>,
     /// When it changed files that it holds alone, by what it was told besides.
     pub(crate) times: BTreeMap<ObjectId, Timestamp>,
+    /// Directories in which the last answer says that it changed names.
+    pub(crate) directories: Vec<Attributes>,
     /// What it was told to give back, and has not.
     pub(crate) recalls: Vec<Recalled>,
 }
@@ -91,7 +93,12 @@ impl Mount {
 
     /// One that answers changes early.
     pub(crate) async fn early(stage: &Stage, session: u8, leases: u32) -> Self {
-        Self::begin(stage, stage.mount(), session, leases, true).await
+        Self::early_over(stage, stage.mount(), session, leases).await
+    }
+
+    /// The same on a connection from anywhere.
+    pub(crate) async fn early_over(stage: &Stage, link: Played, session: u8, leases: u32) -> Self {
+        Self::begin(stage, link, session, leases, true).await
     }
 
     async fn begin(stage: &Stage, mut link: Played, session: u8, leases: u32, early: bool) -> Self {
@@ -108,13 +115,20 @@ impl Mount {
             alone: BTreeSet::new(),
             sends_again: Vec::new(),
             times: BTreeMap::new(),
+            directories: Vec::new(),
             recalls: Vec::new(),
         }
     }
 
     /// The session goes on, on a new connection, and presents what it holds.
     pub(crate) async fn comes_back(&mut self, stage: &Stage, leases: u32) {
-        self.link = stage.mount();
+        self.comes_back_over(stage, stage.mount(), leases).await;
+        self.has_presented().await;
+    }
+
+    /// The same on a connection from anywhere, and it has more to present.
+    pub(crate) async fn comes_back_over(&mut self, stage: &Stage, link: Played, leases: u32) {
+        self.link = link;
         self.recalls.clear();
         welcomed(stage, &mut self.link, self.session, leases, self.early).await;
         let present = Present {
@@ -125,7 +139,30 @@ impl Mount {
             early: std::mem::take(&mut self.sends_again),
         };
         self.link.say_frame(&present.encode()).await;
+    }
+
+    /// It has presented everything.
+    pub(crate) async fn has_presented(&mut self) {
         self.link.say_frame(&plain(kind::PRESENTED)).await;
+    }
+
+    /// It says that this was confirmed, and that the primary may lack it.
+    pub(crate) async fn replays(&mut self, operation: Operation, payload: Bytes) {
+        self.numbers += 1;
+        let replay = Replay {
+            order: Some((Term(1), Sequence(1 << 20))),
+            at: (Term(1), Sequence(1 << 20)),
+            time: Timestamp(0),
+            request: Request {
+                slot: 1,
+                number: self.numbers,
+                caller: Caller::default(),
+                operation,
+                early: None,
+                payload,
+            },
+        };
+        self.link.say_frame(&replay.encode()).await;
     }
 
     /// Its connection is closed by the other end.
@@ -206,6 +243,7 @@ impl Mount {
                     self.leases.extend(reply.leases);
                     self.alone.extend(reply.exclusive);
                     self.times.extend(reply.times);
+                    self.directories = reply.directories;
                     return reply.outcome;
                 }
                 kind::RECALL => {

@@ -105,6 +105,48 @@ fn coh_1_what_a_change_under_way_may_concern_is_not_answered_from_memory() {
 }
 
 #[test]
+fn coh_1_the_attributes_of_a_directory_that_an_answer_changed_are_known_unless_it_changes_again() {
+    let directory = |at: i64| Attributes {
+        object: DIRECTORY,
+        ctime: Timestamp(at),
+        ..Attributes::default()
+    };
+    let told = |at, leases: &[ObjectId]| Reply {
+        old: vec![DIRECTORY],
+        directories: vec![directory(at)],
+        ..reply(leases, Outcome::Done)
+    };
+    let look = Operation::GetAttributes { object: DIRECTORY };
+    let known = |cache: &mut Cache| cache.look(&look, ms(9)).map(|(outcome, _)| outcome);
+    let another = Operation::MakeDirectory {
+        parent: DIRECTORY,
+        name: Bytes::from_static(b"another"),
+        mode: 0o755,
+    };
+
+    let mut cache = found(ms(0), ms(1));
+    let first = cache.asks(&unlink(), false, ms(2));
+    let second = cache.asks(&another, false, ms(3));
+    cache.over(&unlink(), &first, false);
+    let answer = told(5, &[DIRECTORY]);
+    cache.answered(&unlink(), &answer, ms(2), false, ms(4));
+    assert_eq!(
+        known(&mut cache),
+        None,
+        "others may see the second one already"
+    );
+    cache.over(&another, &second, false);
+    cache.answered(&another, &told(6, &[DIRECTORY]), ms(3), false, ms(5));
+    assert_eq!(known(&mut cache), Some(Outcome::Attributes(directory(6))));
+
+    // Others may have changed it since.
+    let third = cache.asks(&unlink(), false, ms(6));
+    cache.over(&unlink(), &third, false);
+    cache.answered(&unlink(), &told(7, &[]), ms(6), false, ms(7));
+    assert_eq!(known(&mut cache), None);
+}
+
+#[test]
 fn coh_1_what_is_recalled_is_not_answered_and_counts_as_held_until_it_is_given_back() {
     let mut cache = found(ms(0), ms(1));
     let recalled = Recalled {
