@@ -79,6 +79,8 @@ struct Alone {
     events: Mutex<Vec<String>>,
     /// These have no right to the volume any more.
     revoked: Mutex<Vec<NodeId>>,
+    /// These may only read it.
+    readers: Mutex<Vec<NodeId>>,
     /// Nothing else changes at the pool.
     changes: watch::Sender<()>,
 }
@@ -111,11 +113,12 @@ impl Host for Alone {
 
     fn right(&self, identity: NodeId, _: VolumeId) -> Option<Right> {
         let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         (!revoked.contains(&identity)).then(|| Right {
             client: identity.0[0]
                 .ge(&CLIENTS_FROM)
                 .then(|| format!("{identity}")),
-            read_only: false,
+            read_only: readers.contains(&identity),
         })
     }
 
@@ -195,6 +198,7 @@ impl Stage {
             starts: Mutex::new(0),
             events: Mutex::default(),
             revoked: Mutex::default(),
+            readers: Mutex::default(),
             changes: watch::Sender::new(()),
         });
         let (handle, runs) = begin(&spec, me, &host, &medium);
@@ -225,6 +229,14 @@ impl Stage {
             .insert(option.to_owned(), value.to_owned());
         self.spec.version += 1;
         assert!(self.handle.update_spec(self.spec.clone()), "it runs");
+    }
+
+    /// An identity has the right to read the volume, and no other.
+    pub(crate) fn only_reads(&self, identity: NodeId) {
+        let readers = self.host.readers.lock();
+        readers
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(identity);
     }
 
     /// A node has no right to the volume any more.
