@@ -5,6 +5,7 @@
 //! again under its number, after a reconnect or to another primary, gets the first answer and is
 //! not executed twice (FO-2).
 
+mod changed;
 mod lease;
 mod lock;
 mod replay;

@@ -120,12 +120,38 @@ impl Replies for FileSystem {
 }
 
 impl FileSystem {
+    fn opened(&self, unique: u64, handle: u64, object: ObjectId, flags: u32) {
+        self.session.losses().opened(handle, object);
+        let mut body = Body::with_capacity(16);
+        self.reply(unique, 0, &[&body.open(handle, flags).0]);
+    }
+
+    /// `size`: what there is room for; 0: only the length is asked for.
+    fn xattr(&self, unique: u64, size: u32, data: &[u8]) {
+        if size == 0 {
+            let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            let mut body = Body::with_capacity(8);
+            self.reply(unique, 0, &[&body.u32(len).u32(0).0]);
+        } else if data.len() > size as usize {
+            self.reply(unique, ERANGE, &[]);
+        } else {
+            self.reply(unique, 0, &[data]);
+        }
+    }
+
     fn written(&self, unique: u64, len: u32, strips: Option<u64>) {
         let mut body = Body::with_capacity(8);
         self.reply(unique, 0, &[&body.u32(len).u32(0).0]);
         if let Some(node) = strips {
             self.attributes_changed(node);
         }
+    }
+
+    /// Who wrote is answered when that is stable.
+    fn sync_written(&self, waiting: Waiting, object: ObjectId, data_only: bool) {
+        let sync = Operation::Sync { object, data_only };
+        let caller = Caller::default(); // it was allowed to write
+        self.session.submit(waiting, caller, sync, Bytes::new());
     }
 
     /// Tells the kernel an outcome; it may keep it for `fresh`.
@@ -160,14 +186,10 @@ impl FileSystem {
                 self.reply(unique, 0, &[&body.0]);
             }
             (Shape::Open { handle, object }, Outcome::Attributes(_) | Outcome::Done) => {
-                self.session.losses().opened(handle, object);
-                let mut body = Body::with_capacity(16);
-                self.reply(unique, 0, &[&body.open(handle, OPEN_FLAGS).0]);
+                self.opened(unique, handle, object, OPEN_FLAGS);
             }
             (Shape::OpenDirectory { handle, object }, Outcome::Attributes(_) | Outcome::Done) => {
-                self.session.losses().opened(handle, object);
-                let mut body = Body::with_capacity(16);
-                self.reply(unique, 0, &[&body.open(handle, 0).0]);
+                self.opened(unique, handle, object, 0);
             }
             (Shape::Attributes, Outcome::Attributes(a)) => {
                 let mut body = Body::with_capacity(104);
@@ -184,50 +206,26 @@ impl FileSystem {
                 self.reply(unique, told.unwrap_or(0), &[]);
             }
             (Shape::Bytes, Outcome::Data(data)) => self.reply(unique, 0, &[&data]),
-            (Shape::Xattr { size: 0 }, Outcome::Data(data)) => {
-                let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-                let mut body = Body::with_capacity(8);
-                self.reply(unique, 0, &[&body.u32(len).u32(0).0]);
-            }
-            (Shape::Xattr { size }, Outcome::Data(data)) => {
-                if data.len() > size as usize {
-                    self.reply(unique, ERANGE, &[]);
-                } else {
-                    self.reply(unique, 0, &[&data]);
-                }
-            }
+            (Shape::Xattr { size }, Outcome::Data(data)) => self.xattr(unique, size, &data),
             (
-                Shape::Written {
-                    strips,
-                    then_syncs: None,
-                },
-                Outcome::Written { len, .. },
-            ) => self.written(unique, len, strips),
-            (
-                Shape::Written {
-                    strips,
-                    then_syncs: Some(data_only),
-                },
+                Shape::Written { strips, then_syncs },
                 Outcome::Written {
                     len, attributes, ..
                 },
-            ) => {
-                let waiting = Waiting {
-                    shape: Shape::WrittenAndSynced { strips, len },
-                    ..waiting
-                };
-                let object = attributes.object;
-                let sync = Operation::Sync { object, data_only };
-                let caller = Caller::default(); // it was allowed to write
-                self.session.submit(waiting, caller, sync, Bytes::new());
-            }
+            ) => match then_syncs {
+                None => self.written(unique, len, strips),
+                Some(data_only) => {
+                    let shape = Shape::WrittenAndSynced { strips, len };
+                    let waiting = Waiting { shape, ..waiting };
+                    self.sync_written(waiting, attributes.object, data_only);
+                }
+            },
             (Shape::WrittenAndSynced { strips, len }, Outcome::Done) => {
                 let handle = waiting.through;
-                let told = handle.and_then(|handle| self.session.losses().tells(handle));
-                if let Some(errno) = told {
-                    return self.reply(unique, errno, &[]);
+                match handle.and_then(|handle| self.session.losses().tells(handle)) {
+                    None => self.written(unique, len, strips),
+                    Some(errno) => self.reply(unique, errno, &[]),
                 }
-                self.written(unique, len, strips);
             }
             (Shape::Copied, Outcome::Written { len, .. }) => {
                 // A count of 8 bytes is the same as one of 4 and padding, low bytes first.

@@ -1,13 +1,13 @@
 //! Encoding of the messages between a mount and the primary.
 
+use super::changed::{read_directories, read_times, write_directories, write_times};
 use super::lease::{read_objects, write_objects};
 use super::lock::{read_lock, read_owner, read_range, write_lock, write_owner};
 use super::replay::{read_authors, read_places, write_authors, write_places};
 use super::{
-    Attributes, Bytes, CHANGED_DIRECTORIES_MAX, Caller, DecodeError, DirectoryEntry, Elsewhere,
-    FileSystemStatistics, Hello, HelloReply, NAME_BYTES_MAX, NodeId, ObjectId, Operation, Outcome,
-    RawFrame, Reader, Reply, Request, SessionId, SetAttributes, SetTime, Timestamp, VolumeId,
-    Writer, kind,
+    Attributes, Bytes, Caller, DecodeError, DirectoryEntry, Elsewhere, FileSystemStatistics, Hello,
+    HelloReply, NAME_BYTES_MAX, NodeId, ObjectId, Operation, Outcome, RawFrame, Reader, Reply,
+    Request, SessionId, SetAttributes, SetTime, Timestamp, VolumeId, Writer, kind,
 };
 
 fn frame(kind: u8, w: &mut Writer, payload: Bytes) -> RawFrame {
@@ -761,7 +761,7 @@ impl Request {
     }
 }
 
-fn encode_attributes(w: &mut Writer, a: &Attributes) {
+pub(super) fn encode_attributes(w: &mut Writer, a: &Attributes) {
     w.u64(a.object.0)
         .u32(a.mode)
         .u32(a.nlink)
@@ -775,7 +775,7 @@ fn encode_attributes(w: &mut Writer, a: &Attributes) {
         .i64(a.btime.0);
 }
 
-fn decode_attributes(r: &mut Reader) -> Result<Attributes, DecodeError> {
+pub(super) fn decode_attributes(r: &mut Reader) -> Result<Attributes, DecodeError> {
     Ok(Attributes {
         object: ObjectId(r.u64("object")?),
         mode: r.u32("mode")?,
@@ -912,23 +912,6 @@ impl Outcome {
     }
 }
 
-fn write_times(w: &mut Writer, times: &[(ObjectId, Timestamp)]) {
-    w.u8(u8::try_from(times.len()).expect("a request changes few objects"));
-    for (object, at) in times {
-        w.u64(object.0).i64(at.0);
-    }
-}
-
-fn read_times(r: &mut Reader) -> Result<Vec<(ObjectId, Timestamp)>, DecodeError> {
-    let count = r.u8("count of change times")?;
-    let mut times = Vec::with_capacity(usize::from(count));
-    for _ in 0..count {
-        let object = ObjectId(r.u64("changed object")?);
-        times.push((object, Timestamp(r.i64("change time")?)));
-    }
-    Ok(times)
-}
-
 impl Reply {
     /// As a frame.
     #[must_use]
@@ -946,10 +929,7 @@ impl Reply {
         w.u64(self.exclusive.unwrap_or_default().0);
         write_times(&mut w, &self.times);
         write_objects(&mut w, &self.busy);
-        w.u8(u8::try_from(self.directories.len()).expect("a request changes few objects"));
-        for directory in &self.directories {
-            encode_attributes(&mut w, directory);
-        }
+        write_directories(&mut w, &self.directories);
         self.outcome.write(&mut w);
         let payload = match &self.outcome {
             Outcome::Data(data) => data.clone(),
@@ -973,17 +953,7 @@ impl Reply {
         let exclusive = ObjectId(r.u64("exclusive lease")?);
         let times = read_times(&mut r)?;
         let busy = read_objects(&mut r)?;
-        let count = usize::from(r.u8("count of changed directories")?);
-        if count > CHANGED_DIRECTORIES_MAX {
-            return Err(DecodeError::Invalid {
-                what: "count of changed directories",
-                value: count as u64,
-            });
-        }
-        let mut directories = Vec::with_capacity(count);
-        for _ in 0..count {
-            directories.push(decode_attributes(&mut r)?);
-        }
+        let directories = read_directories(&mut r)?;
         let outcome = Outcome::read(&mut r, &frame.payload)?;
         r.end("reply")?;
         Ok(Self {
