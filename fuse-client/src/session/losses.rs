@@ -19,8 +19,8 @@ const LOSSES_MAX: usize = 64 << 10;
 struct Loss {
     /// Rises with each.
     count: u64,
-    /// Somebody was told of the last one.
-    was_told: bool,
+    /// Up to here somebody was told of them.
+    told: u64,
     /// The last one that was no refusal.
     last_eio: u64,
     /// The error of the last refusal.
@@ -56,7 +56,6 @@ impl State {
         for object in objects {
             let loss = self.objects.entry(*object).or_default();
             loss.count += 1;
-            loss.was_told = false;
             match errno {
                 EIO => loss.last_eio = loss.count,
                 other => loss.refused = other,
@@ -86,13 +85,11 @@ impl Losses {
     pub(crate) fn opened(&self, handle: u64, object: ObjectId) {
         let mut state = self.0.lock();
         let loss = state.objects.get(&object).copied().unwrap_or_default();
-        let seen = loss.count - u64::from(loss.count > 0 && !loss.was_told);
-        let any = state.any;
         let new = Handle {
             object,
-            seen,
-            seen_any: any,
-            closing: seen,
+            seen: loss.told,
+            seen_any: state.any,
+            closing: loss.told,
         };
         state.handles.insert(handle, new);
     }
@@ -104,7 +101,7 @@ impl Losses {
             && gone.closing > gone.seen
             && let Some(loss) = state.objects.get_mut(&gone.object)
         {
-            loss.was_told |= loss.count == gone.closing;
+            loss.told = loss.told.max(gone.closing);
         }
     }
 
@@ -144,8 +141,8 @@ impl Losses {
             && loss.count > known.seen
         {
             of_object = loss.since(known.seen);
-            loss.was_told = true;
             known.seen = loss.count;
+            loss.told = loss.count;
         }
         known.seen_any = any;
         state.handles.insert(handle, known);
@@ -202,6 +199,11 @@ mod tests {
         assert_eq!(losses.tells(3), None);
         losses.refused(FILE, ENOSPC);
         assert_eq!(losses.tells(3), Some(ENOSPC), "it was told of the rest");
+        for errno in [EIO, ENOSPC] {
+            losses.refused(FILE, errno);
+        }
+        losses.opened(5, FILE);
+        assert_eq!(losses.tells(5), Some(EIO), "nobody was told of either");
         losses.refused(FILE, ENOSPC);
         losses.lost(&Lost {
             any: true,
