@@ -117,7 +117,7 @@ impl Losses {
         known.closing = known.closing.max(loss.count);
         state.handles.insert(handle, known);
         let of_any = (any > known.seen_any).then_some(EIO);
-        of_any.or(loss.since(known.seen))
+        of_any.or_else(|| loss.since(known.seen))
     }
 
     /// Something was lost.
