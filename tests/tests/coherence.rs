@@ -246,8 +246,9 @@ fn cl_1_a_write_waits_for_nobody_where_the_mount_is_alone_and_a_sync_for_all_of_
     ensure!(logs.recv_timeout(4 * LEASE)?? == 1);
     // What was answered before the sync was asked is not the mount's alone any more.
     signal(mount_pid(a)?, "KILL")?;
-    ensure!(fs::read(b.join("file"))? == [7; 8]);
-    ensure!(look(&b.join("file")) == Some((8, 0o640)));
+    let found = fs::read(b.join("file"))?;
+    ensure!(found.len() == 64 && found[..8] == [7; 8], "{found:?}");
+    ensure!(look(&b.join("file")) == Some((64, 0o640)));
     drop(file);
     mounted.lab.umount(a)?;
     Ok(mounted.lab.finish()?)

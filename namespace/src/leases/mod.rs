@@ -628,13 +628,22 @@ impl Leases {
         self.busy.get(&object).is_some_and(|until| now < *until)
     }
 
-    /// While a change waits nobody is leased what it changes: it would wait for that next.
+    /// While a change waits nobody is leased what it changes: it would wait for that next. After it
+    /// those rest that somebody had to give back, and not what it made in a directory that others
+    /// look at.
     fn rest(&mut self, objects: &[ObjectId], waits: bool, now: Duration) {
         for object in objects {
             if waits {
                 self.resting.insert(*object, now + self.time);
-            } else if let Some(until) = self.resting.get_mut(object) {
-                *until = (*until).min(now + REST);
+                continue;
+            }
+            let shared = self.shared.get(object);
+            let recalled =
+                shared.is_some_and(|(since, for_change)| *for_change && now < *since + SHARED_FOR);
+            match self.resting.get_mut(object) {
+                Some(until) if recalled => *until = (*until).min(now + REST),
+                Some(_) => _ = self.resting.remove(object),
+                None => {}
             }
         }
     }

@@ -263,6 +263,19 @@ fn coh_1_a_change_that_waits_waits_for_who_presents_the_same_lease_later() {
 }
 
 #[test]
+fn what_is_made_in_a_directory_that_others_look_at_may_be_had_alone_at_once() {
+    let mut leases = two();
+    assert!(gets(&mut leases, B, X, ms(0)));
+    let recall = recall_of(leases.change(A, &[X, Y], ms(1)));
+    assert_eq!(leases.grant(A, Y, ms(1)), None, "a change of it waits");
+    assert!(leases.given_back(B, recall.number, &[X]));
+    assert_eq!(changes(&mut leases, A, Y, ms(2)), Given::Exclusive);
+    assert!(matches!(leases.change(A, &[X], ms(2)), Verdict::Free(_)));
+    assert_eq!(leases.grant(A, X, ms(3)), None, "it rests");
+    assert!(gets(&mut leases, A, X, ms(2) + REST));
+}
+
+#[test]
 fn who_presents_more_than_it_said_that_it_can_hold_keeps_as_many_as_it_said() {
     let mut leases = two();
     leases.take_over([A].into_iter(), ms(0));
