@@ -35,6 +35,7 @@ mod ranges;
 mod store;
 mod sum;
 mod superblock;
+mod trickle;
 mod unsynced;
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ pub mod sim;
 mod uring;
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::BorrowedFd;
 
 pub use dir::{DirMedium, EngineChoice};
@@ -95,6 +96,12 @@ pub trait Medium: Clone + Send + Sync + 'static {
     ) -> io::Result<Option<usize>>;
     /// Writes all of `data` into the page cache. Not durable.
     fn write_at(&self, file: &Self::File, offset: u64, data: &[u8]) -> io::Result<()>;
+    /// Hands what was written to a range to the device, and waits until that has it. Not durable:
+    /// the device may hold it in a cache, and what is needed to find it is not written.
+    ///
+    /// # Errors
+    /// The device refused: as after a failed sync, what the range holds there is not known.
+    fn write_out(&self, file: &Self::File, range: Range<u64>) -> io::Result<()>;
     /// Cuts or lengthens with zeros. Not durable.
     fn set_len(&self, file: &Self::File, len: u64) -> io::Result<()>;
     /// Lengthens with zeros and takes their room at once, where the file system can. Not durable.

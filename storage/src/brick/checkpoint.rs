@@ -18,6 +18,7 @@ use crate::points::PointId;
 use crate::points::keep::Keeping;
 use crate::store::saved::{Points, write_points};
 use crate::store::{Batch, as_io, write_batch};
+use crate::trickle::Trickle;
 
 /// With more files than this one sync of everything is cheaper.
 const SYNCS_MAX: usize = 16;
@@ -414,12 +415,13 @@ fn write_object<M: Medium>(
             medium.punch(&file, start, end - start)?;
         }
     }
+    let mut trickle = Trickle::default();
     let mut run: Vec<u8> = Vec::new();
     let mut run_start = 0;
     for (&block, content) in &over.blocks {
         let follows = run_start + run.len() as u64 == block * BLOCK_BYTES;
         if !run.is_empty() && (!follows || run.len() >= WRITE_BYTES_MAX) {
-            medium.write_at(&file, run_start, &run)?;
+            trickle.write(medium, &file, run_start, &run)?;
             run.clear();
         }
         if run.is_empty() {
@@ -428,7 +430,7 @@ fn write_object<M: Medium>(
         run.extend_from_slice(content);
     }
     if !run.is_empty() {
-        medium.write_at(&file, run_start, &run)?;
+        trickle.write(medium, &file, run_start, &run)?;
     }
     Ok(Some(file))
 }

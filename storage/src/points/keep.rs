@@ -16,6 +16,7 @@ use crate::overlay::{Form, Info, ObjectOverlay, Overlay};
 use crate::ranges::RangeSet;
 use crate::store::View;
 use crate::sum::{BLOCK, block_sum};
+use crate::trickle::Trickle;
 
 /// With more files than this one sync of everything is cheaper.
 const SYNCS_MAX: usize = 16;
@@ -248,6 +249,7 @@ impl Keeping {
             kept: kept_files(medium, &self.chain, object)?,
             current: missing_is_none(medium.open(&object_path(object), OpenMode::Read))?,
             target: None,
+            trickle: Trickle::default(),
         };
         let mut rest = &needed[..];
         while let Some((&(first, _), _)) = rest.split_first() {
@@ -323,6 +325,7 @@ struct Copier<'a, M: Medium> {
     kept: Vec<M::File>,
     current: Option<M::File>,
     target: Option<M::File>,
+    trickle: Trickle,
 }
 
 impl<M: Medium> Copier<'_, M> {
@@ -353,7 +356,7 @@ impl<M: Medium> Copier<'_, M> {
             let target = self.target(written)?;
             let offset = (blocks.start + at as u64) * BLOCK_BYTES;
             let data = &content[at * BLOCK..(at + run) * BLOCK];
-            self.medium.write_at(&target, offset, data)?;
+            self.trickle.write(self.medium, &target, offset, data)?;
             written.copied += run as u64;
             rest = &rest[run..];
         }
