@@ -43,8 +43,23 @@ fn called_as_mount_helper(words: &[OsString]) -> bool {
     name.is_some_and(|name| name == "mount.cairn" || name == "mount.fuse.cairn")
 }
 
+fn called_as_umount_helper(words: &[OsString]) -> bool {
+    let name = words.first().and_then(|word| Path::new(word).file_name());
+    // umount(8) goes by the type of what is mounted.
+    name.is_some_and(|name| name == "umount.cairn" || name == "umount.fuse.cairn")
+}
+
 fn main() -> ExitCode {
     let words = arguments();
+    if called_as_umount_helper(&words) {
+        return match commands::unmount_helper(&words) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(failure) => {
+                output::Output::unparsed(&[]).failure(&failure);
+                ExitCode::from(MOUNT_FAILED)
+            }
+        };
+    }
     let helper = called_as_mount_helper(&words);
     let words = if helper {
         match commands::helper_words(&words) {

@@ -264,6 +264,8 @@ fn connect(args: &MountArgs, request: &MountRequest) -> Result<Arc<Session>, Mou
         read_only: request.flags.read_only,
         no_primary_eio: request.no_primary_eio,
         mount_timeout: request.mount_timeout,
+        early: !request.flags.sync && !request.flags.read_only,
+        cache_bytes: request.cache_bytes,
     };
     Ok(Session::start(config, Arc::new(SystemConnector::new(tls)))?)
 }

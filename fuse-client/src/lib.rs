@@ -3,7 +3,7 @@
 //!
 //! [`session::Session`] finds the primary, stays with it through failures and repeats what was
 //! not answered. [`serve::FileSystem`] translates between the kernel and the session.
-//! [`command`] is `cairn mount`, [`join`] is `cairn client join`. What an application may rely on stands in `docs/mount.md`.
+//! [`command`] is `cairn mount`, [`unmount`] umount(8)'s helper, [`join`] is `cairn client join`. What an application may rely on stands in `docs/mount.md`.
 
 #![forbid(unsafe_code)]
 
@@ -20,3 +20,4 @@ mod remount;
 pub mod serve;
 pub mod session;
 pub mod transport;
+pub mod unmount;

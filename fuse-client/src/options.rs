@@ -3,19 +3,25 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::session::leases::{CACHE_BYTES, CACHE_BYTES_MIN};
+
 /// The port where none is given.
 const PORT: u16 = 7420;
 /// Longest time that makes sense in an option.
 const SECONDS_MAX: u64 = 24 * 3600;
 
+/// More is a mistake in typing.
+const CACHE_BYTES_MAX: u64 = 64 << 30;
+
 /// Every option, for the hint on an unknown one.
-const KNOWN: [&str; 40] = [
+const KNOWN: [&str; 41] = [
     "acl",
     "allow_other",
     "async",
     "atime",
     "auto",
     "backup-volfile-servers",
+    "cache-size",
     "defaults",
     "dev",
     "diratime",
@@ -101,6 +107,7 @@ pub(crate) struct MountRequest {
     pub(crate) log_file: Option<PathBuf>,
     pub(crate) mount_timeout: Duration,
     pub(crate) no_primary_eio: Option<Duration>,
+    pub(crate) cache_bytes: u64,
 }
 
 impl MountRequest {
@@ -129,6 +136,7 @@ impl MountRequest {
             log_file: None,
             mount_timeout: Duration::from_secs(30),
             no_primary_eio: None,
+            cache_bytes: CACHE_BYTES,
         };
         for option in options
             .iter()
@@ -164,6 +172,16 @@ impl MountRequest {
             "allow_other" => flags.allow_other = true,
             "log_file" | "log-file" => self.log_file = Some(PathBuf::from(value)),
             "mount_timeout" => self.mount_timeout = seconds(name, value)?,
+            "cache-size" => {
+                let bytes = protocol::options::parse_size(value);
+                let bytes =
+                    bytes.filter(|bytes| (CACHE_BYTES_MIN..=CACHE_BYTES_MAX).contains(bytes));
+                self.cache_bytes = bytes.ok_or_else(|| OptionError::Value {
+                    option: name.to_owned(),
+                    value: value.to_owned(),
+                    wants: "a size from 1M to 64G, as 256M",
+                })?;
+            }
             "no_primary" => {
                 let time = value
                     .strip_prefix("eio:")
@@ -310,6 +328,15 @@ mod tests {
             parse("a:/v1", "mount_timeout=soon"),
             Err(OptionError::Value { .. })
         ));
+        for size in ["", "1", "64", "65G", "much"] {
+            let option = format!("cache-size={size}");
+            assert!(matches!(
+                parse("a:/v1", &option),
+                Err(OptionError::Value { .. })
+            ));
+        }
+        let small = parse("a:/v1", "cache-size=8M").expect("it fits");
+        assert_eq!(small.cache_bytes, 8 << 20);
         assert!(matches!(
             parse("a:/v1", "no_primary=5"),
             Err(OptionError::Value { .. })

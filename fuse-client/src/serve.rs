@@ -194,20 +194,24 @@ impl FileSystem {
                 Ok(())
             }
             opcode::FLUSH => {
-                // Nothing waits to be delivered; but the last chance to tell of a loss is now.
                 let handle = fields.u64()?;
                 fields.skip(8)?;
-                let owner = fields.u64()?;
-                let lost = self.session.locks().are_lost(handle);
-                let told = self.session.losses().tells_at_close(handle) || lost;
-                if !self.unlock_at_close(header, owner, told) {
-                    self.refuse(header, if told { EIO } else { 0 });
-                }
+                self.close(header, handle, fields.u64()?);
                 Ok(())
             }
             opcode::GETLK | opcode::SETLK | opcode::SETLKW => self.lock(header, &mut fields),
             opcode::READDIR | opcode::READDIRPLUS => self.read_directory(header, &mut fields),
             _ => self.ask(header, fields),
+        }
+    }
+
+    /// A descriptor is closed: the last chance to tell of a loss. What was answered early of its file is
+    /// on its way, and may stay so.
+    fn close(&self, header: &InHeader, handle: u64, owner: u64) {
+        let lost = self.session.locks().are_lost(handle).then_some(EIO);
+        let told = self.session.losses().tells_at_close(handle).or(lost);
+        if !self.unlock_at_close(header, owner, told.is_some()) {
+            self.refuse(header, told.unwrap_or(0));
         }
     }
 

@@ -156,14 +156,15 @@ impl Inode {
     }
 
     /// Something about the object changed. A primary whose clock is behind its predecessor's
-    /// does not put the object back in time (COH-4).
+    /// does not put the object back in time (COH-4), and each change has a time of its own: by that
+    /// it is noticed where a cache is not told (FO-6).
     pub(crate) fn changed(&mut self, now: Timestamp) {
         self.ctime = self.time_of_change(now);
     }
 
     /// The time that a change at `now` gets.
     pub(crate) fn time_of_change(&self, now: Timestamp) -> Timestamp {
-        now.max(self.ctime)
+        now.max(Timestamp(self.ctime.0.saturating_add(1)))
     }
 
     pub(crate) fn encode(&self) -> Bytes {

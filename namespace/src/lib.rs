@@ -203,6 +203,28 @@ pub fn size<S: Store>(store: &S, object: ObjectId) -> Result<Option<u64>, Execut
     Ok(transaction::read_inode(store, object)?.map(|inode| inode.size))
 }
 
+/// Whether an object is there and is a regular file.
+pub fn is_file<S: Store>(store: &S, object: ObjectId) -> Result<bool, ExecuteError<S::Error>> {
+    Ok(transaction::read_inode(store, object)?.is_some_and(|inode| inode.is_file()))
+}
+
+/// Attributes of a directory; `None`: there is no such object, or it is none.
+pub fn attributes<S: Store>(
+    store: &S,
+    directory: ObjectId,
+) -> Result<Option<protocol::fs::Attributes>, ExecuteError<S::Error>> {
+    let inode = transaction::read_inode(store, directory)?.filter(Inode::is_directory);
+    Ok(inode.map(|inode| inode.attributes(directory, 0)))
+}
+
+/// When an object was last changed; `None`: there is no such object.
+pub fn changed_at<S: Store>(
+    store: &S,
+    object: ObjectId,
+) -> Result<Option<Timestamp>, ExecuteError<S::Error>> {
+    Ok(transaction::read_inode(store, object)?.map(|inode| inode.ctime))
+}
+
 /// The object that `operation` opened for its session, if `outcome` says so: the caller counts
 /// it, also when the outcome is a kept one.
 #[must_use]

@@ -5,6 +5,7 @@
 //! again under its number, after a reconnect or to another primary, gets the first answer and is
 //! not executed twice (FO-2).
 
+mod changed;
 mod lease;
 mod lock;
 mod replay;
@@ -75,11 +76,16 @@ pub const KINDS: [(u8, &str); 14] = [
 ];
 
 /// Version of this module's messages.
-pub const FS_VERSION: u16 = 7;
+pub const FS_VERSION: u16 = 8;
 /// Longest name of a directory entry.
 pub const NAME_BYTES_MAX: usize = 255;
 /// Longest data of one read or write.
 pub const IO_BYTES_MAX: u32 = 1 << 20;
+/// Changes that a client answered early and the primary has not: so many at most, with so many bytes
+/// of data.
+pub const EARLY_MAX: u16 = 128;
+/// See [`EARLY_MAX`].
+pub const EARLY_BYTES_MAX: u64 = 8 << 20;
 /// Slots of a session: the requests that it may have under way.
 pub const SLOTS_MAX: u16 = 256;
 /// The slot of requests that change nothing: no reply is kept for them, any number may be under way.
@@ -110,6 +116,8 @@ pub struct Hello {
     /// Leases that the client can hold; 0: it is recalled nothing. At most
     /// [`LEASES_OF_SESSION_MAX`] count.
     pub leases: u32,
+    /// The client answers changes early where it may: room is held back for it.
+    pub early: bool,
 }
 
 /// The answer to [`Hello`].
@@ -136,6 +144,8 @@ pub enum HelloReply {
         /// Data of large writes may be lost although their records are here: the client sends
         /// every write that it does not know to be stable.
         in_doubt: bool,
+        /// No file is longer, in bytes: what would make it so fails with EFBIG.
+        object_bytes_max: u64,
     },
     /// This node is not the primary.
     Elsewhere(Elsewhere),
@@ -411,6 +421,10 @@ pub struct Request {
     pub caller: Caller,
     /// What.
     pub operation: Operation,
+    /// The application was answered already, under an exclusive lease of the object (CL-1): the
+    /// object's change time by the last answer that the client had. Refused with EIO where the lease
+    /// is lost and others changed the object since.
+    pub early: Option<Timestamp>,
     /// Bulk data.
     pub payload: Bytes,
 }
@@ -504,6 +518,9 @@ pub enum Outcome {
     Lock(Option<Lock>),
 }
 
+/// A rename changes names in so many directories.
+pub const CHANGED_DIRECTORIES_MAX: usize = 2;
+
 /// A reply.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
@@ -529,6 +546,18 @@ pub struct Reply {
     /// Objects that the request changed and of which the session holds a lease: what is kept of them
     /// is old.
     pub old: Vec<ObjectId>,
+    /// Of these the one that the session holds alone: nobody else is told of its attributes and data
+    /// before the lease was given back, so changes of it may be answered before they are asked.
+    pub exclusive: Option<ObjectId>,
+    /// Files that the session holds alone and that the request changed, with their change times since,
+    /// where the result does not tell: by those it is seen later that nobody else changed them.
+    pub times: Vec<(ObjectId, Timestamp)>,
+    /// Of the leases those of directories in which others change names: no kernel shall keep any, or
+    /// they would have to wait until it has forgotten them.
+    pub busy: Vec<ObjectId>,
+    /// Of the leases those of directories that the request changed names in, as they are since: at
+    /// most [`CHANGED_DIRECTORIES_MAX`].
+    pub directories: Vec<Attributes>,
     /// The result.
     pub outcome: Outcome,
 }

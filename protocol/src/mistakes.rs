@@ -56,11 +56,13 @@ pub enum Mistake {
     ForgetsLeases,
     /// An operation waits for a lease that its own mount holds.
     HoldsUpTheHolder,
+    /// A question is answered about what another mount may have changed already.
+    TellsUnasked,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::AnswersEarly,
         Self::WelcomesEarly,
         Self::ForgetsReplies,
@@ -85,6 +87,7 @@ impl Mistake {
         Self::CountsFromTheAnswer,
         Self::ForgetsLeases,
         Self::HoldsUpTheHolder,
+        Self::TellsUnasked,
     ];
 }
 

@@ -17,9 +17,10 @@ mod network {
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write as _};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -39,6 +40,7 @@ const SLACK: Duration = Duration::from_secs(2);
 const ROUND: Duration = Duration::from_secs(2);
 const CELLS: u64 = 3;
 const CELL_BYTES: u64 = 4096;
+const O_DSYNC: i32 = 0o10_000;
 
 /// What stat(2) tells: size, mode, and whether the name exists.
 fn look(path: &Path) -> Option<(u64, u32)> {
@@ -173,6 +175,103 @@ fn coh_1_a_mount_that_was_killed_holds_others_up_for_a_lease_time_at_most() -> R
     let took = began.elapsed();
     ensure!(took < LEASE + SLACK, "the changes took {took:?}");
     mounted.lab.umount(b)?;
+    Ok(mounted.lab.finish()?)
+}
+
+/// A file that the mount has alone, as nobody else ever looked at it.
+fn alone(mount: &Path, name: &str) -> Result<File> {
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .open(mount.join(name))?;
+    file.write_at(&[0; 64], 0)?;
+    Ok(file)
+}
+
+/// Does something beside the test, which may take long.
+fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Receiver<T> {
+    let (sender, receiver) = channel();
+    std::thread::spawn(move || {
+        // Nobody listens where the test has failed.
+        let _ = sender.send(work());
+    });
+    receiver
+}
+
+#[test]
+fn cl_1_a_write_waits_for_nobody_where_the_mount_is_alone_and_a_sync_for_all_of_them() -> Result<()>
+{
+    let Some((mut mounted, all)) = mounts(2, 2)? else {
+        return Ok(());
+    };
+    let (a, b) = (&all[0], &all[1]);
+    let (file, synced) = (alone(a, "file")?, alone(a, "synced")?);
+    alone(a, "log")?;
+    let log = OpenOptions::new();
+    let log = { log }
+        .write(true)
+        .custom_flags(O_DSYNC)
+        .open(a.join("log"))?;
+    let pids = [0, 1].map(|node| mounted.lab.pid(node));
+    let all_daemons = |name: &str| {
+        let mut running = pids.iter().flatten();
+        running.try_for_each(|pid| signal(*pid, name))
+    };
+    all_daemons("STOP")?;
+    for pid in pids.iter().flatten() {
+        wait_until_stopped(*pid)?;
+    }
+    let writes = beside(move || -> Result<File> {
+        // Soon: nothing is answered early while one is unanswered for half a second.
+        for at in 0..8 {
+            file.write_at(&[7], at)?;
+        }
+        file.set_permissions(Permissions::from_mode(0o640))?;
+        Ok(file)
+    });
+    let written = writes.recv_timeout(LEASE + SLACK);
+    let syncs = beside(move || synced.sync_all());
+    let logs = beside(move || log.write_at(&[7], 0));
+    let early = syncs.recv_timeout(Duration::from_millis(200));
+    let logged = logs.recv_timeout(Duration::from_millis(10));
+    all_daemons("CONT")?;
+    let file = written.context("a write waited for the primary")??;
+    ensure!(early.is_err(), "a sync waited for nobody: {early:?}");
+    ensure!(
+        logged.is_err(),
+        "with O_DSYNC a write waited for nobody: {logged:?}"
+    );
+    syncs.recv_timeout(4 * LEASE)??;
+    ensure!(logs.recv_timeout(4 * LEASE)?? == 1);
+    // What was answered before the sync was asked is not the mount's alone any more.
+    signal(mount_pid(a)?, "KILL")?;
+    let found = fs::read(b.join("file"))?;
+    ensure!(found.len() == 64 && found[..8] == [7; 8], "{found:?}");
+    ensure!(look(&b.join("file")) == Some((64, 0o640)));
+    drop(file);
+    mounted.lab.umount(a)?;
+    Ok(mounted.lab.finish()?)
+}
+
+#[test]
+fn cl_1_what_was_answered_is_there_for_the_next_mount_after_an_unmount_without_a_sync() -> Result<()>
+{
+    let Some((mut mounted, all)) = mounts(2, 2)? else {
+        return Ok(());
+    };
+    let (a, b) = (&all[0], &all[1]);
+    let file = alone(a, "file")?;
+    for round in 0..ROUNDS {
+        let value = u8::try_from(round % 251)?;
+        for at in 0..64 {
+            file.write_at(&[value], at)?;
+        }
+    }
+    drop(file);
+    mounted.lab.umount(a)?;
+    let last = u8::try_from((ROUNDS - 1) % 251)?;
+    ensure!(fs::read(b.join("file"))? == [last; 64]);
     Ok(mounted.lab.finish()?)
 }
 

@@ -26,6 +26,7 @@ fn seeds() -> Vec<RawFrame> {
             number: 9,
             caller: Default::default(),
             operation,
+            early: None,
             payload,
         }
         .encode()
@@ -70,6 +71,10 @@ fn seeds() -> Vec<RawFrame> {
             authors: vec![author],
             leases: vec![ObjectId(1), ObjectId(5)],
             old: vec![ObjectId(6)],
+            exclusive: Some(ObjectId(5)),
+            times: vec![(ObjectId(5), Timestamp(7))],
+            busy: vec![ObjectId(1)],
+            directories: vec![protocol::fs::Attributes::default()],
             outcome,
         }
         .encode()
@@ -83,6 +88,7 @@ fn seeds() -> Vec<RawFrame> {
         ends: vec![(Term(2), Sequence(8))],
         gathers: true,
         in_doubt: false,
+        object_bytes_max: 1 << 44,
     }
     .encode();
     let lock = Lock {
@@ -99,6 +105,8 @@ fn seeds() -> Vec<RawFrame> {
         authors: vec![author],
         stable: (Term(1), Sequence(2)),
         leases: vec![ObjectId(4)],
+        exclusive: vec![ObjectId(4)],
+        early: vec![ObjectId(4), ObjectId(5)],
     }
     .encode();
     let recalled = Recalled {
@@ -117,6 +125,7 @@ fn seeds() -> Vec<RawFrame> {
                 parent: ObjectId(1),
                 name: name.clone(),
             },
+            early: None,
             payload: Bytes::new(),
         },
     }
@@ -215,6 +224,7 @@ fn seeds() -> Vec<RawFrame> {
             confirmed: (Term(3), Sequence(5)),
             kept_terms: vec![Term(2), Term(3)],
             leases: 9,
+            early: true,
         }
         .encode(),
         welcome,

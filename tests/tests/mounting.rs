@@ -36,6 +36,10 @@ mount -T "$FSTAB" "$AT"
 options | grep -q noatime
 mkdir -p "$AT/below/here"
 echo one > "$AT/below/here/file"
+exec 7< "$AT/below/here/file"
+refused umount "$AT"
+grep -q "It is in use" "$DIR/said"
+exec 7<&-
 umount "$AT"
 refused mountpoint -q "$AT"
 
@@ -107,7 +111,7 @@ fn mount_8_mounts_remounts_and_unmounts_by_fstab_and_by_hand() -> Result<()> {
     lab.umount(&mount)?;
     let helpers = dir.path().join("helpers");
     fs::create_dir(&helpers)?;
-    for name in ["mount.cairn", "mount.fuse.cairn"] {
+    for name in ["mount.cairn", "mount.fuse.cairn", "umount.fuse.cairn"] {
         symlink(binary(), helpers.join(name))?;
     }
     let at = dir.path().join("at");

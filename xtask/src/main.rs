@@ -24,7 +24,8 @@ cargo xtask kill --rounds N    kills daemons under a writer, N rounds
 cargo xtask failover [--rounds N] [--only FAULT] [--out FILE]   nodes die, freeze, are cut off: how long a writer waits
 cargo xtask resync [--mib N] [--object-mib N] [--out DIR]   what a resync sends, how fast, and what applications notice
 cargo xtask volumes [--count N] [--out FILE]   N volumes over five nodes: what they cost, and what the leader's death does
-cargo xtask memory --files N   how the daemons' memory grows with files and sparse data
+cargo xtask memory --files N   how the memory of daemons and of a mount grows with files and sparse data
+cargo xtask soak [--minutes N] a mount under load for an hour: how its memory grows with time
 cargo xtask suites [--full]    pjdfstest, fsx on one file, and databases, git and the like on a mount; --full: 1,000,000 operations of fsx a mode, 200,000 while the primary is killed every second, ten times the data, minutes of load
 cargo xtask fuzz [--seconds S] random and mutated bytes into every decoder
 cargo xtask bench [ARGS…]      benches/compare: the same workloads on local, FUSE, GlusterFS and Cairn
@@ -117,6 +118,14 @@ fn run(args: &[String]) -> Result<()> {
             let env = [
                 ("CAIRN_MEMORY_FILES", files.to_string()),
                 ("CAIRN_MEMORY_SPARSE_GB", "100".to_owned()),
+            ];
+            measure("memory", env.into())
+        }
+        ["soak", rest @ ..] => {
+            let minutes = number(rest, "--minutes")?.unwrap_or(60);
+            let env = [
+                ("CAIRN_MEMORY_SPARSE_GB", "1".to_owned()),
+                ("CAIRN_SOAK_SECONDS", (minutes * 60).to_string()),
             ];
             measure("memory", env.into())
         }

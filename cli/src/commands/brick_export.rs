@@ -272,6 +272,7 @@ impl Export<'_> {
             number: 1,
             caller: Caller::default(),
             operation,
+            early: None,
             payload: Bytes::new(),
         };
         match execute(&Keys(self.brick), &context, &request) {

@@ -17,7 +17,7 @@ mod volume;
 
 use serde_json::Value;
 
-pub(crate) use mount::helper_words;
+pub(crate) use mount::{helper_words, unmount_helper};
 
 use crate::args::{Cli, Command, Global};
 use crate::connection;

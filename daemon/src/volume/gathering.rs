@@ -324,6 +324,7 @@ mod tests {
                     parent: ObjectId::ROOT,
                     name: Bytes::from_static(b"n"),
                 },
+                early: None,
                 payload: Bytes::new(),
             },
         })
@@ -368,6 +369,8 @@ mod tests {
             authors: vec![author],
             stable: place(2),
             leases: Vec::new(),
+            exclusive: Vec::new(),
+            early: Vec::new(),
         });
         assert_eq!(gathering.turn(B, place(3), now), Turn::Mine);
         assert_eq!(gathering.turn(B, place(5), now), Turn::Held(place(4)));
@@ -388,6 +391,8 @@ mod tests {
                 authors: Vec::new(),
                 stable,
                 leases: Vec::new(),
+                exclusive: Vec::new(),
+                early: Vec::new(),
             });
         }
         assert!(gathering.is_stable(place(13, 100)) && gathering.is_stable(place(12, 90)));

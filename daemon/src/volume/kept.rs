@@ -211,6 +211,7 @@ fn greet<M: Medium>(
         ends: Vec::new(),
         gathers: false,
         in_doubt: false,
+        object_bytes_max: 0, // nothing is changed
     };
     Ok((point.id, welcome))
 }
@@ -282,6 +283,10 @@ async fn answer<M: Medium>(shared: &Shared<M>, point: PointId, request: Request)
             authors: Vec::new(),
             leases: Vec::new(),
             old: Vec::new(),
+            exclusive: None,
+            times: Vec::new(),
+            busy: Vec::new(),
+            directories: Vec::new(),
             outcome,
         });
     }

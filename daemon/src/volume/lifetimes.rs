@@ -92,7 +92,11 @@ impl<M: Medium> Driver<M> {
         let known = self.sessions.is_known(id, hello.confirmed);
         self.forget_waits(id);
         let leases = usize::try_from(hello.leases).unwrap_or(usize::MAX);
-        self.leasing.table.let_in(id, leases);
+        self.leasing.table.let_in(
+            id,
+            leases,
+            hello.early && !(hello.read_only || right.read_only),
+        );
         let ends = self.ends_of(hello);
         let connection = self.sessions.next_id();
         let mut settled = false;
@@ -109,6 +113,7 @@ impl<M: Medium> Driver<M> {
             state.only_reads = right.read_only;
             state.heard = now;
             state.presents = true;
+            state.has_presented = false;
             state.was_unknown = !known && !hello.kept_terms.is_empty();
             state.told = Sequence::ZERO;
             settled = state.is_settled();
@@ -124,6 +129,7 @@ impl<M: Medium> Driver<M> {
             ends,
             gathers: self.replays.hold_up(),
             in_doubt: self.wants_data(),
+            object_bytes_max: self.object_bytes_max,
         };
         let (outbox, frame) = (outbox.clone(), welcome.encode());
         if settled || made(Mistake::WelcomesEarly) {
@@ -285,8 +291,7 @@ impl<M: Medium> Driver<M> {
     /// who has no right to the volume.
     pub(super) fn end_session(&mut self, session: SessionId, at_once: bool) {
         let now = self.now();
-        self.leasing.forget_aside(session);
-        self.leasing.table.end(session, at_once);
+        self.leasing.end(session, at_once, now);
         self.end_what_ran_out(now);
         self.not_awaited(session);
         self.sessions.remove(session);

@@ -13,7 +13,7 @@ use protocol::volume::Protocol;
 use replication::state::RoleReason;
 use storage::Medium;
 
-use super::clients::ENOSPC;
+use super::clients::{EROFS, Refusal};
 use super::doubts::{Data, Doubts};
 use super::driver::{Driver, OrderError, Token};
 use super::gathering::{Authors, Changers, Gathering, Turn};
@@ -197,7 +197,11 @@ impl<M: Medium> Driver<M> {
         match frame.kind {
             kind::PRESENT => {
                 let present = Present::decode(&frame).map_err(|e| e.to_string())?;
-                self.leases_presented(session, &present.leases);
+                let state = self.sessions.by_id.get_mut(&session);
+                if state.is_some_and(|state| std::mem::replace(&mut state.has_presented, true)) {
+                    return Err("it presents what it holds twice".to_owned());
+                }
+                self.leases_presented(session, &present);
                 if let Some(gathering) = &mut self.replays.gathering {
                     gathering.presented(present);
                     gathering.brings(session, now);
@@ -429,11 +433,12 @@ impl<M: Medium> Driver<M> {
         // of room.
         let refused = if was_answered(replay) {
             // What was confirmed before the volume became read-only is put back.
-            self.refuse_for_room(request)
+            self.refuse_for_room(request, 0)
         } else {
             self.refuse_change(session, request)
         };
-        if refused.is_some_and(|errno| errno != ENOSPC || replay.order.is_some()) {
+        let is_for_room = |refusal: Refusal| refusal != Refusal::Errno(EROFS);
+        if refused.is_some_and(|refusal| !is_for_room(refusal) || replay.order.is_some()) {
             return Ok(self.refuse_replay(session, replay));
         }
         if !self.is_prepared(&request.operation, request.payload.len() as u64) {
@@ -459,6 +464,9 @@ impl<M: Medium> Driver<M> {
             self.tokens.remove(&token);
         }
         // The write itself decides what a damaged neighbour means.
+        if let Err(error) = &prepared {
+            tracing::warn!(%error, "a block that a write builds on cannot be read");
+        }
         !matches!(prepared, Ok(false))
     }
 
@@ -515,7 +523,8 @@ impl<M: Medium> Driver<M> {
         if makes && taken {
             return Ok(self.refuse_replay(session, replay));
         }
-        if self.may_change(session, &touched(&set.changes)).is_none() {
+        let objects = touched(&set.changes);
+        if self.may_change(session, &objects).is_none() {
             return Ok(Put::Later);
         }
         let outcome = set.outcome;
@@ -523,6 +532,7 @@ impl<M: Medium> Driver<M> {
             Ok(sequence) => {
                 self.replays.replayed += 1;
                 self.note_put_back(session, replay, sequence, &outcome);
+                self.note_own_again(session, &objects);
                 self.after_locking(session, &request.operation);
                 self.answer_replay(session, request, sequence, outcome);
                 Ok(Put::Taken)

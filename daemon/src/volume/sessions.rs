@@ -67,6 +67,8 @@ pub(super) struct Session {
     pub(super) heard: Duration,
     /// It has not said yet that it presented everything (DUR-5).
     pub(super) presents: bool,
+    /// It said what it holds, which it does once.
+    pub(super) has_presented: bool,
     /// It had operations confirmed and was not known when it came: what took effect of them, and
     /// what of them was replayed, is not known either.
     pub(super) was_unknown: bool,

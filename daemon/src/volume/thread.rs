@@ -508,6 +508,7 @@ impl<M: Medium> Driver<M> {
         self.machine
             .set_policy(self.settings.protocol, self.settings.queue_bytes_max);
         (0..self.links.len()).for_each(|replica| self.pack_frames(replica));
+        self.look_after_early_changes();
         let (now, agreed) = (self.now(), self.host.agreed(spec.id));
         let before = std::mem::replace(&mut self.spec, spec.clone());
         // What was said of the brick that had a place before does not mean the next one.

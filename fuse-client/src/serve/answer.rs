@@ -1,6 +1,7 @@
 //! From outcomes to the kernel's replies.
 
-use protocol::fs::{Attributes, FileSystemStatistics, Outcome};
+use bytes::Bytes;
+use protocol::fs::{Attributes, Caller, FileSystemStatistics, Operation, Outcome};
 use protocol::units::ObjectId;
 
 use super::FileSystem;
@@ -42,9 +43,16 @@ pub(crate) enum Shape {
     Xattr {
         size: u32,
     },
-    /// `strips`: a node whose set-user-id bit the write may have dropped.
+    /// `strips`: a node whose set-user-id bit the write may have dropped. `then_syncs`: it is answered
+    /// when it is stable, or (true) its data and what finds it.
     Written {
         strips: Option<u64>,
+        then_syncs: Option<bool>,
+    },
+    /// The same, once it is.
+    WrittenAndSynced {
+        strips: Option<u64>,
+        len: u32,
     },
     Copied,
     Directory(Box<listing::Ask>),
@@ -76,6 +84,12 @@ impl Shape {
     pub(crate) fn is_close(&self) -> bool {
         matches!(self, Self::Closed { .. })
     }
+
+    /// Whether it is answered when it is stable: that nobody says before.
+    pub(crate) fn then_syncs(&self) -> bool {
+        let syncs = matches!(self, Self::Written { then_syncs, .. } if then_syncs.is_some());
+        syncs || matches!(self, Self::WrittenAndSynced { .. })
+    }
 }
 
 /// Direct, also for several writers at once: the page cache would have to be told what other
@@ -106,6 +120,40 @@ impl Replies for FileSystem {
 }
 
 impl FileSystem {
+    fn opened(&self, unique: u64, handle: u64, object: ObjectId, flags: u32) {
+        self.session.losses().opened(handle, object);
+        let mut body = Body::with_capacity(16);
+        self.reply(unique, 0, &[&body.open(handle, flags).0]);
+    }
+
+    /// `size`: what there is room for; 0: only the length is asked for.
+    fn xattr(&self, unique: u64, size: u32, data: &[u8]) {
+        if size == 0 {
+            let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
+            let mut body = Body::with_capacity(8);
+            self.reply(unique, 0, &[&body.u32(len).u32(0).0]);
+        } else if data.len() > size as usize {
+            self.reply(unique, ERANGE, &[]);
+        } else {
+            self.reply(unique, 0, &[data]);
+        }
+    }
+
+    fn written(&self, unique: u64, len: u32, strips: Option<u64>) {
+        let mut body = Body::with_capacity(8);
+        self.reply(unique, 0, &[&body.u32(len).u32(0).0]);
+        if let Some(node) = strips {
+            self.attributes_changed(node);
+        }
+    }
+
+    /// Who wrote is answered when that is stable.
+    fn sync_written(&self, waiting: Waiting, object: ObjectId, data_only: bool) {
+        let sync = Operation::Sync { object, data_only };
+        let caller = Caller::default(); // it was allowed to write
+        self.session.submit(waiting, caller, sync, Bytes::new());
+    }
+
     /// Tells the kernel an outcome; it may keep it for `fresh`.
     pub(super) fn tell(&self, waiting: Waiting, outcome: Outcome, fresh: Fresh) {
         let unique = waiting.unique;
@@ -138,14 +186,10 @@ impl FileSystem {
                 self.reply(unique, 0, &[&body.0]);
             }
             (Shape::Open { handle, object }, Outcome::Attributes(_) | Outcome::Done) => {
-                self.session.losses().opened(handle, object);
-                let mut body = Body::with_capacity(16);
-                self.reply(unique, 0, &[&body.open(handle, OPEN_FLAGS).0]);
+                self.opened(unique, handle, object, OPEN_FLAGS);
             }
             (Shape::OpenDirectory { handle, object }, Outcome::Attributes(_) | Outcome::Done) => {
-                self.session.losses().opened(handle, object);
-                let mut body = Body::with_capacity(16);
-                self.reply(unique, 0, &[&body.open(handle, 0).0]);
+                self.opened(unique, handle, object, 0);
             }
             (Shape::Attributes, Outcome::Attributes(a)) => {
                 let mut body = Body::with_capacity(104);
@@ -159,26 +203,28 @@ impl FileSystem {
             (Shape::Synced { handle }, Outcome::Done) => {
                 // What is gone is not made stable by anything (DUR-5).
                 let told = self.session.losses().tells(handle);
-                self.reply(unique, if told { EIO } else { 0 }, &[]);
+                self.reply(unique, told.unwrap_or(0), &[]);
             }
             (Shape::Bytes, Outcome::Data(data)) => self.reply(unique, 0, &[&data]),
-            (Shape::Xattr { size: 0 }, Outcome::Data(data)) => {
-                let len = u32::try_from(data.len()).unwrap_or(u32::MAX);
-                let mut body = Body::with_capacity(8);
-                self.reply(unique, 0, &[&body.u32(len).u32(0).0]);
-            }
-            (Shape::Xattr { size }, Outcome::Data(data)) => {
-                if data.len() > size as usize {
-                    self.reply(unique, ERANGE, &[]);
-                } else {
-                    self.reply(unique, 0, &[&data]);
+            (Shape::Xattr { size }, Outcome::Data(data)) => self.xattr(unique, size, &data),
+            (
+                Shape::Written { strips, then_syncs },
+                Outcome::Written {
+                    len, attributes, ..
+                },
+            ) => match then_syncs {
+                None => self.written(unique, len, strips),
+                Some(data_only) => {
+                    let shape = Shape::WrittenAndSynced { strips, len };
+                    let waiting = Waiting { shape, ..waiting };
+                    self.sync_written(waiting, attributes.object, data_only);
                 }
-            }
-            (Shape::Written { strips }, Outcome::Written { len, .. }) => {
-                let mut body = Body::with_capacity(8);
-                self.reply(unique, 0, &[&body.u32(len).u32(0).0]);
-                if let Some(node) = strips {
-                    self.attributes_changed(node);
+            },
+            (Shape::WrittenAndSynced { strips, len }, Outcome::Done) => {
+                let handle = waiting.through;
+                match handle.and_then(|handle| self.session.losses().tells(handle)) {
+                    None => self.written(unique, len, strips),
+                    Some(errno) => self.reply(unique, errno, &[]),
                 }
             }
             (Shape::Copied, Outcome::Written { len, .. }) => {

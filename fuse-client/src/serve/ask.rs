@@ -6,13 +6,17 @@ use bytes::Bytes;
 use protocol::fs::{Caller, IO_BYTES_MAX, NAME_BYTES_MAX, Operation};
 
 use super::attributes::to_set;
-use super::{EINVAL, EIO, FileSystem, Shape};
-use crate::abi::{Fields, InHeader, ShortRequest, WRITE_HEADER_BYTES, opcode, write};
+use super::{EINVAL, FileSystem, Shape};
+use crate::abi::{Fields, InHeader, ROOT_ID, ShortRequest, WRITE_HEADER_BYTES, opcode, write};
 use crate::session::Waiting;
 
 const ENAMETOOLONG: i32 = 36;
 const O_EXCL: u32 = 0o200;
 const O_APPEND: u32 = 0o2000;
+/// O_DSYNC, of which the kernel speaks also for RWF_DSYNC and a mount that is `sync`; and the bit that
+/// makes an O_SYNC of it.
+const O_DSYNC: u32 = 0o10_000;
+const O_SYNC_BIT: u32 = 0o4_000_000;
 /// Above this a write's buffer is handed on as it is, and a new one taken; below, copying the
 /// data is cheaper than 1 MiB of fresh memory.
 /// A buffer is kept until the write is stable, so little of it may be empty.
@@ -280,7 +284,11 @@ impl FileSystem {
             opcode::FSYNC | opcode::FSYNCDIR => {
                 let handle = fields.u64()?;
                 let data_only = fields.u32()? & 1 != 0;
-                let operation = Operation::Sync { object, data_only };
+                // Of the whole mount that is everything: so umount(8)'s helper asks.
+                let operation = match header.opcode == opcode::FSYNCDIR && header.node == ROOT_ID {
+                    true => Operation::SyncAll,
+                    false => Operation::Sync { object, data_only },
+                };
                 Plan::Through(handle, operation, Shape::Synced { handle })
             }
             opcode::SYNCFS => plain(Operation::SyncAll, Shape::Empty),
@@ -321,8 +329,8 @@ impl FileSystem {
         if flags != 0 {
             return Ok(Plan::Refuse(EINVAL));
         }
-        if self.session.losses().tells(handle) {
-            return Ok(Plan::Refuse(EIO));
+        if let Some(errno) = self.session.losses().tells(handle) {
+            return Ok(Plan::Refuse(errno));
         }
         let operation = Operation::CopyRange {
             from: self.object(header.node),
@@ -353,8 +361,8 @@ impl FileSystem {
             let whole = Bytes::from(std::mem::take(buffer));
             whole.slice(WRITE_HEADER_BYTES..WRITE_HEADER_BYTES + size as usize)
         };
-        if self.session.losses().tells(handle) {
-            self.refuse(header, EIO);
+        if let Some(errno) = self.session.losses().tells(handle) {
+            self.refuse(header, errno);
             return Ok(());
         }
         let operation = Operation::Write {
@@ -370,6 +378,9 @@ impl FileSystem {
             through: Some(handle),
             shape: Shape::Written {
                 strips: (write_flags & write::KILL_SUIDGID != 0).then_some(header.node),
+                // The kernel leaves that to the mount where files are written directly.
+                then_syncs: (open_flags & (O_DSYNC | O_SYNC_BIT) != 0)
+                    .then_some(open_flags & O_SYNC_BIT == 0),
             },
         };
         let caller = self.openers.of(handle, caller(header));

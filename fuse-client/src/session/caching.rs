@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use protocol::fs::{Operation, Outcome, Recalled, Reply, offer};
-use protocol::units::ObjectId;
+use protocol::units::{ObjectId, Timestamp};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::leases::{Cache, Forget, Fresh};
@@ -37,24 +37,37 @@ struct UnderWay {
     cache: Arc<Mutex<Cache>>,
     operation: Operation,
     objects: Vec<ObjectId>,
+    early: bool,
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.cache.lock().over(&self.operation, &self.objects);
+        let mut cache = self.cache.lock();
+        cache.over(&self.operation, &self.objects, self.early);
     }
 }
 
 impl Asked {
-    pub(super) fn new(cache: &Arc<Mutex<Cache>>, operation: &Operation) -> Self {
+    /// Something with so many bytes of data is asked; it may be answered `early`, if the cache says
+    /// so: with what, and what the request says of it.
+    pub(super) fn new(
+        cache: &Arc<Mutex<Cache>>,
+        operation: &Operation,
+        bytes: usize,
+        early: bool,
+    ) -> (Self, Option<(Timestamp, Outcome)>) {
         let at = clock();
-        let objects = cache.lock().asks(operation, at);
+        let mut locked = cache.lock();
+        let early = early.then(|| locked.early(operation, bytes, at)).flatten();
+        let objects = locked.asks(operation, early.is_some(), at);
+        drop(locked);
         let under_way = operation.changes().then(|| UnderWay {
             cache: Arc::clone(cache),
             operation: operation.clone(),
             objects,
+            early: early.is_some(),
         });
-        Self { at, under_way }
+        (Self { at, under_way }, early)
     }
 }
 

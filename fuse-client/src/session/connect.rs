@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use protocol::fs::{Elsewhere, FS_VERSION, Hello, LEASES_OF_SESSION_MAX, Outcome};
+use protocol::fs::{Elsewhere, FS_VERSION, Hello, Outcome};
 use protocol::ids::NodeId;
 
 use super::dial::{self, DialError, Welcomed};
@@ -200,7 +200,8 @@ impl Shared {
                 opens: state.opens.list(OPENS_MAX),
                 confirmed: state.seen,
                 kept_terms: state.keep.terms(),
-                leases: u32::try_from(LEASES_OF_SESSION_MAX).expect("65,536"),
+                leases: u32::try_from(self.cache.lock().leases_max()).expect("65,536 at most"),
+                early: self.config.early && !self.config.read_only,
             };
             (
                 state.places.to_try(),

@@ -145,6 +145,7 @@ pub(super) struct Welcomed {
     pub(super) ends: Vec<Place>,
     pub(super) gathers: bool,
     pub(super) in_doubt: bool,
+    pub(super) object_bytes_max: u64,
 }
 
 fn refused(code: u16, message: String) -> DialError {
@@ -191,6 +192,7 @@ pub(super) fn hello(
             ends,
             gathers,
             in_doubt,
+            object_bytes_max,
             ..
         } => Ok(Welcomed {
             connection,
@@ -202,6 +204,7 @@ pub(super) fn hello(
             ends,
             gathers,
             in_doubt,
+            object_bytes_max,
         }),
         HelloReply::Elsewhere(elsewhere) => Err(DialError::Elsewhere {
             target: target.to_string(),

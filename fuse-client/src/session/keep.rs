@@ -102,6 +102,10 @@ pub struct Welcome<'a> {
     pub in_doubt: bool,
     /// Leases that the client holds.
     pub leases: &'a [ObjectId],
+    /// Those that it holds alone.
+    pub exclusive: &'a [ObjectId],
+    /// It sends changes of these again that were answered early.
+    pub early: &'a [ObjectId],
 }
 
 impl Welcome<'_> {
@@ -308,6 +312,8 @@ impl Keep {
             authors,
             stable,
             leases: welcome.leases.to_vec(),
+            exclusive: welcome.exclusive.to_vec(),
+            early: welcome.early.to_vec(),
         };
         let mut frames = vec![present.encode()];
         if welcome.gathers {

@@ -5,24 +5,33 @@
 //! question was asked. What an operation of this mount may change is not answered from here while
 //! it is under way: others may see it before its answer is back.
 //!
+//! A file that this mount holds alone (an exclusive lease) may be written and its attributes set
+//! before the primary has heard of it (CL-1): the application is answered, and the request is on its
+//! way as ever.
+//!
 //! Pure: whoever asks says what the time is, by a clock that goes on while the machine sleeps.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::fs::{Attributes, LEASES_OF_SESSION_MAX, Operation, Outcome, Place, Recalled, Reply};
+use protocol::fs::{
+    Attributes, LEASES_OF_SESSION_MAX, Operation, Outcome, Place, Recalled, Reply, SetTime,
+};
 use protocol::mistakes::{Mistake, made};
-use protocol::units::ObjectId;
+use protocol::units::{ObjectId, Timestamp};
 
 #[cfg(test)]
 mod tests;
 
-/// Names that are kept, some 150 bytes each.
-const NAMES_MAX: usize = 256 << 10;
-/// From so many leases on, those that were used longest ago are offered back, so many at once.
-const OFFER_FROM: usize = LEASES_OF_SESSION_MAX - 2 * OFFER_AT_ONCE;
-const OFFER_AT_ONCE: usize = 1024;
+/// Memory of a lease with attributes, of a name besides its bytes, and of what is known about a
+/// directory that is shared: entries of tables that are half full.
+const LEASE_BYTES: usize = 600;
+const NAME_BYTES: usize = 120;
+/// Bytes that a cache may take if nobody says otherwise.
+pub const CACHE_BYTES: u64 = 256 << 20;
+/// Bytes that it may take at least.
+pub const CACHE_BYTES_MIN: u64 = 1 << 20;
 /// Clocks of two machines differ in their rates by so much at most, in percent, both ways.
 const RATES_PERCENT: u32 = 2;
 /// An idle mount asks something after so much of the lease time.
@@ -38,24 +47,63 @@ const LATE: Duration = Duration::from_millis(700);
 const SHARED_FOR: Duration = Duration::from_secs(60);
 /// Directories that are remembered to be shared.
 const SHARED_MAX: usize = 16 << 10;
+const SHARED_TIDIED_EVERY: Duration = Duration::from_secs(1);
+/// While an early change is unanswered for so long nothing is answered early: where the primary or the
+/// way to it is slow, what others wait for shall not grow.
+pub const EARLY_UNANSWERED_MAX: Duration = Duration::from_millis(500);
+/// Set-user-id and set-group-id.
+const PRIVILEGES: u32 = 0o6000;
 /// Files of which it is remembered that the kernel may have their ACLs.
 const ACLS_MAX: usize = 64 << 10;
 /// Extended attributes that the kernel keeps (posix_acl_xattr.h).
 const ACL_NAMES: &[u8] = b"system.posix_acl_";
 const ENOENT: i32 = 2;
 
+/// What is known of a name in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Named {
+    Object(ObjectId),
+    /// There is no such name.
+    Nothing,
+    /// The mount changed it, and was not told what it is now.
+    Unknown,
+}
+
 #[derive(Debug, Default)]
 struct Held {
     attributes: Option<Attributes>,
-    /// Of a directory; `None`: there is no such name.
-    names: HashMap<Bytes, Option<ObjectId>>,
+    /// Of a directory.
+    names: HashMap<Bytes, Named>,
+    /// There are no others: the mount made the directory, and knew of every change since.
+    names_all: bool,
     used: u64,
     offered: bool,
+    /// Nobody else is told anything of it.
+    alone: bool,
+    /// Its attributes with all changes that are on their way, as far as they are known: but for
+    /// times that the primary sets.
+    ahead: Option<Attributes>,
+    /// When it was changed, by the last answer.
+    changed_at: Timestamp,
+    /// Changes on their way that were answered already.
+    early: u32,
     /// The kernel may answer by itself, until then at the latest: attributes, and names.
     attributes_handed: Duration,
     /// When attributes were handed to it last.
     handed_at: Duration,
     names_handed: Duration,
+}
+
+impl Held {
+    /// The object that a name leads to, or that there is no such name; `None`: that is not known.
+    fn named(&self, name: &Bytes) -> Option<Option<ObjectId>> {
+        match self.names.get(name) {
+            Some(Named::Object(object)) => Some(Some(*object)),
+            Some(Named::Nothing) => Some(None),
+            Some(Named::Unknown) => None,
+            None => self.names_all.then_some(None),
+        }
+    }
 }
 
 /// A directory of which others change names.
@@ -131,9 +179,41 @@ impl Forget {
     }
 }
 
+/// How much is kept. What does not fit is asked for again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bounds {
+    leases: usize,
+    /// Of names, with what they take besides.
+    name_bytes: usize,
+}
+
+impl Bounds {
+    /// Half of it for leases, as far as a session may have so many; the rest for names.
+    fn of(bytes: u64) -> Self {
+        let bytes = usize::try_from(bytes.max(CACHE_BYTES_MIN)).unwrap_or(usize::MAX);
+        let leases = (bytes / 2 / LEASE_BYTES).min(LEASES_OF_SESSION_MAX);
+        Self {
+            leases,
+            name_bytes: bytes - leases * LEASE_BYTES,
+        }
+    }
+
+    /// So many of the leases that were used longest ago are offered back at once.
+    fn offers(self) -> usize {
+        (self.leases / 64).max(1)
+    }
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self::of(CACHE_BYTES)
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub struct Cache {
+    bounds: Bounds,
     /// Until when all of it holds, and how long a lease lasts.
     until: Duration,
     lasts: Duration,
@@ -141,11 +221,20 @@ pub struct Cache {
     held: HashMap<ObjectId, Held>,
     order: BTreeMap<u64, ObjectId>,
     uses: u64,
-    names: usize,
+    name_bytes: usize,
+    /// Directories of which names are kept, by when they were used.
+    with_names: BTreeSet<(u64, ObjectId)>,
     shared: HashMap<ObjectId, SharedDirectory>,
+    shared_tidied: Duration,
+    /// Nothing is offered back below so many.
+    offer_from: usize,
     /// What operations under way may change.
     changing: HashMap<ObjectId, u32>,
     changing_names: HashMap<(ObjectId, Bytes), u32>,
+    /// Changes on their way that were answered already, whatever became of the leases.
+    early: HashMap<ObjectId, u32>,
+    /// No file is longer, by the word of the primary; 0: it has said nothing.
+    object_bytes_max: u64,
     /// Recalled, and not given back yet.
     giving: BTreeMap<u64, Vec<ObjectId>>,
     /// Recalled, and the kernel may know it until then, whatever it was told.
@@ -155,6 +244,17 @@ pub struct Cache {
     acls: HashSet<ObjectId>,
     /// There were too many: it may have one of any.
     acls_of_any: bool,
+}
+
+impl Cache {
+    /// It takes so many bytes, [`CACHE_BYTES_MIN`] at least, and some MiB for what it knows of others.
+    #[must_use]
+    pub fn new(bytes: u64) -> Self {
+        Self {
+            bounds: Bounds::of(bytes),
+            ..Self::default()
+        }
+    }
 }
 
 fn count<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: K, begins: bool) {
@@ -169,6 +269,11 @@ fn count<K: std::hash::Hash + Eq>(counts: &mut HashMap<K, u32>, key: K, begins: 
         }
         (std::collections::hash_map::Entry::Vacant(_), false) => {}
     }
+}
+
+/// What these names take.
+fn bytes_of(names: &HashMap<Bytes, Named>) -> usize {
+    names.keys().map(|name| NAME_BYTES + name.len()).sum()
 }
 
 /// The names that a change is about.
@@ -229,6 +334,12 @@ impl Cache {
         self.left(now).is_zero()
     }
 
+    /// Until when everything holds.
+    #[must_use]
+    pub fn until(&self) -> Duration {
+        self.until
+    }
+
     /// How long everything still holds.
     fn left(&self, now: Duration) -> Duration {
         self.until.saturating_sub(now)
@@ -236,9 +347,69 @@ impl Cache {
 
     // ---- what goes by --------------------------------------------------------------------------
 
+    /// A primary says how long a file can be, in bytes.
+    pub fn files_up_to(&mut self, object_bytes_max: u64) {
+        self.object_bytes_max = object_bytes_max;
+    }
+
+    /// What a change comes to, if it may be answered before it is asked, and when its file was changed
+    /// by the last answer: the request says so. [`Cache::asks`] follows.
+    pub fn early(
+        &mut self,
+        operation: &Operation,
+        bytes: usize,
+        now: Duration,
+    ) -> Option<(Timestamp, Outcome)> {
+        if self.left(now).is_zero() {
+            return None;
+        }
+        let object = object_of(operation)?;
+        let held = self.held.get_mut(&object).filter(|held| held.alone)?;
+        // Whatever else is on its way may change it as well.
+        let on_the_way = self.changing.get(&object).copied().unwrap_or(0);
+        let ahead = held.ahead.as_mut().filter(|_| on_the_way == held.early)?;
+        let outcome = match operation {
+            Operation::Write {
+                offset,
+                append: false,
+                kill_privileges,
+                ..
+            } => {
+                // So the kernel asks of everybody but root; mostly there is nothing to take away.
+                if *kill_privileges && ahead.mode & PRIVILEGES != 0 {
+                    return None;
+                }
+                let end = offset.checked_add(bytes as u64)?;
+                if end > self.object_bytes_max || bytes == 0 {
+                    return None; // EFBIG is the primary's to say
+                }
+                ahead.size = ahead.size.max(end);
+                Outcome::Written {
+                    len: u32::try_from(bytes).ok()?,
+                    offset: *offset,
+                    attributes: *ahead,
+                }
+            }
+            Operation::SetAttributes { set, .. } if set.size.is_none() && !set.kill_privileges => {
+                ahead.mode = (ahead.mode & !0o7777) | (set.mode.unwrap_or(ahead.mode) & 0o7777);
+                ahead.uid = set.uid.unwrap_or(ahead.uid);
+                ahead.gid = set.gid.unwrap_or(ahead.gid);
+                for (time, to) in [(&mut ahead.atime, set.atime), (&mut ahead.mtime, set.mtime)] {
+                    if let Some(SetTime::At(at)) = to {
+                        *time = at;
+                    }
+                }
+                Outcome::Attributes(*ahead)
+            }
+            _ => return None,
+        };
+        held.early += 1;
+        Some((held.changed_at, outcome))
+    }
+
     /// Something is asked. What it may change is not answered from here until it is over; returns
-    /// what [`Cache::over`] is to be told then.
-    pub fn asks(&mut self, operation: &Operation, now: Duration) -> Vec<ObjectId> {
+    /// what [`Cache::over`] is to be told then. `early`: it was answered.
+    pub fn asks(&mut self, operation: &Operation, early: bool, now: Duration) -> Vec<ObjectId> {
         self.asked = now;
         if let Operation::GetXattr { object, name, .. } = operation
             && name.starts_with(ACL_NAMES)
@@ -255,22 +426,35 @@ impl Cache {
         let mut objects: BTreeSet<ObjectId> = object_of(operation).into_iter().collect();
         for (parent, name) in names_of(operation).into_iter().flatten() {
             objects.insert(parent);
-            let led_to = self.held.get(&parent).and_then(|held| held.names.get(name));
-            objects.extend(led_to.copied().flatten());
-            count(&mut self.changing_names, (parent, name.clone()), true);
+            let led_to = self.held.get(&parent).and_then(|held| held.named(name));
+            objects.extend(led_to.flatten());
             self.forget_name(parent, name);
+            count(&mut self.changing_names, (parent, name.clone()), true);
         }
         for object in &objects {
             count(&mut self.changing, *object, true);
+            if early {
+                count(&mut self.early, *object, true);
+            }
             self.forget_attributes(*object);
+            if let Some(held) = self.held.get_mut(object).filter(|_| !early) {
+                held.ahead = None;
+            }
         }
         objects.into_iter().collect()
     }
 
-    /// An operation is over, answered or not.
-    pub fn over(&mut self, operation: &Operation, objects: &[ObjectId]) {
+    /// An operation is over, answered or not; `early`: as [`Cache::asks`] was told.
+    pub fn over(&mut self, operation: &Operation, objects: &[ObjectId], early: bool) {
         for object in objects {
             count(&mut self.changing, *object, false);
+            if early {
+                count(&mut self.early, *object, false);
+            }
+            // A lease that was lost and granted anew counts from none.
+            if let Some(held) = self.held.get_mut(object).filter(|_| early) {
+                held.early = held.early.saturating_sub(1);
+            }
         }
         if operation.changes() {
             for (parent, name) in names_of(operation).into_iter().flatten() {
@@ -306,7 +490,25 @@ impl Cache {
             self.held.entry(*object).or_default();
             self.touch(*object);
         }
+        for object in &reply.busy {
+            let held = self.held.get(object);
+            let handed = held.map_or(Duration::ZERO, |held| held.names_handed);
+            self.is_changed_by_others(*object, handed, now);
+        }
+        if let Some(held) = reply.exclusive.and_then(|alone| self.held.get_mut(&alone)) {
+            held.alone = true;
+        }
+        for (object, at) in &reply.times {
+            if let Some(held) = self.held.get_mut(object) {
+                held.changed_at = held.changed_at.max(*at);
+            }
+        }
         let leased = |object: ObjectId| reply.leases.contains(&object);
+        for directory in &reply.directories {
+            if leased(directory.object) {
+                self.keep_attributes(directory);
+            }
+        }
         match (&reply.outcome, operation) {
             (Outcome::Entries(entries), Operation::ReadDirectory { object, .. }) => {
                 // Many, and all of them leased or hardly any.
@@ -334,7 +536,15 @@ impl Cache {
                 if let Some((parent, name)) = named.filter(|(parent, _)| leased(*parent)) {
                     self.keep_name(parent, name, Some(a.object));
                 }
+                let makes = matches!(operation, Operation::MakeDirectory { .. });
+                if makes && leased(a.object) && !again {
+                    self.is_new(a.object);
+                }
             }
+            (
+                Outcome::Done,
+                Operation::Unlink { parent, name } | Operation::RemoveDirectory { parent, name },
+            ) if !again => self.is_gone(*parent, name),
             (Outcome::Error(ENOENT), Operation::Lookup { parent, name }) if leased(*parent) => {
                 self.keep_name(*parent, name, None);
             }
@@ -354,22 +564,37 @@ impl Cache {
             .for_each(|object| self.forget_attributes(*object));
     }
 
+    /// What was answered early did not take effect: what the object is now, the next answer tells.
+    pub fn failed(&mut self, object: ObjectId) {
+        self.forget_attributes(object);
+        if let Some(held) = self.held.get_mut(&object) {
+            held.ahead = None;
+        }
+    }
+
     fn touch(&mut self, object: ObjectId) {
         let Some(held) = self.held.get_mut(&object) else {
             return;
         };
         self.order.remove(&held.used);
         self.uses += 1;
+        if self.with_names.remove(&(held.used, object)) {
+            self.with_names.insert((self.uses, object));
+        }
         held.used = self.uses;
         self.order.insert(held.used, object);
     }
 
     fn keep_attributes(&mut self, attributes: &Attributes) {
         let object = attributes.object;
-        if !self.changing.contains_key(&object)
-            && let Some(held) = self.held.get_mut(&object)
-        {
+        let changes = self.changing.contains_key(&object);
+        let Some(held) = self.held.get_mut(&object) else {
+            return;
+        };
+        held.changed_at = held.changed_at.max(attributes.ctime);
+        if !changes {
             held.attributes = Some(*attributes);
+            held.ahead = Some(*attributes);
         }
     }
 
@@ -380,33 +605,96 @@ impl Cache {
     }
 
     fn keep_name(&mut self, parent: ObjectId, name: &Bytes, object: Option<ObjectId>) {
-        let key = (parent, name.clone());
-        if self.changing_names.contains_key(&key) {
+        // A name of an answer would keep the whole answer in memory.
+        let key = (parent, Bytes::copy_from_slice(name));
+        if self.changing_names.contains_key(&key) || !self.held.contains_key(&parent) {
             return;
+        }
+        let bytes = NAME_BYTES + name.len();
+        self.make_room_for_names(parent, bytes);
+        let Some(held) = self.held.get_mut(&parent) else {
+            return;
+        };
+        let named = object.map_or(Named::Nothing, Named::Object);
+        if held.names.insert(key.1, named).is_none() {
+            self.name_bytes += bytes;
+        }
+        self.with_names.insert((held.used, parent));
+    }
+
+    /// Forgets names: of the directories that were used longest ago, and of the one that needs room
+    /// last.
+    fn make_room_for_names(&mut self, parent: ObjectId, bytes: usize) {
+        while self.name_bytes + bytes > self.bounds.name_bytes {
+            let mut oldest = self.with_names.iter();
+            let Some((_, other)) = oldest.find(|(_, of)| *of != parent).copied() else {
+                return self.forget_names(parent);
+            };
+            self.forget_names(other);
+        }
+    }
+
+    /// Forgets all names of a directory.
+    fn forget_names(&mut self, directory: ObjectId) {
+        if let Some(held) = self.held.get_mut(&directory) {
+            self.with_names.remove(&(held.used, directory));
+            self.name_bytes -= bytes_of(&std::mem::take(&mut held.names));
+            held.names_all = false;
+        }
+    }
+
+    /// A name is changed by the mount itself.
+    fn forget_name(&mut self, parent: ObjectId, name: &Bytes) {
+        if self.changing_names.contains_key(&(parent, name.clone())) {
+            // Which of them comes first, no answer will tell.
+            self.forget_names(parent);
         }
         let Some(held) = self.held.get_mut(&parent) else {
             return;
         };
-        if self.names >= NAMES_MAX {
-            self.names -= held.names.len();
-            held.names.clear();
-        }
-        if self.names < NAMES_MAX && held.names.insert(key.1, object).is_none() {
-            self.names += 1;
+        let bytes = NAME_BYTES + name.len();
+        if !held.names_all {
+            if held.names.remove(name).is_some() {
+                self.name_bytes -= bytes;
+            }
+        } else if let Some(named) = held.names.get_mut(name) {
+            *named = Named::Unknown;
+        } else {
+            // That it is unknown is to be remembered, or it would count as not there.
+            self.make_room_for_names(parent, bytes);
+            let held = self.held.get_mut(&parent).filter(|held| held.names_all);
+            if let Some(held) = held {
+                held.names
+                    .insert(Bytes::copy_from_slice(name), Named::Unknown);
+                self.name_bytes += bytes;
+                self.with_names.insert((held.used, parent));
+            }
         }
     }
 
-    fn forget_name(&mut self, parent: ObjectId, name: &Bytes) {
-        let held = self.held.get_mut(&parent);
+    /// The mount made this directory, which nobody else has changed since.
+    fn is_new(&mut self, directory: ObjectId) {
+        if let Some(held) = self.held.get_mut(&directory) {
+            held.names_all = held.names.is_empty();
+        }
+    }
+
+    /// The mount removed this name, and nobody else changed its directory since.
+    fn is_gone(&mut self, parent: ObjectId, name: &Bytes) {
+        if self.changing_names.contains_key(&(parent, name.clone())) {
+            return;
+        }
+        let held = self.held.get_mut(&parent).filter(|held| held.names_all);
         if held.is_some_and(|held| held.names.remove(name).is_some()) {
-            self.names -= 1;
+            self.name_bytes -= NAME_BYTES + name.len();
         }
     }
 
     fn drop_held(&mut self, object: ObjectId) -> Option<Held> {
         let held = self.held.remove(&object)?;
         self.order.remove(&held.used);
-        self.names -= held.names.len();
+        self.with_names.remove(&(held.used, object));
+        self.name_bytes -= bytes_of(&held.names);
         Some(held)
     }
 
@@ -418,8 +706,8 @@ impl Cache {
             return None;
         }
         let outcome = match operation {
-            Operation::Lookup { parent, name } => match self.held.get(parent)?.names.get(name)? {
-                Some(object) => Outcome::Entry(self.held.get(object)?.attributes?),
+            Operation::Lookup { parent, name } => match self.held.get(parent)?.named(name)? {
+                Some(object) => Outcome::Entry(self.held.get(&object)?.attributes?),
                 None => Outcome::Error(ENOENT),
             },
             Operation::GetAttributes { object } => {
@@ -491,7 +779,7 @@ impl Cache {
             false => self.left(now).saturating_sub(LATE).min(NAMES_FOR),
         };
         match self.held.get_mut(&parent) {
-            Some(held) if !left.is_zero() && held.names.get(name) == Some(&object) => {
+            Some(held) if !left.is_zero() && held.named(name) == Some(object) => {
                 held.names_handed = now + left + LATE;
                 self.touch(parent);
                 left
@@ -536,7 +824,7 @@ impl Cache {
         for object in &objects {
             let held = self.drop_held(*object).unwrap_or_default();
             forget.add(*object, &held, now);
-            let names_until = self.becomes_shared(*object, held.names_handed, now);
+            let names_until = self.becomes_shared(*object, &held, now);
             forget.names_until = forget.names_until.max(names_until);
         }
         forget.objects.clone_from(&objects);
@@ -544,27 +832,43 @@ impl Cache {
         forget
     }
 
-    /// Somebody else changes an object. Until when the kernel may have names of it.
-    fn becomes_shared(&mut self, object: ObjectId, handed: Duration, now: Duration) -> Duration {
-        if handed.is_zero() && !self.shared.contains_key(&object) {
-            return Duration::ZERO; // a file, or nobody walks there
+    /// An object is recalled, as somebody else changes it or it was offered. Until when the kernel may
+    /// have names of it.
+    fn becomes_shared(&mut self, object: ObjectId, held: &Held, now: Duration) -> Duration {
+        let before = self.shared.get(&object);
+        let handed = before.map_or(Duration::ZERO, |before| before.names_handed);
+        let names_handed = handed.max(held.names_handed);
+        // Else a file, or nobody walks there, or nobody else does.
+        let walks = before.is_some() || !held.names_handed.is_zero();
+        if walks && !held.offered {
+            self.is_changed_by_others(object, names_handed, now);
         }
-        if self.shared.len() >= SHARED_MAX {
+        names_handed
+    }
+
+    fn is_changed_by_others(&mut self, object: ObjectId, names_handed: Duration, now: Duration) {
+        if self.has_room_for_shared(object, now) {
+            let before = self.shared.get(&object);
+            let before = before.map_or(Duration::ZERO, |before| before.names_handed);
+            let shared = SharedDirectory {
+                until: now + SHARED_FOR,
+                names_handed: names_handed.max(before),
+            };
+            self.shared.insert(object, shared);
+        }
+    }
+
+    /// Where there are too many, some directory is taken for one that nobody else changes.
+    fn has_room_for_shared(&mut self, object: ObjectId, now: Duration) -> bool {
+        if self.shared.len() < SHARED_MAX || self.shared.contains_key(&object) {
+            return true;
+        }
+        if now >= self.shared_tidied + SHARED_TIDIED_EVERY {
+            self.shared_tidied = now;
             self.shared
                 .retain(|_, shared| now < shared.until.max(shared.names_handed));
         }
-        let until = now + SHARED_FOR;
-        let names_handed = handed;
-        let shared = SharedDirectory {
-            until,
-            names_handed,
-        };
-        let before = self.shared.insert(object, shared);
-        let handed = before.map_or(handed, |before| before.names_handed.max(handed));
-        if let Some(shared) = self.shared.get_mut(&object) {
-            shared.names_handed = handed;
-        }
-        handed
+        self.shared.len() < SHARED_MAX
     }
 
     /// The kernel has forgotten: what may be given back. `None`: it was presented as held meanwhile,
@@ -587,12 +891,27 @@ impl Cache {
         })
     }
 
+    /// How many leases may be held.
+    #[must_use]
+    pub fn leases_max(&self) -> usize {
+        self.bounds.leases
+    }
+
     /// Leases to offer back, as there are many.
     pub fn to_offer(&mut self) -> Vec<ObjectId> {
-        if self.held.len() < OFFER_FROM {
-            return Vec::new();
+        let at_once = self.bounds.offers();
+        if self.held.len() + 2 * at_once < self.bounds.leases {
+            self.offer_from = 0;
+        } else if self.held.len() >= self.offer_from {
+            // Those that are on their way back are not looked at again for each answer.
+            self.offer_from = (self.held.len() + at_once / 2).min(self.bounds.leases);
+            return self.offer(at_once);
         }
-        let oldest: Vec<_> = self.order.values().take(OFFER_AT_ONCE).copied().collect();
+        Vec::new()
+    }
+
+    fn offer(&mut self, at_once: usize) -> Vec<ObjectId> {
+        let oldest: Vec<_> = self.order.values().take(at_once).copied().collect();
         let mut offered = Vec::new();
         for object in oldest {
             if let Some(held) = self.held.get_mut(&object)
@@ -620,6 +939,20 @@ impl Cache {
         holds.into_iter().take(LEASES_OF_SESSION_MAX).collect()
     }
 
+    /// What of that is held alone.
+    #[must_use]
+    pub fn alone(&self) -> Vec<ObjectId> {
+        let held = self.held.iter().filter(|(_, held)| held.alone);
+        held.map(|(object, _)| *object).collect()
+    }
+
+    /// What changes are about that were answered early and that no primary answered: they are sent
+    /// again, and others are held off meanwhile, though it may be held no more.
+    #[must_use]
+    pub fn early_under_way(&self) -> Vec<ObjectId> {
+        self.early.keys().copied().collect()
+    }
+
     /// A primary let the session in, whose past has these ends of terms. If it lacks something of what
     /// was `seen`, nothing that is known counts any more: what the kernel is to forget; nothing is given
     /// back. [`Cache::present`] follows.
@@ -641,7 +974,8 @@ impl Cache {
     pub fn clear(&mut self) {
         self.held.clear();
         self.order.clear();
-        self.names = 0;
+        self.with_names.clear();
+        self.name_bytes = 0;
         self.giving.clear();
         self.unsure.clear();
         self.until = Duration::ZERO;

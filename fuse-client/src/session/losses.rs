@@ -1,11 +1,14 @@
-//! Which open files have to be told that something confirmed was lost: each once, by EIO at its
-//! next write, fsync or close (DUR-5), as Linux tells of a failed write-back (errseq_t).
+//! Which open files have to be told that something confirmed was lost: each once, by an error at its
+//! next write, fsync or close (DUR-5), as Linux tells of a failed write-back (errseq_t). It is EIO,
+//! or what the primary refused a change with that had been answered early (CL-1), where nothing else
+//! was lost: of several such errors the last.
 
 use std::collections::HashMap;
 
 use parking_lot::Mutex;
 use protocol::units::ObjectId;
 
+use super::EIO;
 use super::keep::Lost;
 
 /// Objects with a loss that are remembered. Beyond that everybody is told.
@@ -16,8 +19,12 @@ const LOSSES_MAX: usize = 64 << 10;
 struct Loss {
     /// Rises with each.
     count: u64,
-    /// Somebody was told of the last one.
-    was_told: bool,
+    /// Up to here somebody was told of them.
+    told: u64,
+    /// The last one that was no refusal.
+    last_eio: u64,
+    /// The error of the last refusal.
+    refused: i32,
 }
 
 #[derive(Debug, Default)]
@@ -40,6 +47,35 @@ struct Handle {
     closing: u64,
 }
 
+impl State {
+    fn note(&mut self, any: bool, objects: &[ObjectId], errno: i32) {
+        if any || self.objects.len() + objects.len() > LOSSES_MAX {
+            self.any += 1;
+            return;
+        }
+        for object in objects {
+            let loss = self.objects.entry(*object).or_default();
+            loss.count += 1;
+            match errno {
+                EIO => loss.last_eio = loss.count,
+                other => loss.refused = other,
+            }
+        }
+    }
+}
+
+impl Loss {
+    /// What is told of what came after `seen`.
+    fn since(&self, seen: u64) -> Option<i32> {
+        let errno = if self.last_eio > seen {
+            EIO
+        } else {
+            self.refused
+        };
+        (self.count > seen).then_some(errno)
+    }
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(crate) struct Losses(Mutex<State>);
@@ -49,13 +85,11 @@ impl Losses {
     pub(crate) fn opened(&self, handle: u64, object: ObjectId) {
         let mut state = self.0.lock();
         let loss = state.objects.get(&object).copied().unwrap_or_default();
-        let seen = loss.count - u64::from(loss.count > 0 && !loss.was_told);
-        let any = state.any;
         let new = Handle {
             object,
-            seen,
-            seen_any: any,
-            closing: seen,
+            seen: loss.told,
+            seen_any: state.any,
+            closing: loss.told,
         };
         state.handles.insert(handle, new);
     }
@@ -67,58 +101,52 @@ impl Losses {
             && gone.closing > gone.seen
             && let Some(loss) = state.objects.get_mut(&gone.object)
         {
-            loss.was_told |= loss.count == gone.closing;
+            loss.told = loss.told.max(gone.closing);
         }
     }
 
-    /// Whether a close has to tell of a loss. It may be a copy of the descriptor that is closed, in
-    /// a child that runs another program: whoever goes on with the handle is told as well.
-    pub(crate) fn tells_at_close(&self, handle: u64) -> bool {
+    /// With which error a close has to tell of a loss, if of any. It may be a copy of the descriptor
+    /// that is closed, in a child that runs another program: whoever goes on with the handle is told
+    /// as well.
+    pub(crate) fn tells_at_close(&self, handle: u64) -> Option<i32> {
         let mut state = self.0.lock();
         let any = state.any;
-        let Some(mut known) = state.handles.get(&handle).copied() else {
-            return false;
-        };
-        let count = state
-            .objects
-            .get(&known.object)
-            .map_or(0, |loss| loss.count);
-        known.closing = known.closing.max(count);
+        let mut known = state.handles.get(&handle).copied()?;
+        let loss = state.objects.get(&known.object).copied();
+        let loss = loss.unwrap_or_default();
+        known.closing = known.closing.max(loss.count);
         state.handles.insert(handle, known);
-        count > known.seen || any > known.seen_any
+        let of_any = (any > known.seen_any).then_some(EIO);
+        of_any.or_else(|| loss.since(known.seen))
     }
 
     /// Something was lost.
     pub(super) fn lost(&self, lost: &Lost) {
-        let mut state = self.0.lock();
-        if lost.any || state.objects.len() + lost.objects.len() > LOSSES_MAX {
-            state.any += 1;
-            return;
-        }
-        for object in &lost.objects {
-            let loss = state.objects.entry(*object).or_default();
-            loss.count += 1;
-            loss.was_told = false;
-        }
+        self.0.lock().note(lost.any, &lost.objects, EIO);
     }
 
-    /// Whether the handle has to be told of a loss; it is from then on.
-    pub(crate) fn tells(&self, handle: u64) -> bool {
+    /// A primary refused a change of this object that had been answered.
+    pub(super) fn refused(&self, object: ObjectId, errno: i32) {
+        self.0.lock().note(false, &[object], errno);
+    }
+
+    /// With which error the handle has to be told of a loss, if of any; it is from then on.
+    pub(crate) fn tells(&self, handle: u64) -> Option<i32> {
         let mut state = self.0.lock();
         let any = state.any;
-        let Some(mut known) = state.handles.get(&handle).copied() else {
-            return false;
-        };
-        let (seen, seen_any) = (known.seen, known.seen_any);
+        let mut known = state.handles.get(&handle).copied()?;
+        let of_any = (any > known.seen_any).then_some(EIO);
+        let mut of_object = None;
         if let Some(loss) = state.objects.get_mut(&known.object)
-            && loss.count > seen
+            && loss.count > known.seen
         {
-            loss.was_told = true;
+            of_object = loss.since(known.seen);
             known.seen = loss.count;
+            loss.told = loss.count;
         }
         known.seen_any = any;
         state.handles.insert(handle, known);
-        known.seen > seen || any > seen_any
+        of_any.or(of_object)
     }
 }
 
@@ -142,14 +170,47 @@ mod tests {
         losses.opened(1, FILE);
         losses.opened(2, FILE);
         losses.opened(3, ObjectId(6));
-        assert!(!losses.tells(1));
+        assert!(losses.tells(1).is_none());
         losses.lost(&lost(FILE));
-        assert!(losses.tells(1) && losses.tells(2));
-        assert!(!losses.tells(1) && !losses.tells(2) && !losses.tells(3));
+        assert!(losses.tells(1).is_some() && losses.tells(2).is_some());
+        assert!(
+            losses.tells(1).is_none() && losses.tells(2).is_none() && losses.tells(3).is_none()
+        );
         losses.opened(4, FILE);
-        assert!(!losses.tells(4), "others were told before it came");
+        assert!(losses.tells(4).is_none(), "others were told before it came");
         losses.lost(&lost(FILE));
-        assert!(losses.tells(1) && losses.tells(4));
+        assert!(losses.tells(1).is_some() && losses.tells(4).is_some());
+    }
+
+    #[test]
+    fn cl_1_a_file_tells_what_the_primary_refused_an_early_change_with() {
+        const ENOSPC: i32 = 28;
+        let losses = Losses::default();
+        for handle in 1..=4 {
+            losses.opened(handle, FILE);
+        }
+        losses.refused(FILE, ENOSPC);
+        assert_eq!(losses.tells(1), Some(ENOSPC));
+        assert_eq!(losses.tells_at_close(2), Some(ENOSPC));
+        losses.lost(&lost(FILE));
+        losses.refused(FILE, ENOSPC);
+        assert_eq!(losses.tells(1), Some(EIO), "the graver of both");
+        assert_eq!(losses.tells(3), Some(EIO));
+        assert_eq!(losses.tells(3), None);
+        losses.refused(FILE, ENOSPC);
+        assert_eq!(losses.tells(3), Some(ENOSPC), "it was told of the rest");
+        for errno in [EIO, ENOSPC] {
+            losses.refused(FILE, errno);
+        }
+        losses.opened(5, FILE);
+        assert_eq!(losses.tells(5), Some(EIO), "nobody was told of either");
+        losses.refused(FILE, ENOSPC);
+        losses.lost(&Lost {
+            any: true,
+            ..Lost::default()
+        });
+        assert_eq!(losses.tells(4), Some(EIO), "the graver of both");
+        assert_eq!(losses.tells(4), None);
     }
 
     #[test]
@@ -157,14 +218,20 @@ mod tests {
         let losses = Losses::default();
         losses.opened(1, FILE);
         losses.lost(&lost(FILE));
-        assert!(losses.tells_at_close(1), "a child runs another program");
-        assert!(losses.tells(1) && !losses.tells(1), "its parent goes on");
-        assert!(!losses.tells_at_close(1));
+        assert!(
+            losses.tells_at_close(1).is_some(),
+            "a child runs another program"
+        );
+        assert!(
+            losses.tells(1).is_some() && losses.tells(1).is_none(),
+            "its parent goes on"
+        );
+        assert!(losses.tells_at_close(1).is_none());
         losses.lost(&lost(FILE));
-        assert!(losses.tells_at_close(1));
+        assert!(losses.tells_at_close(1).is_some());
         losses.closed(1);
         losses.opened(2, FILE);
-        assert!(!losses.tells(2), "the last close told it");
+        assert!(losses.tells(2).is_none(), "the last close told it");
     }
 
     #[test]
@@ -172,15 +239,15 @@ mod tests {
         let losses = Losses::default();
         losses.lost(&lost(FILE));
         losses.opened(1, FILE);
-        assert!(losses.tells(1) && !losses.tells(1));
+        assert!(losses.tells(1).is_some() && losses.tells(1).is_none());
         losses.closed(1);
-        assert!(!losses.tells(1), "it is gone");
+        assert!(losses.tells(1).is_none(), "it is gone");
         losses.opened(2, ObjectId(9));
         losses.lost(&Lost {
             objects: Vec::new(),
             any: true,
             locking: Vec::new(),
         });
-        assert!(losses.tells(2) && !losses.tells(2));
+        assert!(losses.tells(2).is_some() && losses.tells(2).is_none());
     }
 }

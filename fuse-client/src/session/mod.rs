@@ -73,6 +73,8 @@ const DOUBT_AFTER_MS: u64 = 300;
 const DEAD_AFTER_MS: u64 = 5_000;
 /// Longest wait for answers at the end of a session.
 const END_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same where changes are on their way that applications take for done.
+const END_EARLY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a session is for.
 #[derive(Debug, Clone)]
@@ -91,6 +93,10 @@ pub struct SessionConfig {
     pub no_primary_eio: Option<Duration>,
     /// Longest wait for a node at the start.
     pub mount_timeout: Duration,
+    /// Changes of files that nobody else uses are answered before the primary has them.
+    pub early: bool,
+    /// What is known under leases takes so many bytes at most.
+    pub cache_bytes: u64,
 }
 
 /// Takes the answers to what the kernel asked.
@@ -232,7 +238,7 @@ impl Session {
             replies: OnceLock::new(),
             losses: Losses::default(),
             locks: Locks::default(),
-            cache: Arc::default(),
+            cache: Arc::new(Mutex::new(Cache::new(config.cache_bytes))),
             forgets: Mutex::new(Some(forgets)),
             read_only: AtomicBool::new(config.read_only),
             config,
@@ -280,6 +286,7 @@ impl Session {
             operation,
             payload,
             asked: Asked::default(),
+            early: None,
         });
     }
 
@@ -295,6 +302,7 @@ impl Session {
             operation,
             payload: Bytes::new(),
             asked: Asked::default(),
+            early: None,
         });
         receiver.recv().unwrap_or(Outcome::Error(EIO))
     }
@@ -377,8 +385,15 @@ impl Session {
 
     /// Ends the session: waits a little for what is under way, says goodbye.
     pub fn end(&self) {
-        let deadline = Instant::now() + END_TIMEOUT;
-        let keeps = !self.shared.state.lock().keep.is_empty();
+        let early = self.shared.state.lock().table.has_early();
+        let patience = if early {
+            END_EARLY_TIMEOUT
+        } else {
+            END_TIMEOUT
+        };
+        let deadline = Instant::now() + patience;
+        // What is on its way is kept when it is confirmed, and asked to be stable behind that.
+        let keeps = early || !self.shared.state.lock().keep.is_empty();
         if keeps {
             // Nobody keeps it afterwards.
             self.shared
@@ -393,17 +408,21 @@ impl Session {
             self.shared.answer(Some(waiter), Outcome::Error(EIO));
         }
         let mut state = self.shared.state.lock();
-        while state.table.len() > 0 && state.link.is_some() {
-            if self
-                .shared
-                .changed
-                .wait_until(&mut state, deadline)
-                .timed_out()
-            {
-                break;
-            }
+        // What applications take for done is not left behind where a primary may be back soon.
+        while state.table.len() > 0
+            && (state.link.is_some() || state.table.has_early())
+            && Instant::now() < deadline
+        {
+            // What is given up without an answer wakes nobody.
+            let soon = deadline.min(Instant::now() + TICK);
+            self.shared.changed.wait_until(&mut state, soon);
         }
         state.ended = true;
+        if state.table.has_early() {
+            tracing::error!(
+                "the mount ended before a primary took the last changes: they are lost"
+            );
+        }
         let left = state.table.older_than(Instant::now());
         let link = state.link.take();
         *self.shared.forgets.lock() = None;
@@ -454,6 +473,7 @@ fn plain(waiter: Option<Waiter>, operation: Operation) -> Submission<Waiter> {
         operation,
         payload: Bytes::new(),
         asked: Asked::default(),
+        early: None,
     }
 }
 
@@ -573,6 +593,24 @@ impl Shared {
             return;
         };
         let fresh = self.keep_answer(&state, &mut answered, &reply);
+        if let Outcome::Written { attributes: a, .. } | Outcome::Attributes(a) | Outcome::Entry(a) =
+            &reply.outcome
+            && reply.changed
+        {
+            state.table.changed(a.object, a.ctime);
+        }
+        for (object, at) in &reply.times {
+            state.table.changed(*object, *at);
+        }
+        let failed = match (&reply.outcome, answered.early) {
+            (Outcome::Error(errno), true) => {
+                table::changed_object(&answered.operation).map(|object| (object, *errno))
+            }
+            _ => None,
+        };
+        if answered.early {
+            self.note_early(&mut state, failed);
+        }
         state
             .keep
             .confirmed(&answered.operation, &answered.frame, &reply);
@@ -589,6 +627,15 @@ impl Shared {
         let mut outcome = reply.outcome;
         if let Operation::Lock { .. } = &answered.operation {
             self.look_after_lock(&mut state, &answered, &mut outcome);
+        }
+        let syncs = matches!(
+            answered.operation,
+            Operation::Sync { .. } | Operation::SyncAll
+        );
+        // What is kept was confirmed, so the early changes among it were taken.
+        let flushes = matches!(answered.waiter, Some(Waiter::Flush));
+        if syncs && !flushes && outcome == Outcome::Done {
+            Self::look_after_sync(&mut state, &mut answered);
         }
         // Only the end waits for that; waking the thread of deadlines each time would cost more
         // than the answer.
@@ -628,6 +675,16 @@ impl Shared {
         }
     }
 
+    /// The primary refused what had been answered early.
+    fn tell_refused(&self, object: ObjectId, errno: i32) {
+        tracing::error!(
+            ?object,
+            errno,
+            "a change failed that had been answered: its file tells so once"
+        );
+        self.losses.refused(object, errno);
+    }
+
     fn disconnected(&self, link: &Arc<Link>) {
         link.close();
         let mut state = self.state.lock();
@@ -665,13 +722,20 @@ impl Shared {
             state.confirmed = false;
             failed = self.session_ended(&mut state);
         }
-        let leases = self.cache.lock().present(clock());
+        let (leases, exclusive, early) = {
+            let mut cache = self.cache.lock();
+            cache.files_up_to(welcomed.object_bytes_max);
+            let leases = cache.present(clock());
+            (leases, cache.alone(), cache.early_under_way())
+        };
         let welcome = Welcome {
             term: welcomed.term,
             ends: &welcomed.ends,
             gathers: welcomed.gathers,
             in_doubt: welcomed.in_doubt,
             leases: &leases,
+            exclusive: &exclusive,
+            early: &early,
         };
         let State { keep, table, .. } = &mut *state;
         let frames = keep.welcomed(welcome, table.unanswered());

@@ -8,7 +8,7 @@ use protocol::fs::{Lock, Operation, Outcome};
 use protocol::units::ObjectId;
 
 use super::caching::Asked;
-use super::table::{Answered, Submission, Submitted};
+use super::table::{self, Answered, Submission, Submitted};
 use super::{EAGAIN, EINTR, EIO, Key, Range, Session, Shared, State, Waiter, go, keep, plain};
 
 /// Those who are to be answered once the state is free, and what.
@@ -31,8 +31,8 @@ impl Shared {
         }
     }
 
-    /// Puts a request behind those that were asked before; [`go`] follows. Returns who is refused,
-    /// and how.
+    /// Puts a request behind those that were asked before; [`go`] follows. Returns who is answered
+    /// already, and how: who is refused, and whose change is sure.
     fn put(
         &self,
         state: &mut State,
@@ -45,14 +45,74 @@ impl Shared {
         if fails || through.is_some_and(|handle| self.locks.are_lost(handle)) {
             return Some((submission.waiter, Outcome::Error(EIO)));
         }
-        submission.asked = Asked::new(&self.cache, &submission.operation);
         let connected = state.sending().is_some();
+        let bytes = submission.payload.len();
+        let syncs = |waiter: &Waiter| match waiter {
+            Waiter::Kernel(waiting) => waiting.shape.then_syncs(),
+            Waiter::Caller(_) | Waiter::Flush => false,
+        };
+        let may_be_early = self.config.early
+            && connected
+            && submission.unique.is_some()
+            && !submission.waiter.as_ref().is_some_and(syncs)
+            && table::changed_object(&submission.operation).is_some()
+            && state.table.may_be_early(bytes, Instant::now());
+        let operation = &submission.operation;
+        let (asked, early) = Asked::new(&self.cache, operation, bytes, may_be_early);
+        submission.asked = asked;
+        let mut answered = None;
+        if let Some((known, outcome)) = early {
+            submission.early = Some(known);
+            submission.unique = None;
+            answered = Some((submission.waiter.take(), outcome));
+        }
         match state.table.submit(submission, Instant::now(), connected) {
             Submitted::Send(frame) => state.queue(&[frame]),
             Submitted::Waits => {}
             Submitted::Full(waiter) => return Some((waiter, Outcome::Error(EAGAIN))),
         }
-        None
+        answered
+    }
+
+    /// What was answered early came back with an error, or never will come: it is lost. `go` follows.
+    pub(super) fn note_early(&self, state: &mut State, failed: Option<(ObjectId, i32)>) {
+        if let Some((object, errno)) = failed {
+            self.cache.lock().failed(object);
+            self.tell_refused(object, errno);
+        }
+        let objects = state.table.take_lost();
+        if !objects.is_empty() {
+            objects
+                .iter()
+                .for_each(|object| self.cache.lock().failed(*object));
+            self.tell_lost(&keep::Lost {
+                objects,
+                ..keep::Lost::default()
+            });
+        }
+        let connected = state.sending().is_some();
+        let syncs = state.table.ask_again(connected);
+        state.queue(&syncs);
+    }
+
+    /// A sync was answered: who waits for it is, if everything that had been answered early before it
+    /// has been taken.
+    pub(super) fn look_after_sync(state: &mut State, answered: &mut Answered<Waiter>) {
+        let Some(waiter) = answered.waiter.take() else {
+            return;
+        };
+        let (unique, through) = match &waiter {
+            Waiter::Kernel(waiting) => (Some(waiting.unique), waiting.through),
+            Waiter::Caller(_) | Waiter::Flush => (None, None),
+        };
+        let again = Submission {
+            unique,
+            through,
+            ..plain(Some(waiter), answered.operation.clone())
+        };
+        let since = (answered.submitted, answered.interrupted);
+        let over = state.table.sync(answered.order, again, since);
+        answered.waiter = over.and_then(|sync| sync.waiter);
     }
 
     /// Asks something whose answer nobody waits for; [`go`] follows.
@@ -133,6 +193,7 @@ impl Shared {
             );
         }
         let mut lost = state.table.forgotten();
+        self.note_early(state, None);
         if !lost.is_empty() {
             tracing::warn!(
                 operations = lost.len(),
@@ -147,6 +208,7 @@ impl Shared {
         let waiters = state
             .table
             .fail_through(|handle| self.locks.are_lost(handle));
+        self.note_early(state, None);
         state.refill();
         waiters
     }

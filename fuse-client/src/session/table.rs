@@ -2,15 +2,21 @@
 //!
 //! Pure: the session tells it what happened and does what it returns.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use protocol::frame::RawFrame;
-use protocol::fs::{Caller, Operation, Outcome, Request, SLOT_NONE, SLOTS_MAX};
+use protocol::fs::{
+    Caller, EARLY_BYTES_MAX, EARLY_MAX, Operation, Outcome, Request, SLOT_NONE, SLOTS_MAX,
+};
+use protocol::units::{ObjectId, Timestamp};
 
 use super::caching::Asked;
+use super::leases::EARLY_UNANSWERED_MAX;
 
+/// Objects of which it is known when they were changed; beyond, only those count that are under way.
+const CHANGED_MAX: usize = 1024;
 /// Requests that wait for a slot. Each blocks a thread of an application, so there are few; more
 /// than this are refused with EAGAIN.
 const WAITING_MAX: usize = 16_384;
@@ -38,6 +44,8 @@ pub(super) struct Submission<W> {
     pub(super) payload: Bytes,
     /// As the cache is to know of it.
     pub(super) asked: Asked,
+    /// Who asked was answered already; the change time by which that was decided.
+    pub(super) early: Option<Timestamp>,
 }
 
 /// A request under way.
@@ -55,9 +63,10 @@ struct Pending<W> {
     /// It was sent more than once.
     again: bool,
     asked: Asked,
+    early: bool,
 }
 
-/// A change that waits for a slot.
+/// A change that waits for a slot, or a sync that waits to be asked again.
 #[derive(Debug)]
 struct Waiting<W> {
     order: u64,
@@ -78,11 +87,16 @@ pub(super) struct Answered<W> {
     pub(super) frame: RawFrame,
     /// The request that waited for the slot.
     pub(super) next: Option<RawFrame>,
+    pub(super) submitted: Instant,
     /// A signal came for who waits.
     pub(super) interrupted: bool,
     /// It was sent more than once.
     pub(super) again: bool,
     pub(super) asked: Asked,
+    /// Who asked was answered already.
+    pub(super) early: bool,
+    /// Its place in the order of submission.
+    pub(super) order: u64,
 }
 
 /// What came of a submission.
@@ -122,6 +136,15 @@ pub(super) struct Table<W> {
     next_order: u64,
     /// No change begins for now.
     held_up: bool,
+    /// Changes under way that were answered already, with the bytes of their data.
+    early: BTreeMap<u64, u64>,
+    early_bytes: u64,
+    /// When their objects were changed, by answers since the first of them was asked.
+    changed_at: HashMap<ObjectId, Timestamp>,
+    /// Syncs that were answered before some that came before them: they are asked again.
+    syncs: Vec<Waiting<W>>,
+    /// Objects of such changes that were given up.
+    lost: Vec<ObjectId>,
 }
 
 impl<W> Table<W> {
@@ -136,12 +159,104 @@ impl<W> Table<W> {
             waiting: VecDeque::new(),
             next_order: 0,
             held_up: false,
+            early: BTreeMap::new(),
+            early_bytes: 0,
+            changed_at: HashMap::new(),
+            syncs: Vec::new(),
+            lost: Vec::new(),
         }
+    }
+
+    /// Whether a change with so many bytes of data may be answered now: it goes on its way at once,
+    /// and the primary has room for it.
+    pub(super) fn may_be_early(&self, bytes: usize, now: Instant) -> bool {
+        let first = self.early.keys().next().and_then(|o| self.pending.get(o));
+        let since = first.map_or(now, |(_, pending)| pending.submitted);
+        if now.duration_since(since) >= EARLY_UNANSWERED_MAX {
+            return false;
+        }
+        let waits = self.held_up || !self.waiting.is_empty() || self.free.is_empty();
+        let few = self.early.len() < usize::from(EARLY_MAX);
+        !waits && few && self.early_bytes + bytes as u64 <= EARLY_BYTES_MAX
+    }
+
+    /// Whether changes are under way that were answered already.
+    pub(super) fn has_early(&self) -> bool {
+        !self.early.is_empty()
+    }
+
+    /// What was answered early and will not take effect since the last call.
+    pub(super) fn take_lost(&mut self) -> Vec<ObjectId> {
+        std::mem::take(&mut self.lost)
+    }
+
+    /// A sync was answered that was asked in this order. It comes back if everything before it was
+    /// answered, too. Else it may have overtaken what it was to make stable, on the way or in between:
+    /// [`Table::ask_again`] asks it once more.
+    pub(super) fn sync(
+        &mut self,
+        order: u64,
+        submission: Submission<W>,
+        (submitted, interrupted): (Instant, bool),
+    ) -> Option<Submission<W>> {
+        if self.early.range(..order).next().is_none() {
+            return Some(submission);
+        }
+        self.syncs.push(Waiting {
+            order,
+            submission,
+            submitted,
+            interrupted,
+        });
+        None
+    }
+
+    /// Asks those syncs again that wait for nothing any more, in their old order.
+    pub(super) fn ask_again(&mut self, connected: bool) -> Vec<RawFrame> {
+        let first = self.early.keys().next().copied();
+        let is_over = |sync: &mut Waiting<W>| first.is_none_or(|first| sync.order < first);
+        let over: Vec<_> = self.syncs.extract_if(.., is_over).collect();
+        let again = over.into_iter().map(|sync| {
+            self.next_plain += 1;
+            self.start((SLOT_NONE, self.next_plain), sync, connected)
+        });
+        again.collect()
+    }
+
+    fn early_is_over(&mut self, order: u64) {
+        self.early_bytes -= self.early.remove(&order).unwrap_or(0);
+        if self.early.is_empty() {
+            self.changed_at.clear();
+        }
+    }
+
+    /// An answer told when an object was changed: what is sent again of changes that were answered
+    /// early says so, as that was their own session's doing.
+    pub(super) fn changed(&mut self, object: ObjectId, at: Timestamp) {
+        if !self.has_early() {
+            return;
+        }
+        if self.changed_at.len() >= CHANGED_MAX {
+            let early = self
+                .early
+                .keys()
+                .filter_map(|order| self.pending.get(order));
+            let early = early.filter_map(|(_, pending)| changed_object(&pending.operation));
+            let early: HashSet<_> = early.collect();
+            self.changed_at.retain(|object, _| early.contains(object));
+        }
+        self.changed_at.insert(object, at);
+    }
+
+    /// Of how many objects it is known when they were changed.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> usize {
+        self.changed_at.len()
     }
 
     /// Requests under way or waiting.
     pub(super) fn len(&self) -> usize {
-        self.pending.len() + self.waiting.len()
+        self.pending.len() + self.waiting.len() + self.syncs.len()
     }
 
     /// Whether changes have to wait, for another reason than slots. After they had to,
@@ -208,8 +323,14 @@ impl<W> Table<W> {
             number: key.1,
             caller: submission.caller,
             operation: submission.operation,
+            early: submission.early,
             payload: submission.payload,
         };
+        if request.early.is_some() {
+            let bytes = request.payload.len() as u64;
+            self.early.insert(order, bytes);
+            self.early_bytes += bytes;
+        }
         let frame = request.encode();
         if let Some(unique) = submission.unique {
             self.by_unique.insert(unique, order);
@@ -226,6 +347,7 @@ impl<W> Table<W> {
             sent,
             again: false,
             asked: submission.asked,
+            early: submission.early.is_some(),
         };
         self.pending.insert(order, (key, pending));
         frame
@@ -240,6 +362,7 @@ impl<W> Table<W> {
     ) -> Option<Answered<W>> {
         let order = self.by_key.remove(&(slot, number))?;
         let (_, pending) = self.pending.remove(&order)?;
+        self.early_is_over(order);
         if let Some(unique) = pending.unique {
             self.by_unique.remove(&unique);
         }
@@ -253,9 +376,12 @@ impl<W> Table<W> {
             operation: pending.operation,
             frame: pending.frame,
             next,
+            submitted: pending.submitted,
             interrupted: pending.interrupted,
             again: pending.again,
             asked: pending.asked,
+            early: pending.early,
+            order,
         })
     }
 
@@ -294,6 +420,16 @@ impl<W> Table<W> {
                 None => Interrupted::Unknown,
             };
         }
+        if let Some(at) = self.syncs.iter().position(asked) {
+            self.syncs[at].interrupted = true;
+            if !self.syncs[at].is_due(now, &dies) {
+                return Interrupted::Noted;
+            }
+            return match self.syncs.remove(at).submission.waiter {
+                Some(waiter) => Interrupted::Answer(waiter),
+                None => Interrupted::Unknown,
+            };
+        }
         let Some(order) = self.by_unique.get(&unique).copied() else {
             return Interrupted::Unknown;
         };
@@ -326,6 +462,9 @@ impl<W> Table<W> {
                 waiters.extend(self.withdraw(at));
             }
         }
+        let due = |sync: &mut Waiting<W>| sync.is_due(now, &dies);
+        let syncs = self.syncs.extract_if(.., due);
+        waiters.extend(syncs.filter_map(|sync| sync.submission.waiter));
         waiters
     }
 
@@ -342,6 +481,8 @@ impl<W> Table<W> {
     /// The waiters of everything that was submitted before `limit`.
     pub(super) fn older_than(&mut self, limit: Instant) -> Vec<W> {
         let mut waiters = self.give_up_where(|pending| pending.submitted <= limit);
+        let syncs = self.syncs.drain(..);
+        waiters.extend(syncs.filter_map(|sync| sync.submission.waiter));
         let mut kept = VecDeque::new();
         for mut entry in self.waiting.drain(..) {
             if entry.submitted <= limit {
@@ -390,6 +531,9 @@ impl<W> Table<W> {
     /// Their waiters. What gives locks back is not asked through a file.
     pub(super) fn fail_through(&mut self, lost: impl Fn(u64) -> bool) -> Vec<W> {
         let mut waiters = self.drop_where(|_, pending| pending.through.is_some_and(&lost));
+        let fails = |sync: &mut Waiting<W>| sync.submission.through.is_some_and(&lost);
+        let syncs = self.syncs.extract_if(.., fails);
+        waiters.extend(syncs.filter_map(|sync| sync.submission.waiter));
         let waiting = std::mem::take(&mut self.waiting);
         for mut entry in waiting {
             if entry.submission.through.is_some_and(&lost) {
@@ -467,15 +611,20 @@ impl<W> Table<W> {
         let mut frames = Vec::with_capacity(self.pending.len());
         for (_, pending) in self.pending.values_mut() {
             pending.again |= std::mem::replace(&mut pending.sent, true);
+            let object = changed_object(&pending.operation).filter(|_| pending.early);
+            if let Some(at) = object.and_then(|object| self.changed_at.get(&object)) {
+                pending.frame = Request::known_later(&pending.frame, *at);
+            }
             frames.push(pending.frame.clone());
         }
         frames
     }
 
     /// The primary forgot the session: whether requests that were sent to it and change
-    /// something took effect cannot be known. Their waiters; they are not sent again.
+    /// something took effect cannot be known. Their waiters; they are not sent again. What was answered
+    /// early is: it takes effect where nobody changed the file since (FO-6).
     pub(super) fn forgotten(&mut self) -> Vec<W> {
-        self.drop_where(|key, pending| pending.sent && key.0 != SLOT_NONE)
+        self.drop_where(|key, pending| pending.sent && key.0 != SLOT_NONE && !pending.early)
     }
 
     /// Nothing becomes of these requests. A number that a primary may have seen is not used again.
@@ -487,6 +636,10 @@ impl<W> Table<W> {
         for order in orders {
             if let Some((key, pending)) = self.pending.remove(&order) {
                 self.by_key.remove(&key);
+                if pending.early {
+                    self.early_is_over(order);
+                    self.lost.extend(changed_object(&pending.operation));
+                }
                 if let Some(unique) = pending.unique {
                     self.by_unique.remove(&unique);
                 }
@@ -509,6 +662,14 @@ impl<W> Table<W> {
             frames.extend(self.reuse(slot, connected));
         }
         frames
+    }
+}
+
+/// What a change that was answered early is about.
+pub(super) fn changed_object(operation: &Operation) -> Option<ObjectId> {
+    match operation {
+        Operation::Write { object, .. } | Operation::SetAttributes { object, .. } => Some(*object),
+        _ => None,
     }
 }
 
@@ -541,10 +702,7 @@ fn must_happen(operation: &Operation) -> bool {
 }
 
 /// The object that an outcome says was opened for the session.
-pub(super) fn opened(
-    operation: &Operation,
-    outcome: &Outcome,
-) -> Option<protocol::units::ObjectId> {
+pub(super) fn opened(operation: &Operation, outcome: &Outcome) -> Option<ObjectId> {
     match (operation, outcome) {
         (Operation::Create { .. } | Operation::MakeUnnamed { .. }, Outcome::Entry(a))
         | (Operation::Open { .. }, Outcome::Attributes(a)) => Some(a.object),

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use protocol::frame::RawFrame;
 use protocol::fs::{
-    Caller, Lock, LockClass, LockKind, LockOwner, Operation, Request, SLOT_NONE, SLOTS_MAX,
+    Caller, EARLY_BYTES_MAX, EARLY_MAX, Lock, LockClass, LockKind, LockOwner, Operation, Request,
+    SLOT_NONE, SLOTS_MAX,
 };
-use protocol::units::ObjectId;
+use protocol::units::{ObjectId, Timestamp};
 
 use super::caching::Asked;
+use super::leases::EARLY_UNANSWERED_MAX;
 use super::opens::Opens;
 use super::table::{
     CLOSE_PATIENCE, INTERRUPT_PATIENCE, Interrupted, SIGNAL_PATIENCE, Submission, Submitted, Table,
@@ -27,6 +29,9 @@ fn change() -> Operation {
 fn look() -> Operation {
     Operation::GetAttributes { object: OBJECT }
 }
+
+/// Early changes are asked through it.
+const EARLY_HANDLE: u64 = 99;
 
 /// A table whose waiters are the kernel's numbers of their requests.
 struct Bench {
@@ -61,8 +66,62 @@ impl Bench {
             operation,
             payload: Bytes::new(),
             asked: Asked::default(),
+            early: None,
         };
         self.table.submit(submission, self.now, connected)
+    }
+
+    /// Somebody was answered already, and this is on its way.
+    fn sent_early(&mut self, bytes: usize) -> Request {
+        let operation = Operation::Write {
+            object: OBJECT,
+            offset: 0,
+            append: false,
+            kill_privileges: false,
+        };
+        let submission = Submission {
+            waiter: None,
+            unique: None,
+            through: Some(EARLY_HANDLE),
+            caller: Caller::default(),
+            operation,
+            payload: Bytes::from(vec![0; bytes]),
+            asked: Asked::default(),
+            early: Some(Timestamp(3)),
+        };
+        match self.table.submit(submission, self.now, true) {
+            Submitted::Send(frame) => request(&frame),
+            other => panic!("not sent: {other:?}"),
+        }
+    }
+
+    fn may_be_early(&self, bytes: usize) -> bool {
+        self.table.may_be_early(bytes, self.now)
+    }
+
+    /// A sync was answered by the primary: who waits for it, if he may be told.
+    fn synced(&mut self, request: &Request) -> Option<u64> {
+        let answered = self.table.answered(request.slot, request.number, true);
+        let answered = answered.expect("it was asked");
+        let submission = Submission {
+            waiter: answered.waiter,
+            unique: answered.waiter,
+            through: None,
+            caller: Caller::default(),
+            operation: answered.operation,
+            payload: Bytes::new(),
+            asked: Asked::default(),
+            early: None,
+        };
+        let since = (answered.submitted, answered.interrupted);
+        let told = self.table.sync(answered.order, submission, since);
+        told.and_then(|told| told.waiter)
+    }
+
+    /// What is asked again now.
+    fn asked_again(&mut self) -> Vec<Request> {
+        let frames = self.table.ask_again(true);
+        frames.iter().map(request).collect()
     }
 
     fn sent(&mut self, unique: u64, operation: Operation) -> Request {
@@ -360,6 +419,18 @@ fn a_forgotten_session_loses_the_changes_that_were_sent_and_only_those() {
     assert_eq!(again, [read, request(&unsent)]);
 }
 
+/// Whether nobody changed the file since the primary decides, also where it knows the session no more.
+#[test]
+fn fo_6_what_was_answered_early_is_sent_again_also_where_the_session_was_forgotten() {
+    let mut bench = Bench::new();
+    let early = bench.sent_early(1);
+    bench.sent(1, change());
+    assert_eq!(bench.table.forgotten(), [1]);
+    let again: Vec<_> = bench.resend().iter().map(request).collect();
+    assert_eq!(again, [early]);
+    assert_eq!(bench.table.take_lost(), []);
+}
+
 #[test]
 fn what_is_older_than_a_limit_is_given_up() {
     let mut bench = Bench::new();
@@ -519,4 +590,118 @@ fn a_close_waits_a_little_for_a_primary_that_confirms_nothing() {
     );
     assert_eq!(bench.table.need_not_wait(|_| true, late, true), [1]);
     assert_eq!(bench.resend().len(), 1, "it is given back all the same");
+}
+
+fn sync() -> Operation {
+    Operation::Sync {
+        object: OBJECT,
+        data_only: false,
+    }
+}
+
+/// Whether the sync made stable what was answered early before it is not known: it may have overtaken
+/// that.
+#[test]
+fn cl_1_a_sync_is_over_when_everything_is_that_was_answered_early_before_it() {
+    let mut bench = Bench::new();
+    let first = bench.sent_early(1);
+    let second = bench.sent_early(1);
+    assert_eq!(first.early, Some(Timestamp(3)));
+    let (one, other) = (bench.sent(7, sync()), bench.sent(8, sync()));
+    let later = bench.sent_early(1);
+    assert_eq!(bench.synced(&one), None);
+    assert_eq!(bench.answer(&second), None);
+    assert_eq!(bench.asked_again(), [], "the first is not answered");
+    assert_eq!(bench.answer(&first), None);
+    assert_eq!(bench.synced(&other), Some(8));
+    let [again] = &bench.asked_again()[..] else {
+        panic!("it is asked once more");
+    };
+    assert!(again.operation == sync() && again.number > other.number);
+    assert_eq!(bench.synced(again), Some(7));
+    assert!(bench.table.has_early());
+    bench.answer(&later);
+    assert!(!bench.table.has_early() && bench.table.len() == 0);
+}
+
+#[test]
+fn cl_1_a_sync_that_waits_is_told_of_what_is_lost() {
+    let mut bench = Bench::new();
+    bench.sent_early(1);
+    let sync = bench.sent(7, sync());
+    assert_eq!(bench.synced(&sync), None);
+    let fails = bench.table.fail_through(|handle| handle == EARLY_HANDLE);
+    assert!(fails.is_empty(), "nobody waits for a write");
+    assert_eq!(bench.table.take_lost(), [OBJECT]);
+    let again = bench.asked_again();
+    assert_eq!(bench.synced(&again[0]), Some(7));
+}
+
+/// Any signal ended it, whatever the program did with it.
+#[test]
+fn fo_6_a_sync_that_waits_for_early_changes_is_as_patient_with_signals_as_any_call() {
+    let mut bench = Bench::new();
+    bench.sent_early(1);
+    let syncs = [7, 8, 9].map(|unique| bench.sent(unique, sync()));
+    for sync in &syncs {
+        assert_eq!(bench.synced(sync), None);
+    }
+    let handled =
+        |table: &mut Table<u64>, unique, now| table.interrupt(unique, now, true, |_| false);
+    assert_eq!(handled(&mut bench.table, 7, bench.now), Interrupted::Noted);
+    let deadly = bench.table.interrupt(8, bench.now, true, |_| true);
+    assert_eq!(deadly, Interrupted::Answer(8));
+    let late = bench.now + SIGNAL_PATIENCE;
+    assert_eq!(bench.table.impatient(late, true, |_| false), [7]);
+    assert_eq!(handled(&mut bench.table, 9, late), Interrupted::Answer(9));
+}
+
+#[test]
+fn cl_1_no_more_is_answered_early_than_the_primary_holds_room_for() {
+    let mut bench = Bench::new();
+    let whole = usize::try_from(EARLY_BYTES_MAX).expect("8 MiB");
+    assert!(bench.may_be_early(whole));
+    let half = bench.sent_early(whole / 2);
+    assert!(bench.may_be_early(whole / 2) && !bench.may_be_early(whole / 2 + 1));
+    bench.answer(&half);
+    let few: Vec<_> = (0..EARLY_MAX).map(|_| bench.sent_early(1)).collect();
+    assert!(!bench.may_be_early(1));
+    bench.answer(&few[0]);
+    assert!(bench.may_be_early(1));
+    bench.table.hold_up(true);
+    assert!(!bench.may_be_early(1), "it would wait here");
+}
+
+/// On a slow line 8 MiB took seconds, in which the lease ran out for others.
+#[test]
+fn cl_1_nothing_is_answered_early_while_an_earlier_change_is_unanswered_for_long() {
+    let mut bench = Bench::new();
+    let first = bench.sent_early(1);
+    bench.now += EARLY_UNANSWERED_MAX - Duration::from_millis(1);
+    assert!(bench.may_be_early(1));
+    let second = bench.sent_early(1);
+    bench.now += Duration::from_millis(1);
+    assert!(!bench.may_be_early(1));
+    bench.answer(&first);
+    assert!(
+        bench.may_be_early(1),
+        "the second is on its way for a moment"
+    );
+    bench.answer(&second);
+}
+
+/// Where something was always under way they became ever more.
+#[test]
+fn change_times_are_remembered_of_what_is_under_way_and_of_little_else() {
+    let mut bench = Bench::new();
+    let early = bench.sent_early(1);
+    bench.table.changed(OBJECT, Timestamp(4));
+    for object in 100..5_000 {
+        bench.table.changed(ObjectId(object), Timestamp(5));
+    }
+    assert!(bench.table.known() <= 1024);
+    let again = bench.resend();
+    assert_eq!(request(&again[0]).early, Some(Timestamp(4)));
+    bench.answer(&early);
+    assert_eq!(bench.table.known(), 0);
 }

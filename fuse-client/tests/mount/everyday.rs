@@ -343,6 +343,27 @@ fn a_program_runs_from_the_mount() {
     assert_eq!(output.stdout, b"mapped\n");
 }
 
+/// Where files are written directly the kernel asks for no fsync behind such a write.
+#[test]
+fn dur_1_a_write_that_is_to_be_stable_when_it_returns_is_followed_by_a_sync() {
+    let Some((bench, mounted)) = Bench::mounted() else {
+        return;
+    };
+    let (o_dsync, o_sync) = (0o10_000, 0o4_010_000);
+    for (flags, syncs) in [(0, 0), (o_dsync, 1), (o_sync, 2)] {
+        let file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .custom_flags(flags)
+            .open(mounted.join("log"))
+            .expect("opened");
+        assert_eq!(file.write_at(b"entry", 7).expect("written"), 5);
+        assert_eq!(bench.server.received("sync"), syncs, "flags {flags:o}");
+    }
+    assert_eq!(fs::read(mounted.join("log")).expect("read").len(), 12);
+}
+
 #[test]
 fn holes_are_found_by_seeking() {
     let Some((_bench, mounted)) = Bench::mounted() else {

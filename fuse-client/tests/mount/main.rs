@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod early;
 mod everyday;
 mod failures;
 mod locks;
@@ -80,9 +81,9 @@ impl Bench {
     }
 }
 
-impl Drop for Bench {
-    fn drop(&mut self) {
-        self.server.misbehave(|m| *m = server::Mischief::default());
+impl Bench {
+    /// Unmounts everything, and waits for the mounts to end.
+    pub fn unmount(&mut self) {
         for (point, thread) in self.mounts.drain(..) {
             let detach = rustix::mount::UnmountFlags::DETACH;
             rustix::mount::unmount(&point, detach).expect("it was mounted");
@@ -90,5 +91,12 @@ impl Drop for Bench {
                 thread.join().expect("the mount ended in order");
             }
         }
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.server.misbehave(|m| *m = server::Mischief::default());
+        self.unmount();
     }
 }

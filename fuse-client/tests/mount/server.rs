@@ -31,6 +31,12 @@ pub struct Mischief {
     pub drop_next_answer: bool,
     /// Answers that it does not know the session.
     pub forget_sessions: bool,
+    /// Gives each file that is changed to its mount alone.
+    pub gives_alone: bool,
+    /// Refuses changes that were answered early, with this error.
+    pub refuses_early: Option<i32>,
+    /// Answers no change before it is asked to make everything stable.
+    pub withholds: bool,
     /// Has lost every lock since the beginning, and does not take them back.
     pub lose_locks: bool,
 }
@@ -211,14 +217,26 @@ impl Server {
             ends,
             gathers: false,
             in_doubt: false,
+            object_bytes_max: 1 << 44,
         };
         stream.write_all(&bytes_of(&welcome.encode())).ok()?;
+        let mut withheld = Vec::new();
         loop {
             let frame = next(&mut stream, &mut buffer)?;
             let answer = match frame.kind {
                 kind::REQUEST => {
                     let request = Request::decode(&frame).expect("a request");
-                    self.execute(hello.session, &request)?
+                    let answer = self.execute(hello.session, &request)?;
+                    if request.operation == Operation::SyncAll {
+                        for answer in std::mem::take(&mut withheld) {
+                            stream.write_all(&bytes_of(&answer)).ok()?;
+                        }
+                    }
+                    if self.state().mischief.withholds && request.operation.changes() {
+                        withheld.push(answer);
+                        continue;
+                    }
+                    answer
                 }
                 kind::PING => {
                     self.wait_while_paused();
@@ -237,7 +255,7 @@ impl Server {
                 kind::PRESENT | kind::PRESENTED => continue,
                 kind::REPLAY => {
                     let replay = Replay::decode(&frame).expect("a replay");
-                    reply_to(&replay.request, Outcome::Error(EIO)).encode()
+                    reply_to(&replay.request, Outcome::Error(EIO), false).encode()
                 }
                 other => panic!("a frame of kind {other}"),
             };
@@ -266,16 +284,21 @@ impl Server {
             .values()
             .flat_map(|o| o.keys().copied())
             .collect();
-        let outcome = state
-            .volume
-            .serve(session, new, now, &|object| held.contains(&object), request)
-            .expect("a client that keeps the protocol");
+        let refused = request.early.and(state.mischief.refuses_early);
+        let outcome = match refused {
+            Some(errno) => Outcome::Error(errno),
+            None => state
+                .volume
+                .serve(session, new, now, &|object| held.contains(&object), request)
+                .expect("a client that keeps the protocol"),
+        };
         let name = operation_name(&request.operation);
         *state.received.entry(name).or_insert(0) += 1;
         if let Some(object) = namespace::opened(&request.operation, &outcome) {
             let opens = state.opens.entry(session).or_default();
             *opens.entry(object).or_insert(0) += 1;
         }
+        let alone = state.mischief.gives_alone;
         let drops = state.mischief.drop_next_answer && request.operation.changes();
         if drops {
             state.mischief.drop_next_answer = false;
@@ -287,7 +310,7 @@ impl Server {
         if drops {
             return None;
         }
-        Some(reply_to(request, outcome).encode())
+        Some(reply_to(request, outcome, alone).encode())
     }
 
     fn release(&self, session: SessionId, object: ObjectId) {
@@ -319,17 +342,28 @@ impl Server {
 const EIO: i32 = 5;
 
 /// Only locks are kept by clients, as the rest is said to have changed nothing.
-fn reply_to(request: &Request, outcome: Outcome) -> Reply {
+fn reply_to(request: &Request, outcome: Outcome, alone: bool) -> Reply {
+    let exclusive = match &outcome {
+        Outcome::Written { attributes: a, .. } | Outcome::Attributes(a) | Outcome::Entry(a) => {
+            let changes = request.operation.changes() && a.mode & 0o170_000 == 0o100_000;
+            (alone && changes).then_some(a.object)
+        }
+        _ => None,
+    };
     Reply {
         slot: request.slot,
         number: request.number,
         sequence: Sequence(1),
         stable: Sequence(0),
-        lease_ms: 0,
-        leases: Vec::new(),
+        lease_ms: if alone { 2_000 } else { 0 },
+        leases: exclusive.into_iter().collect(),
         old: Vec::new(),
+        exclusive,
+        times: Vec::new(),
+        busy: Vec::new(),
         changed: matches!(request.operation, Operation::Lock { .. }),
         authors: Vec::new(),
+        directories: Vec::new(),
         outcome,
     }
 }
@@ -343,6 +377,8 @@ fn operation_name(operation: &Operation) -> &'static str {
         Operation::MakeDirectory { .. } => "mkdir",
         Operation::Unlink { .. } => "unlink",
         Operation::Unlock { .. } => "unlock",
+        Operation::Sync { .. } => "sync",
+        Operation::SyncAll => "sync all",
         _ => "other",
     }
 }

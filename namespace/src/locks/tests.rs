@@ -71,6 +71,7 @@ impl Bench {
             number: self.number,
             caller: Caller::default(),
             operation,
+            early: None,
             payload: Bytes::new(),
         };
         let new = ObjectId(1000 + self.number);

@@ -58,6 +58,7 @@ impl Bench {
             number: self.next,
             caller: self.caller,
             operation,
+            early: None,
             payload: Bytes::copy_from_slice(payload),
         }
     }

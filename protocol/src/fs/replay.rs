@@ -43,6 +43,11 @@ pub struct Present {
     pub stable: Place,
     /// Leases that it holds and that have not run out. What it may not keep is recalled at once.
     pub leases: Vec<ObjectId>,
+    /// Those of them that are exclusive.
+    pub exclusive: Vec<ObjectId>,
+    /// Files of which it sends changes again that were answered early, whether it holds a lease of
+    /// them or not: others are held off them until it was heard.
+    pub early: Vec<ObjectId>,
 }
 
 /// An operation that the primary may lack.
@@ -112,11 +117,14 @@ impl Present {
     #[must_use]
     pub fn encode(&self) -> RawFrame {
         assert!(self.authors.len() <= AUTHORS_MAX, "the sender keeps to it");
-        let bytes = 24 + 42 * self.authors.len() + 8 * self.leases.len();
+        let leases = self.leases.len() + self.exclusive.len() + self.early.len();
+        let bytes = 32 + 42 * self.authors.len() + 8 * leases;
         let mut w = Writer::with_capacity(bytes);
         write_authors(&mut w, &self.authors);
         write_place(&mut w, self.stable);
         write_objects(&mut w, &self.leases);
+        write_objects(&mut w, &self.exclusive);
+        write_objects(&mut w, &self.early);
         RawFrame {
             kind: kind::PRESENT,
             meta: w.finish(),
@@ -130,11 +138,15 @@ impl Present {
         let authors = read_authors(&mut r)?;
         let stable = read_place(&mut r)?;
         let leases = read_objects(&mut r)?;
+        let exclusive = read_objects(&mut r)?;
+        let early = read_objects(&mut r)?;
         r.end("present")?;
         Ok(Self {
             authors,
             stable,
             leases,
+            exclusive,
+            early,
         })
     }
 }

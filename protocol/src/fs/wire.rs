@@ -1,5 +1,6 @@
 //! Encoding of the messages between a mount and the primary.
 
+use super::changed::{read_directories, read_times, write_directories, write_times};
 use super::lease::{read_objects, write_objects};
 use super::lock::{read_lock, read_owner, read_range, write_lock, write_owner};
 use super::replay::{read_authors, read_places, write_authors, write_places};
@@ -75,7 +76,7 @@ impl Hello {
             }
         }
         if self.version >= 7 {
-            w.u32(self.leases);
+            w.u32(self.leases).u8(u8::from(self.early));
         }
         frame(kind::HELLO, &mut w, Bytes::new())
     }
@@ -113,7 +114,10 @@ impl Hello {
                 kept_terms.push(r.term("kept term")?);
             }
         }
-        let leases = if version >= 7 { r.u32("leases")? } else { 0 };
+        let (leases, early) = match version >= 7 {
+            true => (r.u32("leases")?, flag(&mut r, "early")?),
+            false => (0, false),
+        };
         r.end("hello")?;
         Ok(Self {
             version,
@@ -126,6 +130,7 @@ impl Hello {
             confirmed,
             kept_terms,
             leases,
+            early,
         })
     }
 }
@@ -176,11 +181,13 @@ impl HelloReply {
                 ends,
                 gathers,
                 in_doubt,
+                object_bytes_max,
             } => {
                 w.u8(1).u16(*version).u64(term.0).u8(u8::from(*known));
                 w.u32(*session_timeout_ms).u8(u8::from(*block));
                 write_places(&mut w, ends);
                 w.u8(u8::from(*gathers)).u8(u8::from(*in_doubt));
+                w.u64(*object_bytes_max);
             }
             Self::Elsewhere(elsewhere) => {
                 w.u8(2);
@@ -206,6 +213,7 @@ impl HelloReply {
                 ends: read_places(&mut r)?,
                 gathers: flag(&mut r, "gathers")?,
                 in_doubt: flag(&mut r, "in doubt")?,
+                object_bytes_max: r.u64("longest file")?,
             },
             2 => Self::Elsewhere(Elsewhere::read(&mut r)?),
             3 => Self::Refused {
@@ -704,8 +712,26 @@ impl Request {
             .u32(self.caller.uid)
             .u32(self.caller.gid)
             .u32(self.caller.umask);
+        match self.early {
+            None => w.u8(0),
+            Some(known) => w.u8(1).i64(known.0),
+        };
         encode_operation(&mut w, &self.operation);
         frame(kind::REQUEST, &mut w, self.payload.clone())
+    }
+
+    /// A request that was answered early, with a later change time of its object. What is no request
+    /// stays what it is.
+    #[must_use]
+    pub fn known_later(frame: &RawFrame, changed_at: Timestamp) -> RawFrame {
+        match Self::decode(frame) {
+            Ok(request) if request.early.is_some() => Self {
+                early: Some(changed_at),
+                ..request
+            }
+            .encode(),
+            _ => frame.clone(),
+        }
     }
 
     /// From a frame.
@@ -718,6 +744,10 @@ impl Request {
             gid: r.u32("gid")?,
             umask: r.u32("umask")?,
         };
+        let early = match flag(&mut r, "early")? {
+            false => None,
+            true => Some(Timestamp(r.i64("change time")?)),
+        };
         let operation = decode_operation(&mut r)?;
         r.end("request")?;
         Ok(Self {
@@ -725,12 +755,13 @@ impl Request {
             number,
             caller,
             operation,
+            early,
             payload: frame.payload.clone(),
         })
     }
 }
 
-fn encode_attributes(w: &mut Writer, a: &Attributes) {
+pub(super) fn encode_attributes(w: &mut Writer, a: &Attributes) {
     w.u64(a.object.0)
         .u32(a.mode)
         .u32(a.nlink)
@@ -744,7 +775,7 @@ fn encode_attributes(w: &mut Writer, a: &Attributes) {
         .i64(a.btime.0);
 }
 
-fn decode_attributes(r: &mut Reader) -> Result<Attributes, DecodeError> {
+pub(super) fn decode_attributes(r: &mut Reader) -> Result<Attributes, DecodeError> {
     Ok(Attributes {
         object: ObjectId(r.u64("object")?),
         mode: r.u32("mode")?,
@@ -895,6 +926,10 @@ impl Reply {
         write_authors(&mut w, &self.authors);
         write_objects(&mut w, &self.leases);
         write_objects(&mut w, &self.old);
+        w.u64(self.exclusive.unwrap_or_default().0);
+        write_times(&mut w, &self.times);
+        write_objects(&mut w, &self.busy);
+        write_directories(&mut w, &self.directories);
         self.outcome.write(&mut w);
         let payload = match &self.outcome {
             Outcome::Data(data) => data.clone(),
@@ -915,6 +950,10 @@ impl Reply {
         let authors = read_authors(&mut r)?;
         let leases = read_objects(&mut r)?;
         let old = read_objects(&mut r)?;
+        let exclusive = ObjectId(r.u64("exclusive lease")?);
+        let times = read_times(&mut r)?;
+        let busy = read_objects(&mut r)?;
+        let directories = read_directories(&mut r)?;
         let outcome = Outcome::read(&mut r, &frame.payload)?;
         r.end("reply")?;
         Ok(Self {
@@ -927,6 +966,10 @@ impl Reply {
             authors,
             leases,
             old,
+            exclusive: (exclusive.0 != 0).then_some(exclusive),
+            times,
+            busy,
+            directories,
             outcome,
         })
     }

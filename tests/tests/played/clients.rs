@@ -5,19 +5,27 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::fs::{HelloReply, IO_BYTES_MAX, Operation, Outcome, SLOT_NONE, refusal};
+use protocol::fs::{
+    HelloReply, IO_BYTES_MAX, Operation, Outcome, SLOT_NONE, SetAttributes, refusal,
+};
 use protocol::ids::SessionId;
 use protocol::preamble::Purpose;
 use protocol::replica::Message;
 use protocol::report::ReplicaReport;
-use protocol::units::Sequence;
+use protocol::units::{ObjectId, Sequence};
 use protocol::volume::Quorum;
 use replication::state::{Disk, Report};
+use tokio::time::timeout;
 
 use super::mount::{Mount, create, greet, hello};
 use super::stage::{Stage, client_key, room, run, spec};
 
 const MIB: u64 = 1 << 20;
+/// Leases that a mount may hold.
+const LEASES: u32 = 100;
+/// What waits for nobody takes no longer.
+const AT_ONCE: Duration = Duration::from_millis(20);
+const EROFS: i32 = 30;
 
 /// Who had a session was known to the primary that let it in, and to no later one: after a take-over
 /// another client could go on with it, until its owner came back.
@@ -29,14 +37,21 @@ fn bad_2_a_session_of_before_a_take_over_is_its_owners_alone() {
         let purpose = Purpose::Client(stage.spec.id);
         let of_node = Mount::new(&stage, 1).await;
         let mut of_client = stage.connect(client_key(1), purpose);
-        let said = greet(&mut of_client, stage.spec.id, SessionId([2; 16]), 0).await;
+        let said = greet(&mut of_client, stage.spec.id, SessionId([2; 16]), 0, false).await;
         assert!(matches!(said, HelloReply::Welcome { .. }), "{said:?}");
         stage.start_anew().await;
         stage.until(|status| status.serving).await;
         drop((of_node, of_client));
         for session in [1, 2] {
             let mut other = stage.connect(client_key(2), purpose);
-            let said = greet(&mut other, stage.spec.id, SessionId([session; 16]), 0).await;
+            let said = greet(
+                &mut other,
+                stage.spec.id,
+                SessionId([session; 16]),
+                0,
+                false,
+            )
+            .await;
             let HelloReply::Refused { code, message } = said else {
                 panic!("{session}: {said:?}");
             };
@@ -44,9 +59,173 @@ fn bad_2_a_session_of_before_a_take_over_is_its_owners_alone() {
             assert!(message.contains("belongs to another"), "{message}");
         }
         let mut owner = stage.connect(client_key(1), purpose);
-        let said = greet(&mut owner, stage.spec.id, SessionId([2; 16]), 0).await;
+        let said = greet(&mut owner, stage.spec.id, SessionId([2; 16]), 0, false).await;
         assert!(matches!(said, HelloReply::Welcome { .. }), "{said:?}");
         Mount::new(&stage, 1).await;
+    });
+}
+
+/// Every change but those of locks.
+fn changes_of(file: ObjectId) -> Vec<Operation> {
+    let parent = ObjectId::ROOT;
+    let name = |name: &'static str| Bytes::from_static(name.as_bytes());
+    vec![
+        Operation::Write {
+            object: file,
+            offset: 0,
+            append: false,
+            kill_privileges: false,
+        },
+        Operation::SetAttributes {
+            object: file,
+            set: SetAttributes {
+                mode: Some(0o777),
+                ..SetAttributes::default()
+            },
+        },
+        create("new"),
+        Operation::MakeUnnamed {
+            parent,
+            mode: 0o644,
+        },
+        Operation::MakeNode {
+            parent,
+            name: name("pipe"),
+            mode: 0o010_644,
+            rdev: 0,
+        },
+        Operation::MakeDirectory {
+            parent,
+            name: name("directory"),
+            mode: 0o755,
+        },
+        Operation::Symlink {
+            parent,
+            name: name("symlink"),
+            target: name("file"),
+        },
+        Operation::Link {
+            object: file,
+            new_parent: parent,
+            new_name: name("link"),
+        },
+        Operation::Rename {
+            parent,
+            name: name("file"),
+            new_parent: parent,
+            new_name: name("other"),
+            flags: 0,
+        },
+        Operation::Unlink {
+            parent,
+            name: name("file"),
+        },
+        Operation::RemoveDirectory {
+            parent,
+            name: name("empty"),
+        },
+        Operation::CopyRange {
+            from: file,
+            from_offset: 0,
+            object: file,
+            offset: 4096,
+            len: 1,
+        },
+        Operation::SetXattr {
+            object: file,
+            name: name("user.a"),
+            flags: 0,
+        },
+        Operation::RemoveXattr {
+            object: file,
+            name: name("user.a"),
+        },
+        Operation::Allocate {
+            object: file,
+            mode: 0,
+            offset: 0,
+            len: 4096,
+        },
+    ]
+}
+
+fn is_early(operation: &Operation) -> bool {
+    matches!(
+        operation,
+        Operation::Write { .. } | Operation::SetAttributes { .. }
+    )
+}
+
+/// Its kernel lets nobody change anything. What comes all the same is from a client that was made to.
+#[test]
+fn bad_2_who_may_only_read_has_nothing_alone_and_changes_nothing_early_or_late() {
+    run(async {
+        let stage = Stage::new(spec(1, Quorum::Off), 0, None);
+        stage.until(|status| status.serving).await;
+        let reader = client_key(1);
+        stage.only_reads(reader);
+        let connect = || stage.connect(reader, Purpose::Client(stage.spec.id));
+        let mut owner = Mount::over(&stage, stage.mount(), 1, LEASES).await;
+        let file = owner.create("file").await;
+        let empty = Operation::MakeDirectory {
+            parent: ObjectId::ROOT,
+            name: Bytes::from_static(b"empty"),
+            mode: 0o755,
+        };
+        owner.call(0, empty).await;
+        let look = Operation::GetAttributes { object: file };
+        let before = owner.call(SLOT_NONE, look.clone()).await;
+        let listing = Operation::ReadDirectory {
+            object: ObjectId::ROOT,
+            cookie: 0,
+            bytes_max: 1 << 16,
+            plus: false,
+        };
+        let names = owner.call(SLOT_NONE, listing.clone()).await;
+        let Outcome::Attributes(attributes) = before else {
+            panic!("{before:?}");
+        };
+        owner.ends().await;
+
+        // Nobody else is there who could be in its way.
+        let mut mount = Mount::early_over(&stage, connect(), 2, LEASES).await;
+        mount.call(SLOT_NONE, look.clone()).await;
+        assert!(mount.leases.contains(&file), "it may remember what it saw");
+        for operation in changes_of(file) {
+            let early = is_early(&operation).then_some(attributes.ctime);
+            for early in [None, early] {
+                let data = Bytes::from_static(b"not its to change");
+                mount.ask_early(1, operation.clone(), data, early).await;
+                let refused = mount.answer().await;
+                assert_eq!(refused, Outcome::Error(EROFS), "{operation:?}");
+            }
+        }
+        assert!(mount.alone.is_empty());
+
+        // It says that it has the file alone, and that changes of it are on their way.
+        let mut other = Mount::over(&stage, stage.mount(), 3, LEASES).await;
+        for claims in [true, false] {
+            mount.alone.extend(claims.then_some(file));
+            mount.sends_again.push(file);
+            mount.comes_back_over(&stage, connect(), LEASES).await;
+            mount.has_presented().await;
+            mount.call(SLOT_NONE, Operation::StatFs).await; // it is let in
+            let seen = timeout(AT_ONCE, other.call(SLOT_NONE, look.clone())).await;
+            let seen = seen.expect("it waits for nobody");
+            assert_eq!(seen, Outcome::Attributes(attributes), "nothing was changed");
+            mount.alone.clear();
+        }
+
+        // It says that it was confirmed that.
+        for operation in changes_of(file) {
+            mount.comes_back_over(&stage, connect(), LEASES).await;
+            let data = Bytes::from_static(b"not its to change");
+            mount.replays(operation, data).await;
+            mount.is_cut_off().await;
+        }
+        let seen = other.call(SLOT_NONE, look).await;
+        assert_eq!(seen, Outcome::Attributes(attributes));
+        assert_eq!(other.call(SLOT_NONE, listing).await, names);
     });
 }
 
@@ -64,7 +243,7 @@ fn dur_5_whose_changes_are_awaited_is_let_in_though_nothing_can_be_confirmed() {
         stage.until(|status| status.serving).await;
         let mut other = stage.mount();
         other
-            .say_frame(&hello(stage.spec.id, SessionId([2; 16]), 0).encode())
+            .say_frame(&hello(stage.spec.id, SessionId([2; 16]), 0, false).encode())
             .await;
         stage.until(|status| status.clients.len() == 1).await;
         Mount::new(&stage, 1).await;

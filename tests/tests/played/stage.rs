@@ -79,6 +79,8 @@ struct Alone {
     events: Mutex<Vec<String>>,
     /// These have no right to the volume any more.
     revoked: Mutex<Vec<NodeId>>,
+    /// These may only read it.
+    readers: Mutex<Vec<NodeId>>,
     /// Nothing else changes at the pool.
     changes: watch::Sender<()>,
 }
@@ -111,11 +113,12 @@ impl Host for Alone {
 
     fn right(&self, identity: NodeId, _: VolumeId) -> Option<Right> {
         let revoked = self.revoked.lock().unwrap_or_else(PoisonError::into_inner);
+        let readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
         (!revoked.contains(&identity)).then(|| Right {
             client: identity.0[0]
                 .ge(&CLIENTS_FROM)
                 .then(|| format!("{identity}")),
-            read_only: false,
+            read_only: readers.contains(&identity),
         })
     }
 
@@ -195,6 +198,7 @@ impl Stage {
             starts: Mutex::new(0),
             events: Mutex::default(),
             revoked: Mutex::default(),
+            readers: Mutex::default(),
             changes: watch::Sender::new(()),
         });
         let (handle, runs) = begin(&spec, me, &host, &medium);
@@ -216,6 +220,23 @@ impl Stage {
         self.medium = self.medium.kill();
         (self.handle, self.runs) = begin(&self.spec, self.me, &self.host, &self.medium);
         self.until(|status| status.serving).await;
+    }
+
+    /// An option of the volume is set.
+    pub(crate) fn set(&mut self, option: &str, value: &str) {
+        self.spec
+            .options
+            .insert(option.to_owned(), value.to_owned());
+        self.spec.version += 1;
+        assert!(self.handle.update_spec(self.spec.clone()), "it runs");
+    }
+
+    /// An identity has the right to read the volume, and no other.
+    pub(crate) fn only_reads(&self, identity: NodeId) {
+        let readers = self.host.readers.lock();
+        readers
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(identity);
     }
 
     /// A node has no right to the volume any more.
@@ -425,6 +446,12 @@ impl Played {
         frame.write_to(&mut bytes);
         // It may be closed already: that is what is looked for.
         let _ = self.writer.write_all(&bytes).await;
+    }
+
+    /// Some bytes of a frame: the rest comes later.
+    pub(crate) async fn say_bytes(&mut self, bytes: &[u8]) {
+        // As above.
+        let _ = self.writer.write_all(bytes).await;
     }
 
     /// The next frame; `None`: closed.

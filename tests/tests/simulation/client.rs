@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use fuse_client::session::keep::{Keep, Lost, Welcome};
-use fuse_client::session::leases::Cache;
+use fuse_client::session::leases::{Cache, EARLY_UNANSWERED_MAX};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
     Caller, FS_VERSION, Hello, HelloReply, LEASES_OF_SESSION_MAX, Operation, Outcome,
@@ -15,7 +15,7 @@ use protocol::fs::{
 };
 use protocol::ids::{SessionId, VolumeId};
 use protocol::preamble::Purpose;
-use protocol::units::{ObjectId, Sequence, Term};
+use protocol::units::{ObjectId, Sequence, Term, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinSet;
@@ -34,6 +34,8 @@ const PING_AFTER: Duration = Duration::from_millis(150);
 const PAUSE: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_millis(200);
 
+/// Slots for what is answered early.
+const EARLY_SLOTS: std::ops::Range<u16> = 64..128;
 /// One recall of so many is not answered.
 const STANDS_STILL: u64 = 16;
 
@@ -47,7 +49,26 @@ struct Pending {
     at: Duration,
     changes: Vec<ObjectId>,
     answer: Option<oneshot::Sender<Outcome>>,
+    early: Option<Early>,
 }
+
+/// An operation that was answered before it was asked.
+struct Early {
+    object: ObjectId,
+    /// The lease under which it was lasted at least until then.
+    until: Duration,
+    ends: oneshot::Sender<EarlyEnd>,
+}
+
+/// What became of it.
+pub(crate) struct EarlyEnd {
+    pub(crate) outcome: Outcome,
+    /// The lease may have ended before a primary had it: others may not have seen it.
+    pub(crate) lapsed: bool,
+}
+
+/// A change, answered early or not.
+pub(crate) type Changed = (Outcome, Option<oneshot::Receiver<EarlyEnd>>);
 
 #[derive(Default)]
 struct State {
@@ -72,6 +93,17 @@ struct State {
     cache: Cache,
     /// How often it was.
     kept_answers: u64,
+    /// It is let in, and has said what it had to.
+    sends: bool,
+    /// Free slots for what is answered early: those who asked go on with their own.
+    early_slots: Vec<u16>,
+    /// Syncs that were answered before everything was that had been answered early before them: they
+    /// are asked again.
+    syncs: Vec<(u64, oneshot::Sender<Outcome>, Operation)>,
+    /// When objects were changed, by the last answers.
+    changed_at: BTreeMap<ObjectId, Timestamp>,
+    /// How often something was answered early.
+    early_answers: u64,
     /// What could not be put back.
     lost: Vec<String>,
     /// The node that let the session in last.
@@ -88,6 +120,107 @@ impl State {
             }
         }
         unsent
+    }
+
+    /// The first change that was answered early and was not taken, by the order of asking.
+    fn first_early(&self) -> Option<u64> {
+        let mut early = self.pending.iter().filter(|(_, (_, p))| p.early.is_some());
+        early.next().map(|(order, _)| *order)
+    }
+
+    /// Syncs whose earlier changes were all answered are asked again.
+    fn ask_syncs_again(&mut self, now: Duration) {
+        let first = self.first_early();
+        for (order, answer, operation) in std::mem::take(&mut self.syncs) {
+            if first.is_none_or(|first| order < first) {
+                let order = self.put(SLOT_NONE, operation, Bytes::new(), now, None);
+                if let Some((_, pending)) = self.pending.get_mut(&order) {
+                    pending.answer = Some(answer);
+                }
+            } else {
+                self.syncs.push((order, answer, operation));
+            }
+        }
+    }
+
+    /// What a change comes to that is answered now, and is on its way.
+    fn answer_early(&mut self, operation: &Operation, payload: &Bytes, now: Duration) -> Changed {
+        let (answer, wait) = oneshot::channel();
+        let object = match operation {
+            Operation::Write { object, .. } if self.sends => *object,
+            _ => return (Outcome::Done, None),
+        };
+        let first = self
+            .first_early()
+            .and_then(|order| self.pending.get(&order));
+        if first.is_some_and(|(_, first)| now >= first.at + EARLY_UNANSWERED_MAX) {
+            return (Outcome::Done, None);
+        }
+        let free = self.early_slots.pop();
+        let early = free.and_then(|_| self.cache.early(operation, payload.len(), now));
+        let (Some(slot), Some((known, outcome))) = (free, early) else {
+            self.early_slots.extend(free);
+            return (Outcome::Done, None);
+        };
+        self.early_answers += 1;
+        let until = self.cache.until();
+        let early = Early {
+            object,
+            until,
+            ends: answer,
+        };
+        self.put(
+            slot,
+            operation.clone(),
+            payload.clone(),
+            now,
+            Some((known, early)),
+        );
+        (outcome, Some(wait))
+    }
+
+    /// Something is asked in a slot.
+    fn put(
+        &mut self,
+        slot: u16,
+        operation: Operation,
+        payload: Bytes,
+        now: Duration,
+        early: Option<(Timestamp, Early)>,
+    ) -> u64 {
+        let key = if operation.changes() {
+            let number = self.numbers.entry(slot).or_insert(0);
+            *number += 1;
+            (slot, *number)
+        } else {
+            self.plain += 1;
+            (SLOT_NONE, self.plain)
+        };
+        let changes = self.cache.asks(&operation, early.is_some(), now);
+        let (known, early) = early.unzip();
+        let request = Request {
+            slot: key.0,
+            number: key.1,
+            caller: Caller::default(),
+            operation,
+            early: known,
+            payload,
+        };
+        let frame = request.encode();
+        self.unsent.push(frame.clone());
+        self.asked += 1;
+        let pending = Pending {
+            operation: request.operation,
+            frame,
+            sent: false,
+            again: false,
+            at: now,
+            changes,
+            answer: None,
+            early,
+        };
+        self.pending.insert(self.asked, (key, pending));
+        self.asked
     }
 
     fn note_losses(&mut self) {
@@ -111,6 +244,7 @@ struct Welcomed {
     ends: Vec<Ordered>,
     gathers: bool,
     in_doubt: bool,
+    object_bytes_max: u64,
 }
 
 /// What a client takes for granted that has nothing to lose.
@@ -120,6 +254,8 @@ const NOTHING_LOST: Welcome<'_> = Welcome {
     gathers: false,
     in_doubt: false,
     leases: &[],
+    exclusive: &[],
+    early: &[],
 };
 
 /// One mount. Clones are one mount.
@@ -134,6 +270,8 @@ pub(crate) struct Client {
     directory: Directory,
     /// It asks this node and no other.
     only: Option<Place>,
+    /// It answers changes early where it may.
+    early: bool,
     state: Rc<RefCell<State>>,
     wake: Rc<Notify>,
     begun: Instant,
@@ -156,7 +294,11 @@ impl Client {
             network,
             directory,
             only: None,
-            state: Rc::default(),
+            early: true,
+            state: Rc::new(RefCell::new(State {
+                early_slots: EARLY_SLOTS.collect(),
+                ..State::default()
+            })),
             wake: Rc::default(),
             begun: Instant::now(),
         }
@@ -168,6 +310,33 @@ impl Client {
             only: Some(node),
             ..self
         }
+    }
+
+    /// Waits for each answer.
+    pub(crate) fn patient(self) -> Self {
+        Self {
+            early: false,
+            ..self
+        }
+    }
+
+    /// How often it answered a change before it was asked.
+    pub(crate) fn early_answers(&self) -> u64 {
+        self.state.borrow().early_answers
+    }
+
+    /// Does a change, and tells of one that was answered early what became of it.
+    pub(crate) async fn change(&self, slot: u16, operation: Operation, payload: Bytes) -> Changed {
+        if self.early {
+            let mut state = self.state.borrow_mut();
+            let answered = state.answer_early(&operation, &payload, self.now());
+            drop(state);
+            if answered.1.is_some() {
+                self.wake.notify_one();
+                return answered;
+            }
+        }
+        (self.call(slot, operation, payload).await, None)
     }
 
     /// Whether the session ended at the primary while the mount lived.
@@ -191,36 +360,10 @@ impl Client {
                 state.kept_answers += 1;
                 return outcome;
             }
-            let key = if operation.changes() {
-                let number = state.numbers.entry(slot).or_insert(0);
-                *number += 1;
-                (slot, *number)
-            } else {
-                state.plain += 1;
-                (SLOT_NONE, state.plain)
-            };
-            let changes = state.cache.asks(&operation, now);
-            let request = Request {
-                slot: key.0,
-                number: key.1,
-                caller: Caller::default(),
-                operation,
-                payload,
-            };
-            let frame = request.encode();
-            state.unsent.push(frame.clone());
-            state.asked += 1;
-            let order = state.asked;
-            let pending = Pending {
-                operation: request.operation,
-                frame,
-                sent: false,
-                again: false,
-                at: now,
-                changes,
-                answer: Some(answer),
-            };
-            state.pending.insert(order, (key, pending));
+            let order = state.put(slot, operation, payload, now, None);
+            if let Some((_, pending)) = state.pending.get_mut(&order) {
+                pending.answer = Some(answer);
+            }
         }
         self.wake.notify_one();
         wait.await.expect("the client outlives its callers")
@@ -251,6 +394,7 @@ impl Client {
         while !self.state.borrow().leaves {
             let welcomed = self.find_primary().await;
             self.serve(welcomed).await;
+            self.state.borrow_mut().sends = false;
             tokio::time::sleep(PAUSE).await;
         }
     }
@@ -312,6 +456,7 @@ impl Client {
                 ends,
                 gathers,
                 in_doubt,
+                object_bytes_max,
                 ..
             } => Some(Welcomed {
                 end: End { reader, writer },
@@ -323,6 +468,7 @@ impl Client {
                 ends,
                 gathers,
                 in_doubt,
+                object_bytes_max,
             }),
             HelloReply::Elsewhere(_) => None,
             HelloReply::Refused { message, .. } => panic!("a client was refused: {message}"),
@@ -343,6 +489,7 @@ impl Client {
             confirmed: state.seen,
             kept_terms: state.keep.terms(),
             leases: u32::try_from(LEASES_OF_SESSION_MAX).expect("65,536"),
+            early: self.early,
         };
         let begins = state.keep.terms().is_empty() && state.pending.values().all(|(_, p)| !p.sent);
         if !self.impatient || !begins || node != state.likely {
@@ -363,6 +510,7 @@ impl Client {
     /// that was not behind the hello.
     fn let_in(&self, welcomed: &Welcomed) {
         let mut state = self.state.borrow_mut();
+        state.cache.files_up_to(welcomed.object_bytes_max);
         let seen = state.seen;
         state.cache.let_in(&welcomed.ends, seen, self.now());
         if state.seen.0 != welcomed.term {
@@ -373,14 +521,26 @@ impl Client {
             true => Vec::new(),
             false => state.cache.present(self.now()),
         };
+        let exclusive = match welcomed.presented {
+            true => Vec::new(),
+            false => state.cache.alone(),
+        };
+        let early = state.cache.early_under_way();
         let welcome = Welcome {
             term: welcomed.term,
             ends: &welcomed.ends,
             gathers: welcomed.gathers,
             in_doubt: welcomed.in_doubt,
             leases: &leases,
+            exclusive: &exclusive,
+            early: &early,
         };
-        let State { keep, pending, .. } = &mut *state;
+        let State {
+            keep,
+            pending,
+            changed_at,
+            ..
+        } = &mut *state;
         let sent = pending.values().filter(|(_, p)| p.sent);
         let sent = sent.filter(|(key, _)| key.0 != SLOT_NONE);
         let mut frames = keep.welcomed(welcome, sent.map(|(_, p)| &p.frame));
@@ -388,9 +548,15 @@ impl Client {
             frames.clear();
         }
         let after = welcomed.mark + 1;
-        let again = pending.range(after..).map(|(_, (_, p))| &p.frame);
-        frames.extend(again.cloned());
+        for (_, (_, pending)) in pending.range_mut(after..) {
+            let object = pending.early.as_ref().map(|early| early.object);
+            if let Some(at) = object.and_then(|object| changed_at.get(&object)) {
+                pending.frame = Request::known_later(&pending.frame, *at);
+            }
+            frames.push(pending.frame.clone());
+        }
         state.unsent = frames;
+        state.sends = true;
         state.note_losses();
     }
 
@@ -448,16 +614,42 @@ impl Client {
                     && let Some((_, pending)) = state.pending.remove(&order)
                 {
                     state.confirmed |= reply.changed;
+                    if let Outcome::Written { attributes: a, .. } | Outcome::Attributes(a) =
+                        &reply.outcome
+                    {
+                        state.changed_at.insert(a.object, a.ctime);
+                    }
+                    state.changed_at.extend(reply.times.iter().copied());
                     let operation = &pending.operation;
-                    state.cache.over(operation, &pending.changes);
+                    let early = pending.early.is_some();
+                    state.cache.over(operation, &pending.changes, early);
                     let (at, again) = (pending.at, pending.again);
                     state.cache.answered(operation, &reply, at, again, now);
                     state
                         .keep
                         .confirmed(&pending.operation, &pending.frame, &reply);
-                    if let Some(answer) = pending.answer {
-                        let _ = answer.send(reply.outcome);
+                    if let Some(early) = pending.early {
+                        state.early_slots.push(reply.slot);
+                        if let Outcome::Error(_) = reply.outcome {
+                            state.cache.failed(early.object);
+                        }
+                        let _ = early.ends.send(EarlyEnd {
+                            outcome: reply.outcome,
+                            lapsed: now >= early.until,
+                        });
+                    } else if let Some(answer) = pending.answer {
+                        let syncs = matches!(
+                            pending.operation,
+                            Operation::Sync { .. } | Operation::SyncAll
+                        );
+                        let overtook = state.first_early().is_some_and(|first| first < order);
+                        if syncs && overtook {
+                            state.syncs.push((order, answer, pending.operation));
+                        } else {
+                            let _ = answer.send(reply.outcome);
+                        }
                     }
+                    state.ask_syncs_again(now);
                 } else {
                     state.cache.changed(&reply.old);
                     state.keep.replayed(&reply);
@@ -493,31 +685,9 @@ impl Client {
         }
         let object = ObjectId::ROOT;
         let operation = Operation::GetAttributes { object };
-        state.plain += 1;
-        state.asked += 1;
-        let (key, order) = ((SLOT_NONE, state.plain), state.asked);
-        let changes = state.cache.asks(&operation, now);
-        let request = Request {
-            slot: key.0,
-            number: key.1,
-            caller: Caller::default(),
-            operation,
-            payload: Bytes::new(),
-        };
-        let frame = request.encode();
-        state.unsent.push(frame.clone());
+        state.put(SLOT_NONE, operation, Bytes::new(), now, None);
         // As one that holds many: it gets it again.
         state.unsent.push(offer(&[object]));
-        let pending = Pending {
-            operation: request.operation,
-            frame,
-            sent: false,
-            again: false,
-            at: now,
-            changes,
-            answer: None,
-        };
-        state.pending.insert(order, (key, pending));
     }
 }
 

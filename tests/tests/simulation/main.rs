@@ -58,6 +58,7 @@ fn number(name: &str) -> Option<u64> {
 struct Sum {
     operations: Vec<u64>,
     kept: Vec<u64>,
+    early: Vec<u64>,
     faults: Vec<u64>,
     lasted: Vec<u64>,
     frames: BTreeMap<u8, u64>,
@@ -68,6 +69,7 @@ impl Sum {
     fn add(&mut self, seed: u64, outcome: Outcome) {
         self.operations.push(outcome.operations);
         self.kept.push(outcome.kept);
+        self.early.push(outcome.early);
         self.faults.push(outcome.faults);
         self.lasted.push(outcome.lasted);
         for (kind, count) in outcome.frames {
@@ -134,12 +136,12 @@ fn whatever_happens_the_volume_stays_one_volume() {
     print!("{told}");
     println!(
         "{count} seeds from {from}: {} failed; {:.0} seeds a minute; median {} operations, {} under leases, \
-         {} faults, \
-         {} simulated seconds",
+         {} before they were asked, {} faults, {} simulated seconds",
         sum.failed.len(),
         count as f64 * 60.0 / took,
         median(&mut sum.operations),
         median(&mut sum.kept),
+        median(&mut sum.early),
         median(&mut sum.faults),
         median(&mut sum.lasted),
     );

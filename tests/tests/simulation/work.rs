@@ -11,10 +11,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use protocol::fs::{Operation, Outcome};
 use protocol::units::ObjectId;
-use tokio::sync::Notify;
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{Notify, oneshot};
 
-use super::client::Client;
-use super::cluster::Journal;
+use super::client::{Client, EarlyEnd};
+use super::cluster::{CLIENTS_FROM, Journal};
 use super::history::{Act, Cut, Entry, NAMES, State, holds};
 use super::network::Place;
 use super::random::Random;
@@ -41,7 +42,17 @@ const PUNCH_HOLE_KEEP_SIZE: u32 = 3;
 
 /// Files of cells: the length of a cell, and how many there are. From a part of a block that goes
 /// through the journal, to what goes into the object's file at once.
-const FILES: [(u64, u64); 4] = [(512, 24), (4096, 12), (28 << 10, 6), (64 << 10, 4)];
+const FILES: [(u64, u64); 7] = [
+    (512, 24),
+    (4096, 12),
+    (28 << 10, 6),
+    (64 << 10, 4),
+    (512, 8),
+    (4096, 4),
+    (64 << 10, 3),
+];
+/// From here on each mount that stays has a file of its own, which others look at now and then.
+const OWN: usize = 4;
 /// The file of cells that go into the object's file at once.
 const LARGE: usize = 3;
 const LOGS: usize = 2;
@@ -123,6 +134,8 @@ pub(crate) struct Work {
     wake: Notify,
     done: Cell<u64>,
     pub(crate) failures: RefCell<Vec<String>>,
+    /// What was answered early: which entry of a thing's history it is, and what becomes of it.
+    early: RefCell<Vec<(Thing, usize, oneshot::Receiver<EarlyEnd>)>>,
 }
 
 impl Work {
@@ -198,6 +211,7 @@ impl Work {
             wake: Notify::new(),
             done: Cell::new(0),
             failures: RefCell::default(),
+            early: RefCell::default(),
         })
     }
 
@@ -308,6 +322,7 @@ impl Work {
 
     fn note(&self, by: Place, thing: Thing, asked: u64, act: Act) {
         self.pending.borrow_mut().remove(&asked);
+        self.look_after_early();
         let answered = self.tick();
         self.journal
             .quietly(|| format!("{thing:?} {asked}..{answered} {act:?}"));
@@ -392,7 +407,7 @@ impl Work {
     async fn look_somewhere(&self, client: &Client, slot: u16) {
         match self.random.within(0..8) {
             0..5 => {
-                let (file, cell) = self.any_cell();
+                let (file, cell) = self.any_cell(client.place);
                 self.read(client, slot, file, cell).await;
             }
             5 => self.read_log(client, slot, self.random.index(LOGS)).await,
@@ -410,7 +425,7 @@ impl Work {
         match self.random.within(0..22) {
             0..6 => self.write(client, slot).await,
             6..10 => {
-                let (file, cell) = self.any_cell();
+                let (file, cell) = self.any_cell(client.place);
                 self.read(client, slot, file, cell).await;
             }
             10..12 => self.append(client, slot).await,
@@ -420,15 +435,78 @@ impl Work {
         }
     }
 
-    fn any_cell(&self) -> (usize, u64) {
+    fn any_cell(&self, of: Place) -> (usize, u64) {
+        let own = OWN + of.saturating_sub(CLIENTS_FROM);
+        if own < FILES.len() && self.random.one_in(3) {
+            return (own, self.random.within(0..FILES[own].1));
+        }
+        if self.random.one_in(100) {
+            let file = OWN + self.random.index(FILES.len() - OWN);
+            return (file, self.random.within(0..FILES[file].1));
+        }
         if self.habits.few && self.random.one_in(2) {
-            return (self.random.index(FILES.len()), 0);
+            return (self.random.index(OWN), 0);
         }
         if self.habits.large && self.random.one_in(2) {
             return (LARGE, self.random.within(0..FILES[LARGE].1));
         }
-        let file = self.random.index(FILES.len());
+        let file = self.random.index(OWN);
         (file, self.random.within(0..FILES[file].1))
+    }
+
+    /// A change was answered, early or not.
+    fn note_change(
+        &self,
+        by: Place,
+        thing: Thing,
+        (asked, act): (u64, Act),
+        early: Option<oneshot::Receiver<EarlyEnd>>,
+    ) {
+        self.note(by, thing, asked, act);
+        if let Some(ends) = early {
+            let record = self.record.borrow();
+            let entries = record.entries.get(&thing);
+            let at = entries.map_or(0, |entries| entries.len() - 1);
+            self.early.borrow_mut().push((thing, at, ends));
+        }
+    }
+
+    /// Looks what became of changes that were answered early. Returns how many are on their way.
+    fn look_after_early(&self) -> usize {
+        let mut open = Vec::new();
+        for (thing, at, mut ends) in self.early.take() {
+            let end = match ends.try_recv() {
+                Ok(end) => end,
+                Err(TryRecvError::Empty) => {
+                    open.push((thing, at, ends));
+                    continue;
+                }
+                Err(TryRecvError::Closed) => EarlyEnd {
+                    outcome: Outcome::Error(EIO),
+                    lapsed: false,
+                },
+            };
+            let now = self.tick();
+            let mut record = self.record.borrow_mut();
+            let entries = record.entries.get_mut(&thing);
+            let Some(entry) = entries.and_then(|entries| entries.get_mut(at)) else {
+                continue;
+            };
+            let lost = matches!(end.outcome, Outcome::Error(_));
+            // Room that was held back for it, and others on the disk have taken.
+            let full = self.habits.may_fail && end.outcome == Outcome::Error(ENOSPC);
+            if end.lapsed || full {
+                // Others may have looked before it was there.
+                entry.answered = if lost { u64::MAX } else { now };
+                entry.must = !lost;
+            } else if lost {
+                drop(record);
+                self.odd("what was answered early", &end.outcome);
+            }
+        }
+        let count = open.len();
+        self.early.replace(open);
+        count
     }
 
     fn odd(&self, what: &str, outcome: &Outcome) {
@@ -444,7 +522,7 @@ impl Work {
     }
 
     async fn write(&self, client: &Client, slot: u16) {
-        let (file, cell) = self.any_cell();
+        let (file, cell) = self.any_cell(client.place);
         let object = self.files[file];
         let (len, offset) = (FILES[file].0, FILES[file].0 * cell);
         let asked = self.tick();
@@ -472,11 +550,12 @@ impl Work {
         };
         let data = value.to_le_bytes().repeat(len as usize / 8);
         self.began(client.place, thing, asked, Act::Write(value));
-        match client.call(slot, write, Bytes::from(data)).await {
-            Outcome::Written { len: written, .. } if u64::from(written) == len => {
-                self.note(client.place, thing, asked, Act::Write(value));
+        match client.change(slot, write, Bytes::from(data)).await {
+            (Outcome::Written { len: written, .. }, early) if u64::from(written) == len => {
+                let act = (asked, Act::Write(value));
+                self.note_change(client.place, thing, act, early);
             }
-            other => self.odd("a write", &other),
+            (other, _) => self.odd("a write", &other),
         }
     }
 
@@ -580,7 +659,7 @@ impl Work {
 
     async fn in_directory(&self, client: &Client, slot: u16) {
         if self.leaves_directories.get() {
-            let (file, cell) = self.any_cell();
+            let (file, cell) = self.any_cell(client.place);
             return self.read(client, slot, file, cell).await;
         }
         self.in_directories.set(self.in_directories.get() + 1);
@@ -706,6 +785,12 @@ impl Work {
     /// Checks every history against what is found in the end. A cut of the power everywhere, at
     /// `cut_at`, has taken nothing that was answered: clients kept what was not stable (DUR-5).
     pub(crate) fn check(&self, found: &Found, cut_at: Option<u64>) {
+        let on_their_way = self.look_after_early();
+        if on_their_way > 0 {
+            self.fail(format!(
+                "{on_their_way} changes that were answered early never ended"
+            ));
+        }
         let record = std::mem::take(&mut *self.record.borrow_mut());
         let cut_at = cut_at.map_or_else(String::new, |at| format!(", cut at {at}"));
         self.check_record(&record, found, u64::MAX, &cut_at);

@@ -54,6 +54,8 @@ pub(crate) struct Outcome {
     pub(crate) operations: u64,
     /// Of them, those that a mount answered under its leases.
     pub(crate) kept: u64,
+    /// Changes that were answered before they were asked.
+    pub(crate) early: u64,
     pub(crate) faults: u64,
     /// Simulated time, in seconds.
     pub(crate) lasted: u64,
@@ -103,6 +105,8 @@ pub(crate) struct Mounter {
     random: Random,
     volume: VolumeId,
     impatient: bool,
+    /// They wait for each answer: where sides part, what is under way may be on both.
+    patient: bool,
 }
 
 impl Mounter {
@@ -115,7 +119,12 @@ impl Mounter {
     pub(crate) fn mount_of(&self, place: Place, volume: VolumeId) -> Client {
         let session = SessionId(self.random.bytes());
         let (network, directory) = (self.network.clone(), self.directory.clone());
-        Client::new(place, session, volume, self.impatient, network, directory)
+        let client = Client::new(place, session, volume, self.impatient, network, directory);
+        if self.patient {
+            client.patient()
+        } else {
+            client
+        }
     }
 }
 
@@ -159,6 +168,7 @@ impl Scene {
             random: random.fork(),
             volume,
             impatient: shape.impatient,
+            patient: shape.family.parts(),
         });
         let places = CLIENTS_FROM..CLIENTS_FROM + CLIENTS;
         let clients: Vec<Client> = places.map(|place| mounter.mount(place)).collect();
@@ -228,6 +238,11 @@ impl Scene {
                 .clients
                 .iter()
                 .map(|(client, _)| client.kept_answers())
+                .sum(),
+            early: self
+                .clients
+                .iter()
+                .map(|(client, _)| client.early_answers())
                 .sum(),
             faults,
             lasted: self.journal.now().as_secs(),

@@ -19,6 +19,7 @@ fn write(number: u64, bytes: usize) -> (Operation, RawFrame) {
         number,
         caller: Caller::default(),
         operation: operation.clone(),
+        early: None,
         payload: Bytes::from(vec![1; bytes]),
     };
     (operation, request.encode())
@@ -33,6 +34,10 @@ fn reply(number: u64, sequence: u64, stable: u64, outcome: Outcome) -> Reply {
         lease_ms: 0,
         leases: Vec::new(),
         old: Vec::new(),
+        exclusive: None,
+        times: Vec::new(),
+        busy: Vec::new(),
+        directories: Vec::new(),
         changed: true,
         authors: Vec::new(),
         outcome,
@@ -57,6 +62,8 @@ fn welcome(term: u64, ends: &[Place]) -> Welcome<'_> {
         gathers: false,
         in_doubt: false,
         leases: &[],
+        exclusive: &[],
+        early: &[],
     }
 }
 
@@ -313,6 +320,7 @@ fn lock(number: u64) -> (Operation, RawFrame) {
         number,
         caller: Caller::default(),
         operation: operation.clone(),
+        early: None,
         payload: Bytes::new(),
     };
     (operation, request.encode())
