@@ -437,6 +437,9 @@ pub(crate) enum VolumeCommand {
         key: String,
         /// Value
         value: String,
+        /// Also where that loses data: a smaller `size`
+        #[arg(long)]
+        force: bool,
     },
     /// Values of options in force
     Get {

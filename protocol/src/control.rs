@@ -168,6 +168,9 @@ pub enum ControlRequest {
         key: String,
         /// Value.
         value: String,
+        /// Also where that loses data: a smaller size.
+        #[serde(default)]
+        force: bool,
     },
     /// Values of options.
     VolumeGet {

@@ -124,6 +124,11 @@ pub enum VolumeCommand {
     /// Whether the bricks on their way out may be removed: they are in no set any more. A primary
     /// that is one of them hands its role over first. Sent to the primary's node.
     LetGo {},
+    /// Whether every brick can hold a disk of this size. Sent to the primary's node.
+    FitsDisk {
+        /// The size.
+        bytes: u64,
+    },
     /// Let no resync go on until resumed. Sent to the primary's node.
     PauseResync,
     /// Let resync go on. Sent to the primary's node.

@@ -118,9 +118,12 @@ async fn dispatch_volume(
             let volumes = node.volumes_status(name.as_deref()).await;
             facts(&VolumesStatus { volumes })
         }
-        ControlRequest::VolumeSet { name, key, value } => {
-            node.set_option(&name, &key, &value).await.map(said)
-        }
+        ControlRequest::VolumeSet {
+            name,
+            key,
+            value,
+            force,
+        } => node.set_option(&name, &key, &value, force).await.map(said),
         ControlRequest::VolumeGet { name, key } => {
             facts(&json!({ "options": node.get_options(&name, key.as_deref())? }))
         }

@@ -32,11 +32,6 @@ impl Shared {
         let mut pause = RETRY_MIN;
         loop {
             let error = match self.round() {
-                Ok(Some(welcomed)) if welcomed.block => {
-                    return Err(StartError::Block {
-                        volume: self.config.volume.clone(),
-                    });
-                }
                 Ok(Some(welcomed)) => return Ok(welcomed),
                 Ok(None) => return Err(StartError::NoHosts),
                 Err(error) => error,

@@ -185,12 +185,6 @@ pub enum StartError {
     /// Nobody to ask.
     #[error("no node was named")]
     NoHosts,
-    /// It is a disk, which has no directories.
-    #[error("`{volume}` is a block volume")]
-    Block {
-        /// The volume.
-        volume: String,
-    },
     /// The machine gave no thread.
     #[error("no thread could be started")]
     Thread(#[source] io::Error),

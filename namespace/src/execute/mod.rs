@@ -19,7 +19,7 @@ use crate::errno::{EINVAL, ENAMETOOLONG, ENXIO};
 use crate::inode::Inode;
 use crate::replies::encode_reply;
 use crate::transaction::{Step, Stop, Transaction, read_totals};
-use crate::{ChangeSet, Context, ExecuteError, Executed, Store, keys, locks};
+use crate::{ChangeSet, Context, ExecuteError, Executed, Store, disk, keys, locks};
 
 pub(crate) use remove::delete_object;
 pub use squash::{NOBODY, squash};
@@ -80,6 +80,7 @@ fn dispatch<S: Store>(
     if let Some(outcome) = locks::dispatch(tx, context, &request.operation)? {
         return Ok(Next::Outcome(outcome));
     }
+    disk::check(tx, &request.operation)?;
     let caller = &request.caller;
     let outcome = match &request.operation {
         Operation::SetAttributes { object, set } => attributes::set(tx, context, *object, set)?,
@@ -188,7 +189,11 @@ fn check_name<E: std::error::Error>(name: &[u8]) -> Result<(), Stop<E>> {
 }
 
 /// Attributes for a reply. `blocks` is what the data takes before the change at hand.
-fn entry_of(context: &Context<'_>, object: ObjectId, inode: &Inode) -> protocol::fs::Attributes {
+pub(crate) fn entry_of(
+    context: &Context<'_>,
+    object: ObjectId,
+    inode: &Inode,
+) -> protocol::fs::Attributes {
     let allocated = if inode.is_file() {
         (context.allocated_bytes)(object)
     } else {
