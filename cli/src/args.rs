@@ -492,6 +492,31 @@ pub(crate) enum VolumeCommand {
         #[arg(long)]
         force: bool,
     },
+    /// Serve a block volume's disk by NBD, from now on and after restarts
+    Export {
+        /// Name
+        name: String,
+        /// ADDR:PORT or unix:PATH of the node that serves it
+        #[arg(long, value_name = "ADDRESS")]
+        nbd: String,
+        /// The node that serves it, wherever the primary is; without it the one that is asked
+        #[arg(long)]
+        node: Option<String>,
+        /// Also to other machines without TLS
+        #[arg(long)]
+        insecure: bool,
+    },
+    /// Serve a block volume's disk no more
+    Unexport {
+        /// Name
+        name: String,
+        /// Only at this address
+        #[arg(long, value_name = "ADDRESS")]
+        nbd: Option<String>,
+        /// The node that serves it; without it the one that is asked
+        #[arg(long)]
+        node: Option<String>,
+    },
     /// Hold resyncs
     PauseResync {
         /// Name

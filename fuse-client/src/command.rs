@@ -263,6 +263,7 @@ fn connect(args: &MountArgs, request: &MountRequest) -> Result<Arc<Session>, Mou
         read_only: request.flags.read_only,
         no_primary_eio: request.no_primary_eio,
         mount_timeout: request.mount_timeout,
+        caches: true,
     };
     Ok(Session::start(config, Arc::new(SystemConnector::new(tls)))?)
 }

@@ -135,16 +135,30 @@ impl Identity {
     /// TLS for accepting: TLS 1.3 only, the other end must show a key, any key. Without
     /// resumption: each connection proves the key anew, so a revoked one ends with its connection.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, IdentityError> {
+        self.server(vec![self.certificate.clone()], self.key())
+    }
+
+    fn server(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Arc<ServerConfig>, IdentityError> {
         let tls = |source| IdentityError::Tls { source };
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(tls)?
             .with_client_cert_verifier(Arc::new(AnyKey::new(None)))
-            .with_single_cert(vec![self.certificate.clone()], self.key())
+            .with_single_cert(chain, key)
             .map_err(tls)?;
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         Ok(Arc::new(config))
+    }
+
+    /// TLS for disks by NBD. Its clients check certificates as X.509 has them, so they are shown two:
+    /// one of this key, which the clients were given as their authority, and one that it signed.
+    pub fn disk_server_config(&self) -> Result<Arc<ServerConfig>, IdentityError> {
+        self.server(vec![self.certificate.clone()], self.key())
     }
 
     /// TLS for connecting to anyone: the caller looks at [`peer_id`] before it believes a byte.

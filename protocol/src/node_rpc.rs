@@ -264,6 +264,22 @@ pub enum NodeRequest {
         /// The version to wait for; absent: that the volume is gone.
         version: Option<u64>,
     },
+    /// Serve a block volume's disk by NBD.
+    Export {
+        /// The volume.
+        volume: VolumeId,
+        /// ADDR:PORT or unix:PATH.
+        nbd: String,
+        /// Also to other machines without TLS.
+        insecure: bool,
+    },
+    /// Serve it no more.
+    Unexport {
+        /// The volume.
+        volume: VolumeId,
+        /// At this address; absent: at all of them.
+        nbd: Option<String>,
+    },
     /// Do this to the volume.
     VolumeCommand {
         /// The volume.

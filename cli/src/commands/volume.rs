@@ -76,6 +76,20 @@ fn simple(command: VolumeCommand) -> ControlRequest {
             force,
         },
         VolumeCommand::Reset { name, key } => ControlRequest::VolumeReset { name, key },
+        VolumeCommand::Export {
+            name,
+            nbd,
+            node,
+            insecure,
+        } => ControlRequest::VolumeExport {
+            name,
+            nbd,
+            node,
+            insecure,
+        },
+        VolumeCommand::Unexport { name, nbd, node } => {
+            ControlRequest::VolumeUnexport { name, nbd, node }
+        }
         VolumeCommand::Promote { name, node, force } => {
             ControlRequest::VolumePromote { name, node, force }
         }

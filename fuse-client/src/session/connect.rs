@@ -195,7 +195,10 @@ impl Shared {
                 opens: state.opens.list(OPENS_MAX),
                 confirmed: state.seen,
                 kept_terms: state.keep.terms(),
-                leases: u32::try_from(LEASES_OF_SESSION_MAX).expect("65,536"),
+                leases: match self.config.caches {
+                    true => u32::try_from(LEASES_OF_SESSION_MAX).expect("65,536"),
+                    false => 0,
+                },
             };
             (
                 state.places.to_try(),

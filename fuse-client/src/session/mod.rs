@@ -25,6 +25,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -91,6 +92,8 @@ pub struct SessionConfig {
     pub no_primary_eio: Option<Duration>,
     /// Longest wait for a node at the start.
     pub mount_timeout: Duration,
+    /// It keeps leases, to answer from what it knows.
+    pub caches: bool,
 }
 
 /// Takes the answers to what the kernel asked.
@@ -121,8 +124,19 @@ pub struct Waiting {
 enum Waiter {
     Kernel(Waiting),
     Caller(SyncSender<Outcome>),
+    /// Called with the answer, by the thread that received it.
+    Told(Told),
     /// What is kept is made stable, as it is much.
     Flush,
+}
+
+/// Who takes one answer.
+struct Told(Box<dyn FnOnce(Outcome) + Send>);
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Told")
+    }
 }
 
 struct State {
@@ -291,6 +305,36 @@ impl Session {
             asked: Asked::default(),
         });
         receiver.recv().unwrap_or(Outcome::Error(EIO))
+    }
+
+    /// Asks something and returns at once. `told` gets the answer, on the thread that receives all
+    /// of them: it must not wait. Requests go in the order of these calls.
+    pub fn ask(
+        &self,
+        operation: Operation,
+        payload: Bytes,
+        told: impl FnOnce(Outcome) + Send + 'static,
+    ) {
+        self.shared.submit(Submission {
+            payload,
+            ..plain(Some(Waiter::Told(Told(Box::new(told)))), operation)
+        });
+    }
+
+    /// Somebody uses an object under this number, until [`Session::leaves`]: he is told of losses.
+    pub fn uses(&self, user: u64, object: ObjectId) {
+        self.shared.losses.opened(user, object);
+    }
+
+    /// Whether something that was confirmed to him is lost (DUR-5): told once.
+    #[must_use]
+    pub fn has_lost(&self, user: u64) -> bool {
+        self.shared.losses.tells(user)
+    }
+
+    /// He does not use it any more.
+    pub fn leaves(&self, user: u64) {
+        self.shared.losses.closed(user);
     }
 
     /// Asks something whose answer nobody waits for.
@@ -492,6 +536,7 @@ impl Shared {
             },
             // Who stopped waiting needs no answer.
             Some(Waiter::Caller(sender)) => drop(sender.send(outcome)),
+            Some(Waiter::Told(Told(tell))) => tell(outcome),
             Some(Waiter::Flush) | None => {}
         }
     }
@@ -701,7 +746,7 @@ impl Shared {
             let interrupted = state.table.impatient(now, connected, dies);
             let closes = |waiter: &Waiter| match waiter {
                 Waiter::Kernel(waiting) => waiting.shape.is_close(),
-                Waiter::Caller(_) | Waiter::Flush => false,
+                Waiter::Caller(_) | Waiter::Told(_) | Waiter::Flush => false,
             };
             let closed = state.table.need_not_wait(closes, now, connected);
             let mut failed = Vec::new();
