@@ -249,6 +249,11 @@ pub(crate) enum ClientCommand {
         /// What `cairn client add` printed
         token: String,
     },
+    /// Write certificates for programs that reach disks by NBD over TLS (libnbd, QEMU)
+    Certificates {
+        /// Where `ca-cert.pem`, `client-cert.pem` and `client-key.pem` go
+        dir: PathBuf,
+    },
     /// Every client
     List,
     /// End a client's right, and its mounts at once

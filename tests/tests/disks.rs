@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -325,5 +325,400 @@ fn what_cannot_be_served_is_refused_with_a_reason() -> Result<()> {
     assert!(unknown.is_err());
     // It is alone there, so no name means it.
     run("nbdinfo", &[&format!("nbd://{address}")])?;
+    served.finish()
+}
+
+#[test]
+fn a_mount_shows_a_disk_as_one_file_that_keeps_its_size_and_nothing_else_can_be_there() -> Result<()>
+{
+    if !Path::new("/dev/fuse").exists() {
+        skip("there is no /dev/fuse");
+        return Ok(());
+    }
+    let Some(mut served) = Served::new("16M", &[])? else {
+        return Ok(());
+    };
+    let mount = served.path("mnt");
+    served.lab.mount(SERVER, VOLUME, &mount)?;
+    let names = fs::read_dir(&mount)?.map(|entry| Ok(entry?.file_name()));
+    assert_eq!(names.collect::<Result<Vec<_>>>()?, ["disk.img"]);
+    let disk = mount.join("disk.img");
+    assert_eq!(fs::metadata(&disk)?.len(), 16 * MIB);
+    let refused = |what: std::io::Result<()>, errno: i32| {
+        assert_eq!(what.map_err(|error| error.raw_os_error()), Err(Some(errno)));
+    };
+    let (perm, nospc) = (1, 28);
+    refused(File::create(mount.join("other")).map(drop), perm);
+    refused(fs::create_dir(mount.join("other")), perm);
+    refused(fs::rename(&disk, mount.join("other")), perm);
+    refused(fs::hard_link(&disk, mount.join("other")), perm);
+    refused(fs::remove_file(&disk), perm);
+    refused(File::create(&disk).map(drop), perm);
+    let file = File::options().read(true).write(true).open(&disk)?;
+    refused(file.set_len(17 * MIB), perm);
+    refused(file.write_all_at(b"x", 16 * MIB), nospc);
+    file.write_all_at(b"the end", 16 * MIB - 7)?;
+    // It grows while it is open, here and for who is connected; it is cut only by force.
+    let size = |size: &str, more: &[&str]| {
+        let words = [&["volume", "set", VOLUME, "size", size][..], more].concat();
+        served.lab.run(0, &words)
+    };
+    assert_eq!(size("32M", &[])?.status, 0);
+    let until = |bytes: u64| -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while file.metadata()?.len() != bytes {
+            ensure!(
+                Instant::now() < deadline,
+                "{} bytes",
+                file.metadata()?.len()
+            );
+            std::thread::yield_now();
+        }
+        Ok(())
+    };
+    until(32 * MIB)?;
+    file.write_all_at(b"a new end", 32 * MIB - 9)?;
+    let cut = size("16M", &[])?;
+    assert_eq!(cut.status, 4, "{}", cut.stderr);
+    assert!(cut.stderr.contains("16777216"), "{}", cut.stderr);
+    assert_eq!(size("16M", &["--force"])?.status, 0);
+    until(16 * MIB)?;
+    assert_eq!(size("33555K", &[])?.status, 1, "no multiple of 4096");
+    assert_eq!(size("900T", &[])?.status, 1, "longer than a file can be");
+    assert_eq!(size("32M", &[])?.status, 0);
+    until(32 * MIB)?;
+    let mut ends = [1; 9];
+    file.read_exact_at(&mut ends, 32 * MIB - 9)?;
+    assert_eq!(ends, [0; 9], "what was cut does not come back");
+    file.read_exact_at(&mut ends[..7], 16 * MIB - 7)?;
+    assert_eq!(&ends[..7], b"the end");
+    drop(file);
+    served.lab.umount(&mount)?;
+    served.finish()
+}
+
+/// Writes 4 KiB blocks at depth and remembers each that was answered, until the file that it is
+/// given is there; then reads everything again. What it prints last is how many.
+const WRITER: &str = r#"
+import os, random, sys, time
+stop = os.environ["STOP"]
+blocks = h.get_size() // 4096
+content = {}
+busy = {}
+done = 0
+longest = 0
+def finish(block, began):
+    def completed(error):
+        global done, longest
+        assert error.value == 0, error.value
+        done += 1
+        longest = max(longest, time.monotonic() - began)
+        content[block] = busy.pop(block)
+        return 1
+    return completed
+number = 0
+while not os.path.exists(stop) or not done:
+    while len(busy) < 16:
+        block = random.randrange(blocks)
+        if block in busy:
+            continue
+        number += 1
+        data = number.to_bytes(8, "big") * 512
+        busy[block] = data
+        content.pop(block, None)
+        flags = nbd.CMD_FLAG_FUA if number % 7 == 0 else 0
+        h.aio_pwrite(nbd.Buffer.from_bytearray(bytearray(data)), block * 4096, finish(block, time.monotonic()), flags)
+    h.poll(-1)
+while busy:
+    h.poll(-1)
+h.flush()
+for block, data in content.items():
+    assert h.pread(4096, block * 4096) == data, block
+print(done, "writes, the longest took", round(longest, 2), "s")
+"#;
+
+#[test]
+fn fo_1_a_client_that_cannot_even_reconnect_sees_a_pause_when_primaries_are_killed() -> Result<()> {
+    let Some(mut served) = Served::new("64M", &["nbdsh"])? else {
+        return Ok(());
+    };
+    let kills = setting("CAIRN_DISK_KILLS", 3);
+    let stop = served.path("stop");
+    let mut writer = Command::new("nbdsh");
+    writer
+        .args(["-u", &served.uri, "-c", WRITER])
+        .env("STOP", &stop);
+    let writer = Running::start(&mut writer)?;
+    for _ in 0..kills {
+        std::thread::sleep(Duration::from_millis(700));
+        while !kill_primary(&mut served.lab, SERVER, VOLUME)? {
+            std::thread::yield_now();
+        }
+    }
+    std::thread::sleep(Duration::from_millis(300));
+    fs::write(&stop, "")?;
+    println!("{kills} primaries were killed: {}", writer.finish()?.trim());
+    served.finish()
+}
+
+/// A program beside the test; killed if the test ends early.
+struct Running(Option<Child>);
+
+impl Running {
+    fn start(command: &mut Command) -> Result<Self> {
+        let command = command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Ok(Self(Some(command.spawn()?)))
+    }
+
+    /// What it printed, if it succeeded.
+    fn finish(mut self) -> Result<String> {
+        let output = self.0.take().context("running")?.wait_with_output()?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}: {said}", output.status);
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.0.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+#[test]
+fn dur_1_a_file_system_on_a_loop_device_is_whole_after_its_primary_was_killed() -> Result<()> {
+    if !cairn_lab::is_root() || !Path::new("/dev/fuse").exists() {
+        skip("loop devices and mounts need root and /dev/fuse");
+        return Ok(());
+    }
+    let Some(mut served) = Served::new("128M", &["mkfs.ext4", "fsck.ext4", "fio"])? else {
+        return Ok(());
+    };
+    let (mount, inside) = (served.path("mnt"), served.path("ext4"));
+    served.lab.mount(SERVER, VOLUME, &mount)?;
+    let disk = mount.join("disk.img");
+    let mut mounts = Mounts::default();
+    mounts.make("ext4", &disk, &inside)?;
+    let rounds = setting("CAIRN_DISK_ROUNDS", 2);
+    for round in 0..rounds {
+        let file = format!("--filename={}", text(&inside.join("data")));
+        let mut fio = Command::new("fio");
+        fio.args([
+            "--name=verify",
+            &file,
+            "--size=24m",
+            "--rw=randwrite",
+            "--bs=4k",
+            "--iodepth=8",
+            "--ioengine=libaio",
+            "--direct=1",
+            "--fsync=16",
+            "--verify=crc32c",
+            "--do_verify=1",
+            "--verify_fatal=1",
+            "--output-format=terse",
+        ]);
+        let fio = Running::start(&mut fio)?;
+        std::thread::sleep(Duration::from_millis(500));
+        while !kill_primary(&mut served.lab, SERVER, VOLUME)? {
+            std::thread::yield_now();
+        }
+        fio.finish().with_context(|| format!("round {round}"))?;
+        served
+            .lab
+            .wait_volume(0, VOLUME, "in sync", IN_SYNC_WITHIN, is_in_sync)?;
+        mounts.umount(&inside)?;
+        run("fsck.ext4", &["-f", "-n", text(&disk)])?;
+        mounts.mount(&disk, &inside, "loop")?;
+        let read = ["--rw=randread", "--verify_only=1"];
+        let again = [
+            "--name=verify",
+            &file,
+            "--size=24m",
+            "--bs=4k",
+            "--verify=crc32c",
+        ];
+        run("fio", &[&again[..], &read].concat()).with_context(|| format!("round {round}"))?;
+    }
+    drop(mounts);
+    served.lab.umount(&mount)?;
+    served.finish()
+}
+
+#[test]
+fn rs_1_of_a_disk_only_the_blocks_that_changed_travel() -> Result<()> {
+    let Some(mut served) = Served::new("1G", &["nbdsh"])? else {
+        return Ok(());
+    };
+    served.nbdsh("for n in range(16): h.pwrite(bytes([n + 1]) * (1 << 20), n << 26)")?;
+    served
+        .lab
+        .wait_volume(0, VOLUME, "in sync", IN_SYNC_WITHIN, is_in_sync)?;
+    let status = served.lab.volume(0, VOLUME)?;
+    let away = usize::from(status["primary"] == served.lab.name(0).as_str());
+    served.lab.stop(away)?;
+    served.nbdsh(
+        "import random\nfor n in random.sample(range(1 << 18), 1000): h.pwrite(b'new!' * 1024, n << 12)\nh.flush()",
+    )?;
+    served.lab.start(away)?;
+    let synced = served
+        .lab
+        .wait_volume(0, VOLUME, "in sync", IN_SYNC_WITHIN, is_in_sync)?;
+    let sent = synced["replicas"][away]["last_resync"]["sent_bytes"].as_u64();
+    let sent = sent.context("a resync")?;
+    println!("1,000 blocks of 4 KiB on 1 GiB: {sent} bytes sent");
+    assert!((4_096_000..=5_600_000).contains(&sent), "{sent}");
+    served.finish()
+}
+
+/// Opens connections that say nothing, half a word, or rubbish.
+fn nuisances(address: &str, count: usize) -> Result<Vec<TcpStream>> {
+    let words: [&[u8]; 4] = [
+        b"",
+        b"\0\0\0\x03IHAVE",
+        b"GET / HTTP/1.1\r\nHost: disk\r\n\r\n",
+        b"\0\0\0\x03IHAVEOPT\0\0\0\x07\xff\xff\xff\xff",
+    ];
+    let open = (0..count).map(|n| {
+        let mut stream = TcpStream::connect(address)?;
+        // It may have been closed already.
+        let _ = stream.write_all(words[n % words.len()]);
+        Ok(stream)
+    });
+    open.collect()
+}
+
+#[test]
+fn bad_1_who_says_nothing_or_rubbish_or_never_reads_does_not_keep_others_from_the_disk()
+-> Result<()> {
+    let Some(served) = Served::new("64M", &["nbdsh"])? else {
+        return Ok(());
+    };
+    let address = address_of(&served.lab, SERVER);
+    let open = nuisances(&address, 300)?;
+    // Never reads its answers.
+    let hog = "for n in range(4000): h.aio_pread(nbd.Buffer(1 << 20), 0)\nimport sys; print('asked'); sys.stdout.flush(); import time; time.sleep(30)";
+    let mut hog_command = Command::new("nbdsh");
+    hog_command.args(["-u", &served.uri, "-c", hog]);
+    let hog = Running::start(&mut hog_command)?;
+    // The words of those who speak are refused at once, those who are silent in 15 s.
+    let began = Instant::now();
+    served.nbdsh(
+        "h.pwrite(b'here' * 1024, 0, nbd.CMD_FLAG_FUA); assert h.pread(4, 4096) == bytes(4)",
+    )?;
+    assert!(
+        began.elapsed() < Duration::from_secs(40),
+        "{:?}",
+        began.elapsed()
+    );
+    for mut stream in open {
+        stream.set_read_timeout(Some(Duration::from_secs(30)))?;
+        let mut rest = Vec::new();
+        // The greeting, and then the end.
+        let _ = stream.read_to_end(&mut rest);
+        assert_eq!(rest.get(..8), Some(&b"NBDMAGIC"[..]));
+    }
+    let pid = served.lab.pid(SERVER).context("it runs")?;
+    let resident = fs::read_to_string(format!("/proc/{pid}/statm"))?;
+    let pages: u64 = resident.split(' ').nth(1).context("a number")?.parse()?;
+    assert!(pages * 4096 < 600 * MIB, "{} MiB", pages * 4096 / MIB);
+    drop(hog);
+    served.finish()
+}
+
+#[test]
+fn bad_2_off_the_machine_nothing_is_told_without_tls_unless_the_operator_says_so() -> Result<()> {
+    let Some(served) = Served::new("16M", &["nbdinfo"])? else {
+        return Ok(());
+    };
+    let open = ["volume", "export", VOLUME, "--nbd", "0.0.0.0:10977"];
+    let uri = served.lab.json(SERVER, &open)?;
+    assert_eq!(uri["uri"], "nbds://0.0.0.0:10977/disk1");
+    let plain = run("nbdinfo", &["nbd://127.0.0.1:10977/disk1"]);
+    assert!(plain.is_err());
+    assert!(run("nbdinfo", &["--list", "nbd://127.0.0.1:10977"]).is_err());
+    served
+        .lab
+        .cairn(SERVER, &[&open[..], &["--insecure"]].concat())?;
+    run("nbdinfo", &["nbd://127.0.0.1:10977/disk1"])?;
+    // Whom the volume does not let in, the export does not either.
+    served
+        .lab
+        .cairn(0, &["volume", "set", VOLUME, "auth.allow", "node*"])?;
+    let gone = Instant::now() + Duration::from_secs(10);
+    while run("nbdinfo", &["nbd://127.0.0.1:10977/disk1"]).is_ok() {
+        ensure!(Instant::now() < gone, "it is let in");
+    }
+    served.finish()
+}
+
+#[test]
+fn bad_2_with_tls_a_client_of_the_pool_has_the_right_that_it_has_to_mount_until_it_is_revoked()
+-> Result<()> {
+    let Some(served) = Served::new("16M", &["nbdsh", "qemu-io"])? else {
+        return Ok(());
+    };
+    let lab = &served.lab;
+    lab.make_volume("files", 2)?;
+    let open = ["volume", "export", VOLUME, "--nbd", "0.0.0.0:10978"];
+    lab.cairn(SERVER, &open)?;
+    let host = lab.address(SERVER);
+    let host = host.rsplit_once(':').map_or(host, |(host, _)| host);
+    let client = |name: &str, words: &[&str]| -> Result<(Machine, String)> {
+        let machine = Machine::new(served.dir.path(), name)?;
+        machine.join(&token(lab, &[&[name], words].concat())?)?;
+        let certificates = served.path(&format!("{name}-certificates"));
+        machine.done(&["client", "certificates", text(&certificates)])?;
+        let dir = text(&certificates);
+        let uri = format!("nbds://{host}:10978/{VOLUME}?tls-certificates={dir}");
+        Ok((machine, uri))
+    };
+    let (_app1, app1) = client("app1", &["--volume", VOLUME])?;
+    let (_reader, reader) = client("reader", &["--volume", VOLUME, "--read-only"])?;
+    let (_other, other) = client("other", &["--volume", "files"])?;
+    let nbdsh = |uri: &str, script: &str| run("nbdsh", &["-u", uri, "-c", script]);
+    nbdsh(&app1, "h.pwrite(b'by app1', 0, nbd.CMD_FLAG_FUA)")?;
+    nbdsh(
+        &reader,
+        "assert h.is_read_only() and h.pread(7, 0) == b'by app1'",
+    )?;
+    assert!(nbdsh(&other, "pass").is_err());
+    let credentials = format!(
+        "tls-creds-x509,id=tls0,endpoint=client,dir={}",
+        text(&served.path("app1-certificates"))
+    );
+    let image = format!(
+        "driver=raw,file.driver=nbd,file.server.type=inet,file.server.host={host},\
+         file.server.port=10978,file.export={VOLUME},file.tls-creds=tls0"
+    );
+    let words = [
+        "--object",
+        &credentials,
+        "--image-opts",
+        "-c",
+        "read -P 98 0 1",
+        &image,
+    ];
+    let read = run("qemu-io", &words)?;
+    assert!(read.contains("read 1/1"), "{read}");
+    // Who is revoked is cut off, connected or not.
+    let wait = "import time\nprint('connected'); import sys; sys.stdout.flush()\n\
+                while True:\n\x20   h.pread(512, 0)\n\x20   time.sleep(0.05)";
+    let mut connected = Command::new("nbdsh");
+    connected.args(["-u", &app1, "-c", wait]);
+    let mut connected = Running::start(&mut connected)?;
+    let mut first = [0; 9];
+    let child = connected.0.as_mut().context("running")?;
+    child
+        .stdout
+        .as_mut()
+        .context("piped")?
+        .read_exact(&mut first)?;
+    lab.cairn(0, &["client", "revoke", "app1"])?;
+    assert!(connected.finish().is_err(), "it is cut off");
+    assert!(nbdsh(&app1, "pass").is_err());
     served.finish()
 }

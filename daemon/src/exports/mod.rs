@@ -20,7 +20,7 @@ use fuse_client::connection::{SystemConnector, TlsSource};
 use fuse_client::session::{Session, SessionConfig, StartError};
 use nbd::server::Limits;
 use parking_lot::Mutex;
-use protocol::identity::{Identity, IdentityError};
+use protocol::identity::Identity;
 use protocol::ids::{NodeId, VolumeId};
 use protocol::node_rpc::Refusal;
 use protocol::volume::{VolumeKind, VolumeSpec};
@@ -85,13 +85,13 @@ struct State {
 
 /// See the module.
 pub(crate) struct Exports {
+    id: NodeId,
     /// This node's name.
     name: String,
     data_dir: PathBuf,
     identity: Arc<Identity>,
     pool: PoolClient,
     events: EventLog,
-    tls: TlsAcceptor,
     limits: Limits,
     users: AtomicU64,
     state: Mutex<State>,
@@ -125,11 +125,11 @@ impl Exports {
         identity: Arc<Identity>,
         pool: PoolClient,
         events: EventLog,
-    ) -> Result<Arc<Self>, IdentityError> {
-        Ok(Arc::new(Self {
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            id: identity.id(),
             name,
             data_dir,
-            tls: TlsAcceptor::from(identity.disk_server_config()?),
             identity,
             pool,
             events,
@@ -137,7 +137,7 @@ impl Exports {
             users: AtomicU64::new(0),
             state: Mutex::default(),
             changing: tokio::sync::Mutex::default(),
-        }))
+        })
     }
 
     /// Serves what was served before the daemon ended.
@@ -185,13 +185,33 @@ impl Exports {
             return Ok(());
         }
         let bound = address.bind().await?;
-        let accepting = Place::new(Arc::clone(self), address.clone()).accept(bound);
+        let tls = self.identity.disk_server_config(self.names(address));
+        let tls = TlsAcceptor::from(tls.map_err(io::Error::other)?);
+        let accepting = Place::new(Arc::clone(self), address.clone(), tls).accept(bound);
         let mut state = self.state.lock();
         if !state.stopped {
             let task = tokio::spawn(accepting);
             state.listening.insert(address.clone(), task);
         }
         Ok(())
+    }
+
+    /// Names and addresses under which clients look for this node there.
+    fn names(&self, address: &Address) -> Vec<String> {
+        let member = self.pool.member(self.id);
+        let told = member.map(|member| member.address).unwrap_or_default();
+        let host = told.rsplit_once(':').map_or("", |(host, _)| host);
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        let mut names: BTreeSet<_> = ["localhost", "127.0.0.1", "::1", &self.name, host]
+            .map(str::to_owned)
+            .into();
+        if let Address::Tcp(address) = address
+            && !address.ip().is_unspecified()
+        {
+            names.insert(address.ip().to_string());
+        }
+        names.remove("");
+        names.into_iter().collect()
     }
 
     async fn listen_later(self: Arc<Self>, address: Address) {

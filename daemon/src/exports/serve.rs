@@ -14,6 +14,7 @@ use protocol::volume::VolumeSpec;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
 
 use super::address::{Address, Bound};
 use super::disk::SessionDisk;
@@ -79,16 +80,18 @@ struct Peer {
 pub(super) struct Place {
     exports: Arc<Exports>,
     address: Address,
+    tls: TlsAcceptor,
     half_open: Arc<Semaphore>,
     clients: Arc<Semaphore>,
     complaints: RateLimit,
 }
 
 impl Place {
-    pub(super) fn new(exports: Arc<Exports>, address: Address) -> Arc<Self> {
+    pub(super) fn new(exports: Arc<Exports>, address: Address, tls: TlsAcceptor) -> Arc<Self> {
         Arc::new(Self {
             exports,
             address,
+            tls,
             half_open: Arc::new(Semaphore::new(HALF_OPEN_MAX)),
             clients: Arc::new(Semaphore::new(CLIENTS_MAX)),
             complaints: RateLimit::new(COMPLAINTS_PER_MINUTE_MAX, Duration::from_secs(60)),
@@ -193,7 +196,7 @@ impl Place {
                 return self.attend(serving, peer, target).await;
             }
         };
-        let accepting = self.exports.tls.accept(stream);
+        let accepting = self.tls.accept(stream);
         let accepted = tokio::time::timeout_at(until, accepting).await;
         let mut tls = accepted.map_err(|_| Closed::Slow)??;
         peer.key = Some(identity::peer_id(tls.get_ref().1.peer_certificates())?);

@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use protocol::identity::{Identity, IdentityError};
+use protocol::identity::Identity;
 use protocol::ids::NodeId;
 use protocol::node_rpc::{Member, NodeRequest};
 
@@ -55,9 +55,6 @@ pub enum NodeError {
     /// The pool's configuration cannot be used.
     #[error(transparent)]
     Group(#[from] GroupError),
-    /// The identity cannot be used.
-    #[error(transparent)]
-    Identity(#[from] IdentityError),
 }
 
 /// This node.
@@ -129,7 +126,7 @@ impl Node {
             events: events.clone(),
         });
         let place = (name.clone(), data.path().to_owned());
-        let exports = Exports::new(place, Arc::clone(&identity), pool.clone(), events.clone())?;
+        let exports = Exports::new(place, Arc::clone(&identity), pool.clone(), events.clone());
         let node = Arc::new(Self {
             id,
             name,
