@@ -447,12 +447,14 @@ fn judge_nbd(random: &mut Random) -> bool {
         allocation: random.below(2) == 0,
     };
     let around = [0, rules.size, rules.size.wrapping_sub(4096), u64::MAX];
+    let bits = random.below(33);
+    let flag = 1 << random.below(16);
     let sent = nbd::request::Request {
-        flags: 1 << random.below(16) & random.below(1 << 16) as u16,
+        flags: flag & random.below(1 << 16) as u16,
         command: random.below(10) as u16,
         cookie: random.below(u64::MAX),
         offset: around[random.below(4) as usize].wrapping_add(random.below(8192)),
-        len: random.below(1 << random.below(33)) as u32,
+        len: random.below(1 << bits) as u32,
     };
     let mut bytes = sent.encode();
     if random.below(4) == 0 {
