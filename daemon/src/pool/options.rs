@@ -6,7 +6,7 @@ use std::sync::Arc;
 use protocol::node_rpc::{Refusal, VolumeCommand};
 use protocol::options::{self, Effect, OptionError, Options, parse_size};
 use protocol::report::{ConnectionState, DiskState, ReplicaRole};
-use protocol::volume::{Protocol, Quorum, VolumeSpec, VolumeState};
+use protocol::volume::{Protocol, Quorum, VolumeKind, VolumeSpec, VolumeState};
 
 use super::Node;
 use super::refusal::{refuse, refuse_loss, refuse_usage};
@@ -222,6 +222,13 @@ fn check_option(spec: &VolumeSpec, key: &str, value: &str) -> Result<(), Refusal
             "option_value",
             format!("the volume has {} replicas only", spec.members().count()),
             "Take a smaller number: below it, writes wait.",
+        ));
+    }
+    if key == "root-squash" && value == "on" && spec.kind == VolumeKind::Block {
+        return Err(refuse(
+            "option_value",
+            "a disk knows no users, so there is nothing to keep root from",
+            "Say who may reach it: `auth.allow`, `cairn client add --volume`.",
         ));
     }
     let known = |name: &str| spec.members().any(|(_, replica)| replica.node_name == name);

@@ -9,7 +9,7 @@ use protocol::fs::{FS_VERSION, Hello, HelloReply, refusal};
 use protocol::ids::{NodeId, SessionId};
 use protocol::mistakes::{Mistake, made};
 use protocol::record::Change;
-use protocol::units::Sequence;
+use protocol::units::{ObjectId, Sequence};
 use protocol::volume::VolumeKind;
 use storage::Medium;
 use tokio::sync::oneshot;
@@ -30,7 +30,7 @@ impl<M: Medium> Driver<M> {
     /// of before time to come back.
     pub(super) fn take_up_namespace(&mut self) {
         let now = self.now();
-        if self.machine.last().0 == 0 {
+        if self.lacks_tree() {
             let now = self.timestamp();
             let changes = match (self.spec.kind, self.spec.size_bytes) {
                 (VolumeKind::Block, size) => {
@@ -72,6 +72,13 @@ impl<M: Medium> Driver<M> {
         }
         self.look_for_orphans();
         self.fit_disk();
+    }
+
+    /// Whether nothing was made yet. A block volume of earlier software may have had sessions.
+    fn lacks_tree(&self) -> bool {
+        let disk = || namespace::exists(&Keys(&self.brick), ObjectId::DISK);
+        let block = self.spec.kind == VolumeKind::Block;
+        self.machine.last().0 == 0 || (block && matches!(disk(), Ok(false)))
     }
 
     /// A block volume's disk gets the size that the configuration says, as soon as nobody answers
