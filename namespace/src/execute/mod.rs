@@ -47,7 +47,8 @@ pub fn execute<S: Store>(
         return Err(ExecuteError::Slot { slot: request.slot });
     }
     let mut tx = Transaction::new(store);
-    let (outcome, payload) = match dispatch(&mut tx, context, request) {
+    let allowed = disk::check(&tx, &request.operation);
+    let (outcome, payload) = match allowed.and_then(|()| dispatch(&mut tx, context, request)) {
         Ok(Next::Outcome(outcome)) => (outcome, Bytes::new()),
         Ok(Next::Write(outcome, payload)) => (outcome, payload),
         Ok(Next::Caller(executed)) => return Ok(executed),
@@ -80,7 +81,6 @@ fn dispatch<S: Store>(
     if let Some(outcome) = locks::dispatch(tx, context, &request.operation)? {
         return Ok(Next::Outcome(outcome));
     }
-    disk::check(tx, &request.operation)?;
     let caller = &request.caller;
     let outcome = match &request.operation {
         Operation::SetAttributes { object, set } => attributes::set(tx, context, *object, set)?,
