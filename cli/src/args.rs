@@ -249,6 +249,11 @@ pub(crate) enum ClientCommand {
         /// What `cairn client add` printed
         token: String,
     },
+    /// Write certificates for programs that reach disks by NBD over TLS (libnbd, QEMU)
+    Certificates {
+        /// Where `ca-cert.pem`, `client-cert.pem` and `client-key.pem` go
+        dir: PathBuf,
+    },
     /// Every client
     List,
     /// End a client's right, and its mounts at once
@@ -437,6 +442,9 @@ pub(crate) enum VolumeCommand {
         key: String,
         /// Value
         value: String,
+        /// Also where that loses data: a smaller `size`
+        #[arg(long)]
+        force: bool,
     },
     /// Values of options in force
     Get {
@@ -488,6 +496,31 @@ pub(crate) enum VolumeCommand {
         /// middle, it cannot go back
         #[arg(long)]
         force: bool,
+    },
+    /// Serve a block volume's disk by NBD, from now on and after restarts
+    Export {
+        /// Name
+        name: String,
+        /// ADDR:PORT or unix:PATH of the node that serves it
+        #[arg(long, value_name = "ADDRESS")]
+        nbd: String,
+        /// The node that serves it, wherever the primary is; without it the one that is asked
+        #[arg(long)]
+        node: Option<String>,
+        /// Also to other machines without TLS
+        #[arg(long)]
+        insecure: bool,
+    },
+    /// Serve a block volume's disk no more
+    Unexport {
+        /// Name
+        name: String,
+        /// Only at this address
+        #[arg(long, value_name = "ADDRESS")]
+        nbd: Option<String>,
+        /// The node that serves it; without it the one that is asked
+        #[arg(long)]
+        node: Option<String>,
     },
     /// Hold resyncs
     PauseResync {

@@ -344,7 +344,17 @@ impl Lab {
 
     /// Makes and starts a volume with a brick on each of the first `replicas` nodes.
     pub fn make_volume(&self, volume: &str, replicas: usize) -> Result<(), LabError> {
+        self.make(volume, replicas, &[])
+    }
+
+    /// The same of a block volume.
+    pub fn make_disk(&self, volume: &str, replicas: usize, size: &str) -> Result<(), LabError> {
+        self.make(volume, replicas, &["--type", "block", "--size", size])
+    }
+
+    fn make(&self, volume: &str, replicas: usize, options: &[&str]) -> Result<(), LabError> {
         let mut words = vec!["volume".to_owned(), "create".to_owned(), volume.to_owned()];
+        words.extend(options.iter().map(|word| (*word).to_owned()));
         words.extend(["replica".to_owned(), replicas.to_string()]);
         for node in 0..replicas {
             let brick = self.brick(node, volume);

@@ -135,25 +135,26 @@ impl DataDir {
 
     /// Writes a file of mode 0600 whole or not at all, durable on return.
     pub fn write_durably(&self, name: &str, content: &[u8]) -> Result<(), DataDirError> {
-        let path = self.path.join(name);
-        let new = self.path.join(format!("{name}.new"));
-        let write = || -> io::Result<()> {
-            let mut file = OpenOptions::new()
-                .create(true)
-                .truncate(true)
-                .write(true)
-                .mode(0o600)
-                .open(&new)?;
-            io::Write::write_all(&mut file, content)?;
-            file.sync_all()?;
-            fs::rename(&new, &path)?;
-            File::open(&self.path)?.sync_all()
-        };
-        write().map_err(|source| DataDirError::Io {
-            path: path.clone(),
+        write_durably(&self.path, name, content).map_err(|source| DataDirError::Io {
+            path: self.path.join(name),
             source,
         })
     }
+}
+
+/// Writes a file of mode 0600 in a directory whole or not at all, durable on return.
+pub(crate) fn write_durably(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let new = dir.join(format!("{name}.new"));
+    let mut file = OpenOptions::new()
+        .create(true)
+        .truncate(true)
+        .write(true)
+        .mode(0o600)
+        .open(&new)?;
+    io::Write::write_all(&mut file, content)?;
+    file.sync_all()?;
+    fs::rename(&new, dir.join(name))?;
+    File::open(dir)?.sync_all()
 }
 
 /// The group id of [`GROUP`], if the machine has it.

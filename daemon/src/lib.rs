@@ -10,6 +10,7 @@ pub mod config;
 pub mod control;
 pub mod data_dir;
 pub mod events;
+mod exports;
 mod http;
 mod listener;
 pub mod logging;
@@ -91,6 +92,7 @@ impl Daemon {
         tasks.spawn(Arc::clone(&listener).accept_tcp(tcp));
         tasks.spawn(listener.accept_unix(local));
         tasks.spawn(control::serve(Arc::clone(&node), control));
+        node.exports.resume().await;
         let http = start_http(&config, &node, &mut tasks).await;
         Ok(Self {
             node,

@@ -90,7 +90,6 @@ impl From<StartError> for MountFailure {
             StartError::Dial(_) => {
                 "Make sure that a node of the volume runs and can be reached: `cairn status` there."
             }
-            StartError::Block { .. } => "A mount shows directories; this version serves no disks.",
             StartError::NoHosts | StartError::Thread(_) => "See `cairn mount --help`.",
         };
         failure(error, hint)

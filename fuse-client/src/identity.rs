@@ -14,12 +14,23 @@ use crate::connection::TlsSource;
 /// A machine's key, and the nodes of its pool as it knew them last.
 pub(crate) struct MachineIdentity {
     identity: Identity,
-    nodes: Vec<NodeId>,
+    /// With their addresses.
+    nodes: BTreeMap<NodeId, String>,
 }
 
 impl MachineIdentity {
-    pub(crate) fn new(identity: Identity, nodes: Vec<NodeId>) -> Self {
+    pub(crate) fn new(identity: Identity, nodes: BTreeMap<NodeId, String>) -> Self {
         Self { identity, nodes }
+    }
+
+    /// The machine's own.
+    pub(crate) fn own(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The nodes, with their addresses.
+    pub(crate) fn nodes(&self) -> BTreeMap<NodeId, String> {
+        self.nodes.clone()
     }
 
     /// Reads a data directory once; it is not needed afterwards. A node mounts under the node's
@@ -29,12 +40,12 @@ impl MachineIdentity {
             let members = std::fs::read(data_dir.join("members.json"))?;
             let members: BTreeMap<NodeId, String> = serde_json::from_slice(&members)?;
             let identity = read_key(&data_dir.join(NODE_KEY_FILE))?;
-            return Ok(Self::new(identity, members.into_keys().collect()));
+            return Ok(Self::new(identity, members));
         }
         let membership = std::fs::read(data_dir.join(MEMBERSHIP_FILE))?;
         let membership: Membership = serde_json::from_slice(&membership)?;
         let identity = read_key(&data_dir.join(KEY_FILE))?;
-        Ok(Self::new(identity, membership.nodes.into_keys().collect()))
+        Ok(Self::new(identity, membership.nodes))
     }
 }
 
@@ -55,7 +66,9 @@ impl TlsSource for MachineIdentity {
     fn config(&self, node: Option<NodeId>) -> io::Result<Arc<rustls::ClientConfig>> {
         let config = match node {
             Some(node) => self.identity.client_config_for(node),
-            None => self.identity.client_config_among(self.nodes.clone()),
+            None => self
+                .identity
+                .client_config_among(self.nodes.keys().copied().collect()),
         };
         config.map_err(io::Error::other)
     }

@@ -133,7 +133,7 @@ fn ask_to_join(
     identity: Identity,
     token: &ClientToken,
 ) -> Result<(Joined, BTreeMap<NodeId, Member>), MountFailure> {
-    let ids = token.nodes.iter().map(|(id, _)| *id).collect();
+    let ids = token.nodes.iter().cloned().collect();
     let source = MachineIdentity::new(identity, ids);
     let connector = SystemConnector::new(Some(Box::new(source)));
     let request = NodeRequest::JoinClient {

@@ -3,11 +3,14 @@
 //!
 //! [`session::Session`] finds the primary, stays with it through failures and repeats what was
 //! not answered. [`serve::FileSystem`] translates between the kernel and the session.
-//! [`command`] is `cairn mount`, [`unmount`] umount(8)'s helper, [`join`] is `cairn client join`. What an application may rely on stands in `docs/mount.md`.
+//! [`command`] is `cairn mount`, [`unmount`] umount(8)'s helper, [`join`] is `cairn client join`,
+//! [`certificates`] `cairn client certificates`. What an application may rely on stands in
+//! `docs/mount.md`.
 
 #![forbid(unsafe_code)]
 
 mod abi;
+pub mod certificates;
 pub mod command;
 pub mod connection;
 mod dead;

@@ -15,6 +15,8 @@ pub(crate) const SESSION: u8 = b's';
 pub(crate) const LOCK: u8 = b'l';
 /// How many locks a session holds, in all and of each object.
 pub(crate) const LOCKS_OF_SESSION: u8 = b'm';
+/// Of a block volume: of which configuration its disk has the size.
+pub(crate) const DISK: &[u8] = b"b";
 /// Totals of the volume.
 pub(crate) const TOTALS: &[u8] = b"t";
 

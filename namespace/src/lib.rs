@@ -20,6 +20,7 @@
 #![forbid(unsafe_code)]
 
 mod acl;
+mod disk;
 mod entry;
 pub mod errno;
 mod execute;
@@ -42,6 +43,7 @@ use protocol::ids::SessionId;
 use protocol::record::Change;
 use protocol::units::{ObjectId, Sequence, Timestamp};
 
+pub use disk::{DISK_NAME, mkdisk, resize_disk};
 pub use execute::{NOBODY, copied, execute, seek_outcome, squash};
 pub use inode::{Detail, Inode, blocks_of, latest_change};
 pub use replies::{

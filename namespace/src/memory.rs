@@ -11,8 +11,8 @@ use protocol::record::Change;
 use protocol::units::{BLOCK_BYTES, ObjectId, Timestamp};
 
 use crate::{
-    Admission, Context, ExecuteError, Executed, Store, admit, copied, execute, kept_reply, mkfs,
-    release_orphan, seek_outcome,
+    Admission, Context, ExecuteError, Executed, Store, admit, copied, execute, kept_reply, mkdisk,
+    mkfs, release_orphan, seek_outcome,
 };
 
 /// Blocks of an object that were written, by index.
@@ -68,6 +68,14 @@ impl MemoryVolume {
     pub fn new(now: Timestamp) -> Self {
         let mut volume = Self::default();
         volume.apply(&mkfs(now), &Bytes::new());
+        volume
+    }
+
+    /// An empty block volume.
+    #[must_use]
+    pub fn disk(size: u64, now: Timestamp) -> Self {
+        let mut volume = Self::default();
+        volume.apply(&mkdisk(size, 1, now), &Bytes::new());
         volume
     }
 

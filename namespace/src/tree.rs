@@ -19,6 +19,11 @@ const BATCH: usize = 1024;
 /// What a new volume holds: the root directory, root:root 0755.
 #[must_use]
 pub fn mkfs(now: Timestamp) -> Vec<Change> {
+    root(now, 0)
+}
+
+/// A root directory with so many files, whose own keys stand elsewhere.
+pub(crate) fn root(now: Timestamp, files: u64) -> Vec<Change> {
     let root = Inode {
         mode: S_IFDIR | 0o755,
         nlink: 2,
@@ -33,7 +38,7 @@ pub fn mkfs(now: Timestamp) -> Vec<Change> {
         btime: now,
         detail: Detail::Directory {
             parent: ObjectId::ROOT,
-            entries: 0,
+            entries: files,
         },
     };
     vec![
@@ -43,7 +48,7 @@ pub fn mkfs(now: Timestamp) -> Vec<Change> {
         },
         Change::Put {
             key: Bytes::from_static(keys::TOTALS),
-            value: encode_totals(1),
+            value: encode_totals(1 + files),
         },
     ]
 }

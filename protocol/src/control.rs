@@ -160,6 +160,26 @@ pub enum ControlRequest {
         /// Name; absent: all.
         name: Option<String>,
     },
+    /// Serve a block volume's disk by NBD.
+    VolumeExport {
+        /// Name.
+        name: String,
+        /// ADDR:PORT or unix:PATH.
+        nbd: String,
+        /// The node that serves it; absent: this one.
+        node: Option<String>,
+        /// Also to other machines without TLS.
+        insecure: bool,
+    },
+    /// Serve it no more.
+    VolumeUnexport {
+        /// Name.
+        name: String,
+        /// At this address; absent: at all of the node's.
+        nbd: Option<String>,
+        /// The node; absent: this one.
+        node: Option<String>,
+    },
     /// Set an option.
     VolumeSet {
         /// Name.
@@ -168,6 +188,9 @@ pub enum ControlRequest {
         key: String,
         /// Value.
         value: String,
+        /// Also where that loses data: a smaller size.
+        #[serde(default)]
+        force: bool,
     },
     /// Values of options.
     VolumeGet {

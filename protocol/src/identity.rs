@@ -5,6 +5,8 @@
 //! proves that the other end holds the key; whether that key may do what it asks for is decided
 //! by the application, for each connection and each request, from the pool's member table.
 
+mod certificates;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -18,6 +20,8 @@ use rustls::{
 };
 
 use crate::ids::NodeId;
+
+pub use certificates::pem;
 
 /// SubjectPublicKeyInfo of Ed25519 up to the 32 bytes of the key (RFC 8410).
 const ED25519_SPKI_PREFIX: [u8; 12] = [
@@ -103,10 +107,8 @@ impl Identity {
         if !pair.is_compatible(&rcgen::PKCS_ED25519) {
             return Err(IdentityError::KeyKind);
         }
-        let certificate = rcgen::CertificateParams::new(vec![SERVER_NAME.to_owned()])
-            .and_then(|params| params.self_signed(pair))
+        let certificate = certificates::authority(pair)
             .map_err(|source| IdentityError::Certificate { source })?;
-        let certificate = certificate.der().clone();
         let id = id_of(&certificate).map_err(|_| IdentityError::KeyKind)?;
         Ok(Self {
             id,
@@ -135,16 +137,51 @@ impl Identity {
     /// TLS for accepting: TLS 1.3 only, the other end must show a key, any key. Without
     /// resumption: each connection proves the key anew, so a revoked one ends with its connection.
     pub fn server_config(&self) -> Result<Arc<ServerConfig>, IdentityError> {
+        self.server(vec![self.certificate.clone()], self.key())
+    }
+
+    fn server(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Arc<ServerConfig>, IdentityError> {
         let tls = |source| IdentityError::Tls { source };
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])
             .map_err(tls)?
             .with_client_cert_verifier(Arc::new(AnyKey::new(None)))
-            .with_single_cert(vec![self.certificate.clone()], self.key())
+            .with_single_cert(chain, key)
             .map_err(tls)?;
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(rustls::server::NoServerSessionStorage {});
         Ok(Arc::new(config))
+    }
+
+    /// TLS for disks by NBD, whose clients check that the certificate was signed by an authority that
+    /// they were given ([`Identity::certificate`]), and has the name or address that they went to.
+    pub fn disk_server_config(
+        &self,
+        names: Vec<String>,
+    ) -> Result<Arc<ServerConfig>, IdentityError> {
+        self.server(vec![self.leaf(names)?], self.key())
+    }
+
+    /// This key's certificate in DER.
+    #[must_use]
+    pub fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+
+    /// A certificate in DER that an NBD client shows, signed by [`Identity::certificate`].
+    pub fn client_certificate(&self) -> Result<Vec<u8>, IdentityError> {
+        let leaf = self.leaf(vec![SERVER_NAME.to_owned()])?;
+        Ok(leaf.to_vec())
+    }
+
+    fn leaf(&self, names: Vec<String>) -> Result<CertificateDer<'static>, IdentityError> {
+        let pair = rcgen::KeyPair::from_pem(&self.key_pem)
+            .map_err(|source| IdentityError::Key { source })?;
+        certificates::leaf(&pair, names).map_err(|source| IdentityError::Certificate { source })
     }
 
     /// TLS for connecting to anyone: the caller looks at [`peer_id`] before it believes a byte.

@@ -124,6 +124,11 @@ pub enum VolumeCommand {
     /// Whether the bricks on their way out may be removed: they are in no set any more. A primary
     /// that is one of them hands its role over first. Sent to the primary's node.
     LetGo {},
+    /// Whether every brick can hold a disk of this size. Sent to the primary's node.
+    FitsDisk {
+        /// The size.
+        bytes: u64,
+    },
     /// Let no resync go on until resumed. Sent to the primary's node.
     PauseResync,
     /// Let resync go on. Sent to the primary's node.
@@ -258,6 +263,22 @@ pub enum NodeRequest {
         volume: VolumeId,
         /// The version to wait for; absent: that the volume is gone.
         version: Option<u64>,
+    },
+    /// Serve a block volume's disk by NBD.
+    Export {
+        /// The volume.
+        volume: VolumeId,
+        /// ADDR:PORT or unix:PATH.
+        nbd: String,
+        /// Also to other machines without TLS.
+        insecure: bool,
+    },
+    /// Serve it no more.
+    Unexport {
+        /// The volume.
+        volume: VolumeId,
+        /// At this address; absent: at all of them.
+        nbd: Option<String>,
     },
     /// Do this to the volume.
     VolumeCommand {

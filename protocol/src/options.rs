@@ -96,7 +96,7 @@ pub const OPTIONS: &[OptionRule] = &[
             max: 1 << 50,
         },
         default: "",
-        meaning: "Size of a block volume; it can only grow.",
+        meaning: "Size of a block volume, a multiple of 4096 bytes; it grows while it is used, and is cut only by force.",
     },
     OptionRule {
         key: "split-brain-policy",

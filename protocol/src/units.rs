@@ -93,8 +93,11 @@ pub fn is_within_reach(term: Term, sequence: Sequence) -> bool {
 }
 
 impl ObjectId {
-    /// The root directory of an `fs` volume, and the only object of a `block` volume.
+    /// The root directory.
     pub const ROOT: Self = Self(1);
+    /// The disk of a `block` volume. No record of an `fs` volume makes an object of this id, as
+    /// terms begin at 1.
+    pub const DISK: Self = Self(2);
 
     /// The id of the object that the record at `sequence` of `term` makes. Unique without a
     /// stored counter: a term is never used twice for one sequence, even by a primary that lost

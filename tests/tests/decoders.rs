@@ -5,6 +5,9 @@ use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
 use cairn_tests::{Random, setting};
+use nbd::handshake::{Export, Handshake, OPTION_BYTES_MAX, Refusal, Security, Step};
+use nbd::numbers::PAYLOAD_BYTES_MAX;
+use nbd::request::{Command, Rules};
 use protocol::frame::{FRAME_BYTES_MAX, RawFrame, take_frame};
 use protocol::fs::{
     Author, Hello, HelloReply, Lock, LockClass, LockKind, LockOwner, Operation, Outcome, Present,
@@ -355,4 +358,152 @@ fn no_bytes_from_a_stranger_panic_a_decoder() {
         }
     }
     println!("{rounds} mutated messages; none panicked");
+}
+
+/// What a client says, word by word: options with data as they should be.
+fn nbd_words(random: &mut Random) -> Vec<u8> {
+    let text = |text: &str| {
+        let mut bytes = (text.len() as u32).to_be_bytes().to_vec();
+        bytes.extend_from_slice(text.as_bytes());
+        bytes
+    };
+    let options: [(u32, Vec<u8>); 9] = [
+        (1, b"disk1".to_vec()),
+        (2, Vec::new()),
+        (3, Vec::new()),
+        (5, Vec::new()),
+        (6, [&text("disk1")[..], &[0, 2, 0, 3, 0, 1]].concat()),
+        (7, [&text("")[..], &[0, 0]].concat()),
+        (8, Vec::new()),
+        (
+            9,
+            [&text("disk1")[..], &[0, 0, 0, 1], &text("base:")].concat(),
+        ),
+        (
+            10,
+            [&text("disk1")[..], &[0, 0, 0, 1], &text("base:allocation")].concat(),
+        ),
+    ];
+    let mut bytes = vec![0, 0, 0, random.below(4) as u8];
+    for _ in 0..random.below(6) {
+        let (option, data) = &options[random.below(options.len() as u64) as usize];
+        bytes.extend_from_slice(b"IHAVEOPT");
+        bytes.extend_from_slice(&option.to_be_bytes());
+        bytes.extend_from_slice(&(data.len() as u32).to_be_bytes());
+        bytes.extend_from_slice(data);
+    }
+    bytes
+}
+
+fn damage(bytes: &mut Vec<u8>, random: &mut Random) {
+    for _ in 0..random.below(3) {
+        let len = bytes.len() as u64;
+        match random.below(4) {
+            0 => bytes[random.below(len) as usize] = random.below(256) as u8,
+            1 => bytes[random.below(len) as usize] ^= 1 << random.below(8),
+            2 => bytes.truncate(1 + random.below(len) as usize),
+            _ => bytes.extend_from_slice(&random.below(u64::MAX).to_be_bytes()),
+        }
+    }
+}
+
+/// Negotiates with a server about those words, as they come in pieces. Whether requests follow.
+fn negotiate_nbd(words: &[u8], random: &mut Random) -> bool {
+    let securities = [Security::Settled, Security::Offered, Security::Required];
+    let security = securities[random.below(3) as usize];
+    let mut handshake = Handshake::new(security);
+    let mut input = BytesMut::new();
+    let mut rest = words;
+    loop {
+        let mut step = handshake.step(&mut input);
+        if let Ok(Step::Describe(name)) = &step {
+            assert!(name.len() <= 4096 && security != Security::Required);
+            let found = Export {
+                name: "disk1".to_owned(),
+                description: String::new(),
+                size: 1 << 30,
+                read_only: random.below(2) == 0,
+            };
+            let known = name.is_empty() || name == "disk1";
+            step = handshake.described(known.then_some(found).ok_or(Refusal::Unknown));
+        }
+        if step == Ok(Step::List) {
+            assert_ne!(security, Security::Required);
+            handshake.listed(&["disk1".to_owned()]);
+            step = Ok(Step::More);
+        }
+        // What a client makes a server say is not much more than what it said.
+        assert!(handshake.take_output().len() <= 300 * 24 + words.len());
+        match step {
+            Ok(Step::More) => {}
+            Ok(Step::Transmit(_)) => return true,
+            Ok(_) | Err(_) => return false,
+        }
+        if rest.is_empty() {
+            return false;
+        }
+        let piece = (1 + random.below(40) as usize).min(rest.len());
+        input.extend_from_slice(&rest[..piece]);
+        rest = &rest[piece..];
+        assert!(input.len() <= OPTION_BYTES_MAX as usize + 16 + 40);
+    }
+}
+
+fn judge_nbd(random: &mut Random) -> bool {
+    let rules = Rules {
+        size: random.below(3) << 29,
+        read_only: random.below(4) == 0,
+        structured: random.below(2) == 0,
+        allocation: random.below(2) == 0,
+    };
+    let around = [0, rules.size, rules.size.wrapping_sub(4096), u64::MAX];
+    let bits = random.below(33);
+    let flag = 1 << random.below(16);
+    let sent = nbd::request::Request {
+        flags: flag & random.below(1 << 16) as u16,
+        command: random.below(10) as u16,
+        cookie: random.below(u64::MAX),
+        offset: around[random.below(4) as usize].wrapping_add(random.below(8192)),
+        len: random.below(1 << bits) as u32,
+    };
+    let mut bytes = sent.encode();
+    if random.below(4) == 0 {
+        bytes[random.below(28) as usize] = random.below(256) as u8;
+    }
+    let Ok(request) = nbd::request::Request::decode(&bytes) else {
+        return false;
+    };
+    assert_eq!(request.encode(), bytes);
+    assert!(request.payload_bytes() <= PAYLOAD_BYTES_MAX);
+    let Ok(command) = request.command(&rules) else {
+        return false;
+    };
+    let end = u128::from(request.offset) + u128::from(request.len);
+    match command {
+        Command::Disconnect | Command::Flush => {}
+        Command::Read => assert!(request.len <= PAYLOAD_BYTES_MAX && end <= rules.size.into()),
+        Command::Cache => assert!(end <= rules.size.into()),
+        Command::BlockStatus { .. } => assert!(rules.allocation && end <= rules.size.into()),
+        Command::Write { .. } | Command::Trim { .. } | Command::WriteZeroes { .. } => {
+            assert!(!rules.read_only && end <= rules.size.into());
+        }
+    }
+    true
+}
+
+#[test]
+fn no_bytes_from_an_nbd_client_panic_its_server_or_make_it_hold_much() {
+    let seconds = setting("CAIRN_FUZZ_SECONDS", 0);
+    let mut random = Random::from_env("CAIRN_FUZZ_SEED");
+    let began = Instant::now();
+    let (mut rounds, mut agreed, mut valid) = (0_u64, 0_u64, 0_u64);
+    while rounds < 200_000 || began.elapsed() < Duration::from_secs(seconds) {
+        rounds += 1;
+        let mut words = nbd_words(&mut random);
+        damage(&mut words, &mut random);
+        agreed += u64::from(negotiate_nbd(&words, &mut random));
+        valid += u64::from(judge_nbd(&mut random));
+    }
+    println!("{rounds} clients: {agreed} agreed on a disk, {valid} asked for something valid");
+    assert!(agreed > rounds / 50 && valid > rounds / 50);
 }

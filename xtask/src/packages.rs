@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 /// A command that must exist, and the package that has it.
-const NEEDED: [(&str, &str); 19] = [
+const NEEDED: [(&str, &str); 24] = [
     ("fusermount3", "fuse3"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
@@ -16,6 +16,11 @@ const NEEDED: [(&str, &str); 19] = [
     ("losetup", "mount"),
     ("getfattr", "attr"),
     ("fio", "fio"),
+    ("nbdkit", "nbdkit"),
+    ("nbdcopy", "libnbd-bin"),
+    ("nbdsh", "python3-libnbd"),
+    ("nbdfuse", "nbdfuse"),
+    ("qemu-io", "qemu-utils"),
     ("cc", "gcc"),
     ("python3", "python3"),
     ("setfacl", "acl"),

@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
 /// The edges of `docs/architecture.md`: crate, and the workspace crates that it may use.
-const EDGES: [(&str, &[&str]); 10] = [
+const EDGES: [(&str, &[&str]); 11] = [
     ("cairn-protocol", &[]),
     ("cairn-replication", &["cairn-protocol"]),
     ("cairn-namespace", &["cairn-protocol"]),
@@ -21,9 +21,12 @@ const EDGES: [(&str, &[&str]); 10] = [
             "cairn-replication",
             "cairn-namespace",
             "cairn-storage",
+            "cairn-fuse-client",
+            "cairn-nbd",
         ],
     ),
     ("cairn-fuse-client", &["cairn-protocol"]),
+    ("cairn-nbd", &[]),
     ("xtask", &[]),
     ("cairn", ALL),
     ("cairn-tests", ALL),
@@ -37,6 +40,7 @@ const ALL: &[&str] = &[
     "cairn-storage",
     "cairn-daemon",
     "cairn-fuse-client",
+    "cairn-nbd",
 ];
 
 /// Crates that touch nothing of the world, and what they therefore never name.

@@ -14,7 +14,6 @@ use protocol::control::exit;
 use protocol::fs::{Caller, Operation, Outcome, Request, SLOT_NONE};
 use protocol::ids::SessionId;
 use protocol::units::{EXTENT_BYTES, ObjectId, Sequence, Timestamp};
-use protocol::volume::VolumeKind;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, Timespec, Timestamps, XattrFlags};
 use serde_json::json;
 use storage::{DirBrick, ReadError};
@@ -23,9 +22,6 @@ use super::brick::{READ_BYTES, open_at, read_failure};
 use crate::args::PointArg;
 use crate::failure::Failure;
 use crate::output::{Output, bytes_text};
-
-/// The name of a block volume's disk.
-const DISK: &str = "disk.img";
 
 fn write_failure(path: &Path, error: &io::Error) -> Failure {
     Failure::refused(
@@ -57,10 +53,7 @@ pub(super) fn run(
         directories: Vec::new(),
         totals: Totals::default(),
     };
-    match brick.identity().spec.kind {
-        VolumeKind::Block => export.disk(&dest.join(DISK))?,
-        VolumeKind::Fs => export.tree()?,
-    }
+    export.tree()?;
     let totals = &export.totals;
     if output.json {
         output.value(&json!({ "files": totals.files, "bytes": totals.bytes }));
@@ -119,13 +112,6 @@ struct Export<'b> {
 }
 
 impl Export<'_> {
-    fn disk(&mut self, path: &Path) -> Result<(), Failure> {
-        let size = self.brick.identity().spec.size_bytes.unwrap_or(0);
-        self.data(path, ObjectId::ROOT, size)?;
-        self.totals.files += 1;
-        Ok(())
-    }
-
     fn tree(&mut self) -> Result<(), Failure> {
         let brick = self.brick;
         let keys = Keys(brick);

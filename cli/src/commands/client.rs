@@ -1,5 +1,7 @@
 //! `cairn client`.
 
+use std::path::Path;
+
 use protocol::client::{ClientInfo, ClientState};
 use protocol::control::{ControlRequest, exit};
 use serde_json::json;
@@ -25,6 +27,7 @@ pub(super) fn run(global: &Global, output: &Output, command: ClientCommand) -> R
             ask_for_word(global, output, &request, "token")
         }
         ClientCommand::Join { token } => join(global, output, &token),
+        ClientCommand::Certificates { dir } => certificates(global, output, &dir),
         ClientCommand::List => list(global, output),
         ClientCommand::Revoke { name } => {
             act(global, output, &ControlRequest::ClientRevoke { name })
@@ -47,6 +50,27 @@ fn join(global: &Global, output: &Output, token: &str) -> Result<u8, Failure> {
         joined.name,
         if joined.read_only { "read" } else { "mount" },
         volumes(joined.volumes.as_deref()),
+    ));
+    Ok(exit::DONE)
+}
+
+fn certificates(global: &Global, output: &Output, dir: &Path) -> Result<u8, Failure> {
+    let data_dir = connection::data_dir(global);
+    let written = fuse_client::certificates::write(&data_dir, dir)
+        .map_err(|error| Failure::refused("certificates", &error.sentence, &error.hint))?;
+    if output.json {
+        output.value(&json!({ "nodes": written.nodes, "missing": written.missing }));
+        return Ok(exit::DONE);
+    }
+    for address in &written.missing {
+        output.note(&format!(
+            "{address} did not answer: say it again when it does, to reach disks there"
+        ));
+    }
+    output.done(&format!(
+        "{} has the certificates of {}",
+        dir.display(),
+        written.nodes.join(", ")
     ));
     Ok(exit::DONE)
 }

@@ -64,8 +64,32 @@ fn simple(command: VolumeCommand) -> ControlRequest {
         VolumeCommand::Start { name } => ControlRequest::VolumeStart { name },
         VolumeCommand::Stop { name } => ControlRequest::VolumeStop { name },
         VolumeCommand::Delete { name } => ControlRequest::VolumeDelete { name },
-        VolumeCommand::Set { name, key, value } => ControlRequest::VolumeSet { name, key, value },
+        VolumeCommand::Set {
+            name,
+            key,
+            value,
+            force,
+        } => ControlRequest::VolumeSet {
+            name,
+            key,
+            value,
+            force,
+        },
         VolumeCommand::Reset { name, key } => ControlRequest::VolumeReset { name, key },
+        VolumeCommand::Export {
+            name,
+            nbd,
+            node,
+            insecure,
+        } => ControlRequest::VolumeExport {
+            name,
+            nbd,
+            node,
+            insecure,
+        },
+        VolumeCommand::Unexport { name, nbd, node } => {
+            ControlRequest::VolumeUnexport { name, nbd, node }
+        }
         VolumeCommand::Promote { name, node, force } => {
             ControlRequest::VolumePromote { name, node, force }
         }

@@ -232,8 +232,10 @@ fn a_block_volumes_disk_is_copied_out_with_its_size() {
     let root = directory();
     let brick = root.path().join("brick");
     let mut filled = Filled::make(&brick, VolumeKind::Block);
+    let disk = namespace::mkdisk(1 << 20, 1, Timestamp(0));
+    filled.order(disk, Bytes::new());
     let write = Change::Write {
-        object: ObjectId::ROOT,
+        object: ObjectId::DISK,
         offset: 8192,
         len: 5,
     };

@@ -118,9 +118,36 @@ async fn dispatch_volume(
             let volumes = node.volumes_status(name.as_deref()).await;
             facts(&VolumesStatus { volumes })
         }
-        ControlRequest::VolumeSet { name, key, value } => {
-            node.set_option(&name, &key, &value).await.map(said)
+        ControlRequest::VolumeExport {
+            name,
+            nbd,
+            node: at,
+            insecure,
+        } => {
+            let data = node
+                .export_volume(&name, nbd, at.as_deref(), insecure)
+                .await?;
+            let uri = data["uri"].as_str().unwrap_or_default();
+            let message = format!("volume `{name}` is served at {uri}");
+            Ok(Done {
+                message: Some(message),
+                data,
+            })
         }
+        ControlRequest::VolumeUnexport {
+            name,
+            nbd,
+            node: at,
+        } => node
+            .unexport_volume(&name, nbd, at.as_deref())
+            .await
+            .map(said),
+        ControlRequest::VolumeSet {
+            name,
+            key,
+            value,
+            force,
+        } => node.set_option(&name, &key, &value, force).await.map(said),
         ControlRequest::VolumeGet { name, key } => {
             facts(&json!({ "options": node.get_options(&name, key.as_deref())? }))
         }

@@ -6,6 +6,7 @@ mod clients;
 mod code;
 mod create;
 mod differences;
+mod exported;
 mod join;
 mod manager;
 mod members;
@@ -36,6 +37,7 @@ pub(crate) use volumes::volume_of;
 use crate::config::DaemonConfig;
 use crate::data_dir::{DataDir, DataDirError};
 use crate::events::{EventLog, Severity};
+use crate::exports::Exports;
 use crate::raft::{GroupError, RaftGroup};
 use crate::rpc::NodeClients;
 use crate::volume::VolumeContext;
@@ -71,6 +73,8 @@ pub struct Node {
     pub pool: PoolClient,
     /// Its replicas.
     pub volumes: VolumeManager,
+    /// Disks that it serves.
+    pub(crate) exports: Arc<Exports>,
     /// What happened.
     pub events: EventLog,
     /// Where it listens.
@@ -121,6 +125,8 @@ impl Node {
             pool: pool.clone(),
             events: events.clone(),
         });
+        let place = (name.clone(), data.path().to_owned());
+        let exports = Exports::new(place, Arc::clone(&identity), pool.clone(), events.clone());
         let node = Arc::new(Self {
             id,
             name,
@@ -129,6 +135,7 @@ impl Node {
             clients,
             pool,
             volumes,
+            exports,
             events,
             listen,
             advertise: Mutex::new(advertise),
@@ -196,6 +203,7 @@ impl Node {
 
     /// Stops the replicas, then the part in the pool.
     pub async fn stop(&self) {
+        self.exports.stop().await;
         self.volumes.stop().await;
         self.pool.group().shutdown().await;
     }

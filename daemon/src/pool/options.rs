@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use protocol::node_rpc::Refusal;
+use protocol::node_rpc::{Refusal, VolumeCommand};
 use protocol::options::{self, Effect, OptionError, Options, parse_size};
 use protocol::report::{ConnectionState, DiskState, ReplicaRole};
-use protocol::volume::{Protocol, Quorum, VolumeSpec, VolumeState};
+use protocol::volume::{Protocol, Quorum, VolumeKind, VolumeSpec, VolumeState};
 
 use super::Node;
-use super::refusal::{refuse, refuse_usage};
+use super::refusal::{refuse, refuse_loss, refuse_usage};
 use super::serve::{no_volume, not_started};
 use super::volumes::volume_of;
 use crate::raft::{MAJORITY_VOTERS_MIN, PoolCommand, PoolState};
@@ -21,6 +21,7 @@ impl Node {
         name: &str,
         key: &str,
         value: &str,
+        force: bool,
     ) -> Result<String, Refusal> {
         let state = self.pool.state();
         let mut spec = volume_of(&state, name)?;
@@ -38,7 +39,7 @@ impl Node {
                 spec.quorum = Quorum::Majority;
             }
             "quorum" => spec.quorum = Quorum::Off,
-            "size" => spec.size_bytes = Some(grown(&spec, &value)?),
+            "size" => spec.size_bytes = Some(self.resized(&spec, &value, force).await?),
             _ => {
                 check_option(&spec, key, &value)?;
                 spec.options.insert(key.to_owned(), value.clone());
@@ -50,6 +51,23 @@ impl Node {
             _ => "",
         };
         Ok(format!("{key} of volume `{name}` is {value}{note}"))
+    }
+
+    /// The new size of a block volume's disk.
+    async fn resized(
+        self: &Arc<Self>,
+        spec: &VolumeSpec,
+        value: &str,
+        force: bool,
+    ) -> Result<u64, Refusal> {
+        let bytes = resized(spec, value, force)?;
+        // Of one that is not served nobody knows; what is too long for a brick is refused as it is
+        // written.
+        if spec.state == VolumeState::Started {
+            let fits = VolumeCommand::FitsDisk { bytes };
+            self.command_volume(&spec.name, fits).await?;
+        }
+        Ok(bytes)
     }
 
     /// Roles may be handed to the pool when all replicas agree on them.
@@ -167,7 +185,7 @@ fn protocol_of(value: &str) -> Protocol {
     }
 }
 
-fn grown(spec: &VolumeSpec, value: &str) -> Result<u64, Refusal> {
+fn resized(spec: &VolumeSpec, value: &str, force: bool) -> Result<u64, Refusal> {
     let bytes = parse_size(value).unwrap_or(0);
     match spec.size_bytes {
         None => Err(refuse(
@@ -175,10 +193,20 @@ fn grown(spec: &VolumeSpec, value: &str) -> Result<u64, Refusal> {
             "a file system volume has no size of its own",
             "It is as large as its smallest brick.",
         )),
-        Some(now) if bytes < now || !bytes.is_multiple_of(4096) => Err(refuse(
+        Some(_) if !bytes.is_multiple_of(4096) => Err(refuse(
             "size",
-            format!("a volume of {now} bytes cannot become one of {bytes}"),
-            "A block volume only grows, by multiples of 4096 bytes.",
+            format!("a disk of {bytes} bytes cannot be"),
+            "Take a multiple of 4096 bytes.",
+        )),
+        Some(now) if bytes < now && !force => Err(refuse_loss(
+            "size_cut",
+            format!(
+                "volume `{}` has {now} bytes: the last {} bytes of its disk, from byte {bytes} on, \
+                 would be cut off, and whatever is there",
+                spec.name,
+                now - bytes
+            ),
+            "Shrink what is on the disk first, then say it again with `--force`.",
         )),
         Some(_) => Ok(bytes),
     }
@@ -194,6 +222,13 @@ fn check_option(spec: &VolumeSpec, key: &str, value: &str) -> Result<(), Refusal
             "option_value",
             format!("the volume has {} replicas only", spec.members().count()),
             "Take a smaller number: below it, writes wait.",
+        ));
+    }
+    if key == "root-squash" && value == "on" && spec.kind == VolumeKind::Block {
+        return Err(refuse(
+            "option_value",
+            "a disk knows no users, so there is nothing to keep root from",
+            "Say who may reach it: `auth.allow`, `cairn client add --volume`.",
         ));
     }
     let known = |name: &str| spec.members().any(|(_, replica)| replica.node_name == name);

@@ -136,6 +136,12 @@ impl Node {
             NodeRequest::VolumeCommand { volume, command } => {
                 self.volume_command(volume, command).await
             }
+            NodeRequest::Export {
+                volume,
+                nbd,
+                insecure,
+            } => self.export(volume, &nbd, insecure).await,
+            NodeRequest::Unexport { volume, nbd } => self.unexport(volume, nbd.as_deref()).await,
             NodeRequest::JoinClient { .. } => Err(client_refusal(&PoolRefusal::ClientIsNode)),
             NodeRequest::Propose { .. }
             | NodeRequest::Admit { .. }

@@ -48,7 +48,7 @@ impl Node {
     }
 
     /// Asks a node, this one included, at most once.
-    async fn ask_node(
+    pub(super) async fn ask_node(
         self: &Arc<Self>,
         node: NodeId,
         request: &NodeRequest,
@@ -68,6 +68,14 @@ impl Node {
                 }
                 NodeRequest::VolumeCommand { volume, command } => {
                     self.volume_command(volume, command).await
+                }
+                NodeRequest::Export {
+                    volume,
+                    nbd,
+                    insecure,
+                } => self.export(volume, &nbd, insecure).await,
+                NodeRequest::Unexport { volume, nbd } => {
+                    self.unexport(volume, nbd.as_deref()).await
                 }
                 _ => Err(refuse(
                     "internal",

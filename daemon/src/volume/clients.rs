@@ -42,6 +42,8 @@ pub(super) const EIO: i32 = 5;
 const ENFILE: i32 = 23;
 pub(super) const ENOSPC: i32 = 28;
 pub(super) const EROFS: i32 = 30;
+/// fallocate(2)'s.
+const PUNCH_HOLE: u32 = 0x02;
 
 /// What an answer says of leases.
 #[derive(Default)]
@@ -551,7 +553,7 @@ impl<M: Medium> Driver<M> {
                 | Operation::RemoveDirectory { .. }
                 | Operation::SetAttributes { .. }
                 | Operation::RemoveXattr { .. }
-        );
+        ) || matches!(request.operation, Operation::Allocate { mode, .. } if mode & PUNCH_HOLE != 0);
         if frees {
             return None; // a full volume can be emptied: the reserve carries it
         }

@@ -11,7 +11,6 @@ use std::ops::Range;
 use namespace::{ExecuteError, Inode, about, inode_of, walk};
 use protocol::report::{Difference, DifferenceKind, Differences};
 use protocol::units::{BLOCK_BYTES, BLOCKS_PER_EXTENT, ObjectId, Sequence, Timestamp};
-use protocol::volume::VolumeKind;
 use storage::{Brick, DirtyItem, Medium, PointId, RangeSet, ReadError};
 
 use super::CommandError;
@@ -25,8 +24,6 @@ const ROWS_BYTES_MAX: usize = 1 << 20;
 /// How the two sides of a point are called.
 const GIVEN_UP: &str = "given-up";
 const VOLUME: &str = "volume";
-/// The name of a block volume's disk.
-const DISK: &str = "disk.img";
 
 type Failed = ExecuteError<ReadError>;
 
@@ -93,10 +90,6 @@ fn paths<M: Medium>(
     wanted: &BTreeSet<ObjectId>,
 ) -> Result<BTreeMap<ObjectId, String>, Failed> {
     let mut found = BTreeMap::new();
-    if state.identity().spec.kind == VolumeKind::Block {
-        found.insert(ObjectId::ROOT, DISK.to_owned());
-        return Ok(found);
-    }
     if wanted.contains(&ObjectId::ROOT) {
         found.insert(ObjectId::ROOT, "/".to_owned());
     }
@@ -112,18 +105,12 @@ fn paths<M: Medium>(
 
 /// What there is of an object: its size, where it has one.
 fn size_in<M: Medium>(state: &Brick<M>, object: ObjectId) -> Result<Option<u64>, Failed> {
-    if state.identity().spec.kind == VolumeKind::Block {
-        return Ok(Some(state.identity().spec.size_bytes.unwrap_or(0)));
-    }
     let inode: Option<Inode> = inode_of(&Keys(state), object)?;
     Ok(inode.map(|inode| inode.size))
 }
 
 /// When an object was made.
 fn born<M: Medium>(state: &Brick<M>, object: ObjectId) -> Result<Option<Timestamp>, Failed> {
-    if state.identity().spec.kind == VolumeKind::Block {
-        return Ok(None);
-    }
     let inode: Option<Inode> = inode_of(&Keys(state), object)?;
     Ok(inode.map(|inode| inode.btime))
 }
@@ -186,7 +173,8 @@ fn of_map<M: Medium>(
     for (object, what) in &touched.objects {
         let path = names.get(object);
         // Ids tell when an object was made: after the last common record it is this side's own.
-        let own = object.made_at() > common && *object != ObjectId::ROOT;
+        let of_the_start = [ObjectId::ROOT, ObjectId::DISK].contains(object);
+        let own = object.made_at() > common && !of_the_start;
         match (size_in(state, *object)?, own) {
             (None, true) => {} // it came and went
             (None, false) => {

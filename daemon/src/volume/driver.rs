@@ -128,6 +128,9 @@ pub(super) struct Driver<M: Medium> {
     /// How fast they may go beside applications.
     pub(super) throttle: Throttle,
     pub(super) object_bytes_max: u64,
+    /// The version of the configuration of which a block volume's disk has the size, as far as this
+    /// primary saw to it.
+    pub(super) fitted: Option<u64>,
     /// When this replica last applied a record of a primary's.
     pub(super) followed_at: Option<Timestamp>,
     /// Why a resync does not begin: there is no room to keep what is here now.
@@ -216,6 +219,7 @@ impl<M: Medium> Driver<M> {
                 .collect(),
             throttle: Throttle::default(),
             object_bytes_max: brick.object_bytes_max(),
+            fitted: None,
             followed_at: None,
             needs_room: None,
             without_point: false,
@@ -683,6 +687,7 @@ impl<M: Medium> Driver<M> {
         self.flushed.clear();
         self.ahead_of = Mask::default();
         self.lost_operations = 0;
+        self.fitted = None;
         self.take_up_namespace();
         self.begin_gathering(reason);
         self.changed.notify_waiters();

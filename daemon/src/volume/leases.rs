@@ -14,6 +14,7 @@ use protocol::fs::{
 };
 use protocol::ids::SessionId;
 use protocol::units::{ObjectId, Timestamp};
+use protocol::volume::VolumeKind;
 use storage::Medium;
 
 use super::clients::Taken;
@@ -350,9 +351,11 @@ impl<M: Medium> Driver<M> {
         self.leasing.table.alone() as u64 * EARLY_ROOM
     }
 
-    /// Whether changes may be answered early: what they come to is sure.
+    /// Whether changes may be answered early: what they come to is sure. A disk's are not: it has an
+    /// end that an operator may move.
     fn may_be_early(&self) -> bool {
-        !self.settings.read_only && !self.settings.root_squash
+        let block = self.spec.kind == VolumeKind::Block;
+        !self.settings.read_only && !self.settings.root_squash && !block
     }
 
     /// The volume's options have changed: what was answered early is taken, and nothing more of it comes.

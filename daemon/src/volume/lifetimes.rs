@@ -9,18 +9,18 @@ use protocol::fs::{FS_VERSION, Hello, HelloReply, refusal};
 use protocol::ids::{NodeId, SessionId};
 use protocol::mistakes::{Mistake, made};
 use protocol::record::Change;
-use protocol::units::Sequence;
+use protocol::units::{ObjectId, Sequence};
 use protocol::volume::VolumeKind;
 use storage::Medium;
 use tokio::sync::oneshot;
 
-use super::Right;
 use super::clients::Asks;
 use super::driver::Driver;
 use super::held::{FlushWaiter, Held};
 use super::keys::Keys;
 use super::outbox::Outbox;
 use super::sessions::Session;
+use super::{CommandError, Right};
 
 /// Mounts of one volume.
 const SESSIONS_MAX: usize = 4096;
@@ -30,8 +30,14 @@ impl<M: Medium> Driver<M> {
     /// of before time to come back.
     pub(super) fn take_up_namespace(&mut self) {
         let now = self.now();
-        if self.machine.last().0 == 0 && self.spec.kind == VolumeKind::Fs {
-            let changes = namespace::mkfs(self.timestamp());
+        if self.lacks_tree() {
+            let now = self.timestamp();
+            let changes = match (self.spec.kind, self.spec.size_bytes) {
+                (VolumeKind::Block, size) => {
+                    namespace::mkdisk(size.unwrap_or(0), self.spec.version, now)
+                }
+                (VolumeKind::Fs, _) => namespace::mkfs(now),
+            };
             if let Err(error) = self.order(changes, Bytes::new()) {
                 tracing::error!(%error, "the root directory cannot be made");
                 return;
@@ -65,6 +71,57 @@ impl<M: Medium> Driver<M> {
             self.sessions.grace_until = Some(now + self.settings.session_timeout);
         }
         self.look_for_orphans();
+        self.fit_disk();
+    }
+
+    /// Whether nothing was made yet. A block volume of earlier software may have had sessions.
+    fn lacks_tree(&self) -> bool {
+        let disk = || namespace::exists(&Keys(&self.brick), ObjectId::DISK);
+        let block = self.spec.kind == VolumeKind::Block;
+        self.machine.last().0 == 0 || (block && matches!(disk(), Ok(false)))
+    }
+
+    /// A block volume's disk gets the size that the configuration says, as soon as nobody answers
+    /// from what he knows of it: until then this is tried again with time.
+    pub(super) fn fit_disk(&mut self) {
+        let Some(size) = self.spec.size_bytes else {
+            return;
+        };
+        let serves = self.failed.is_none() && self.machine.serves();
+        if !serves || self.fitted == Some(self.spec.version) || self.replays.hold_up() {
+            return;
+        }
+        let (now, version) = (self.timestamp(), self.spec.version);
+        let changes = match namespace::resize_disk(&Keys(&self.brick), size, version, now) {
+            Ok(changes) => changes,
+            Err(error) => return tracing::error!(%error, "the disk's size cannot be read"),
+        };
+        let touched = namespace::leases::touched(&changes);
+        if self.may_change(SessionId::NONE, &touched).is_none() {
+            return;
+        }
+        if !changes.is_empty()
+            && let Err(error) = self.order(changes, Bytes::new())
+        {
+            return tracing::warn!(%error, "the disk gets its new size later");
+        }
+        self.fitted = Some(version);
+    }
+
+    /// Whether the bricks' file systems can hold a disk of this size.
+    pub(super) fn fits_disk(&self, bytes: u64) -> Result<serde_json::Value, CommandError> {
+        let most = self.object_bytes_max;
+        if bytes <= most {
+            return Ok(serde_json::json!({ "fits": true }));
+        }
+        Err(CommandError::refused(
+            "size",
+            format!(
+                "a disk of {bytes} bytes is longer than the file system of a brick can hold a file: \
+                 {most} bytes"
+            ),
+            "take a smaller size, or bricks on a file system without that limit, such as XFS",
+        ))
     }
 
     /// What is unlinked and nobody is known to hold open is to be released.
@@ -222,6 +279,7 @@ impl<M: Medium> Driver<M> {
             self.look_for_orphans();
         }
         self.release_orphans();
+        self.fit_disk();
     }
 
     /// What the other end of a connection may do with the volume.

@@ -372,6 +372,7 @@ async fn execute<M: Medium>(
             shared.borrow_mut().resync(replica, full);
             Ok(serde_json::json!({ "started": true }))
         }
+        VolumeCommand::FitsDisk { bytes } => shared.borrow().fits_disk(bytes),
         VolumeCommand::LetGo {} => Ok(shared.borrow_mut().let_go()),
         VolumeCommand::PauseResync => {
             shared.borrow_mut().pause(true);
@@ -526,6 +527,7 @@ impl<M: Medium> Driver<M> {
         self.keep_spec(&spec);
         if self.failed.is_none() && !self.stopping {
             self.end_revoked();
+            self.fit_disk();
         }
         self.finish_turn_if_up();
     }

@@ -120,6 +120,16 @@ impl Connector for SystemConnector {
     }
 }
 
+/// The certificate that a node shows.
+pub(crate) fn peer_certificate(
+    address: &str,
+    config: Arc<rustls::ClientConfig>,
+) -> io::Result<Vec<u8>> {
+    let stream = connect_tcp(address)?;
+    send_preamble(&stream, Purpose::Rpc)?;
+    Tls::handshake(stream, config)?.peer_certificate()
+}
+
 fn connect_tcp(address: &str) -> io::Result<TcpStream> {
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for resolved in address.to_socket_addrs()? {

@@ -57,6 +57,14 @@ impl Write for Now<'_> {
 }
 
 impl Tls {
+    /// The certificate that the node showed.
+    pub(super) fn peer_certificate(&self) -> io::Result<Vec<u8>> {
+        let state = self.state.lock();
+        let shown = state.peer_certificates().and_then(<[_]>::first);
+        let shown = shown.ok_or(io::ErrorKind::InvalidData)?;
+        Ok(shown.to_vec())
+    }
+
     /// Shakes hands over a stream whose preamble was sent.
     pub fn handshake(mut stream: TcpStream, config: Arc<ClientConfig>) -> io::Result<Self> {
         let name = ServerName::try_from(SERVER_NAME).expect("a valid name");

@@ -32,11 +32,6 @@ impl Shared {
         let mut pause = RETRY_MIN;
         loop {
             let error = match self.round() {
-                Ok(Some(welcomed)) if welcomed.block => {
-                    return Err(StartError::Block {
-                        volume: self.config.volume.clone(),
-                    });
-                }
                 Ok(Some(welcomed)) => return Ok(welcomed),
                 Ok(None) => return Err(StartError::NoHosts),
                 Err(error) => error,
@@ -200,7 +195,10 @@ impl Shared {
                 opens: state.opens.list(OPENS_MAX),
                 confirmed: state.seen,
                 kept_terms: state.keep.terms(),
-                leases: u32::try_from(self.cache.lock().leases_max()).expect("65,536 at most"),
+                leases: match self.config.cache_bytes {
+                    0 => 0,
+                    _ => u32::try_from(self.cache.lock().leases_max()).expect("65,536 at most"),
+                },
                 early: self.config.early && !self.config.read_only,
             };
             (

@@ -139,7 +139,6 @@ pub(super) struct Welcomed {
     pub(super) known: bool,
     /// The table's mark when the hello was written.
     pub(super) mark: u64,
-    pub(super) block: bool,
     pub(super) term: Term,
     /// What it says of what was confirmed before.
     pub(super) ends: Vec<Place>,
@@ -187,7 +186,6 @@ pub(super) fn hello(
     match reply {
         HelloReply::Welcome {
             known,
-            block,
             term,
             ends,
             gathers,
@@ -199,7 +197,6 @@ pub(super) fn hello(
             frames,
             known,
             mark,
-            block,
             term,
             ends,
             gathers,

@@ -25,6 +25,7 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -95,7 +96,7 @@ pub struct SessionConfig {
     pub mount_timeout: Duration,
     /// Changes of files that nobody else uses are answered before the primary has them.
     pub early: bool,
-    /// What is known under leases takes so many bytes at most.
+    /// What is known under leases takes so many bytes at most; 0: there are none.
     pub cache_bytes: u64,
 }
 
@@ -127,8 +128,19 @@ pub struct Waiting {
 enum Waiter {
     Kernel(Waiting),
     Caller(SyncSender<Outcome>),
+    /// Called with the answer, by the thread that received it.
+    Told(Told),
     /// What is kept is made stable, as it is much.
     Flush,
+}
+
+/// Who takes one answer.
+struct Told(Box<dyn FnOnce(Outcome) + Send>);
+
+impl fmt::Debug for Told {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Told")
+    }
 }
 
 struct State {
@@ -191,12 +203,6 @@ pub enum StartError {
     /// Nobody to ask.
     #[error("no node was named")]
     NoHosts,
-    /// It is a disk, which has no directories.
-    #[error("`{volume}` is a block volume")]
-    Block {
-        /// The volume.
-        volume: String,
-    },
     /// The machine gave no thread.
     #[error("no thread could be started")]
     Thread(#[source] io::Error),
@@ -305,6 +311,36 @@ impl Session {
             early: None,
         });
         receiver.recv().unwrap_or(Outcome::Error(EIO))
+    }
+
+    /// Asks something and returns at once. `told` gets the answer, on the thread that receives all
+    /// of them: it must not wait. Requests go in the order of these calls.
+    pub fn ask(
+        &self,
+        operation: Operation,
+        payload: Bytes,
+        told: impl FnOnce(Outcome) + Send + 'static,
+    ) {
+        self.shared.submit(Submission {
+            payload,
+            ..plain(Some(Waiter::Told(Told(Box::new(told)))), operation)
+        });
+    }
+
+    /// Somebody uses an object under this number, until [`Session::leaves`]: he is told of losses.
+    pub fn uses(&self, user: u64, object: ObjectId) {
+        self.shared.losses.opened(user, object);
+    }
+
+    /// Whether something that was confirmed to him is lost (DUR-5): told once.
+    #[must_use]
+    pub fn has_lost(&self, user: u64) -> bool {
+        self.shared.losses.tells(user).is_some()
+    }
+
+    /// He does not use it any more.
+    pub fn leaves(&self, user: u64) {
+        self.shared.losses.closed(user);
     }
 
     /// Asks something whose answer nobody waits for.
@@ -518,6 +554,7 @@ impl Shared {
             },
             // Who stopped waiting needs no answer.
             Some(Waiter::Caller(sender)) => drop(sender.send(outcome)),
+            Some(Waiter::Told(Told(tell))) => tell(outcome),
             Some(Waiter::Flush) | None => {}
         }
     }
@@ -771,7 +808,7 @@ impl Shared {
             let interrupted = state.table.impatient(now, connected, dies);
             let closes = |waiter: &Waiter| match waiter {
                 Waiter::Kernel(waiting) => waiting.shape.is_close(),
-                Waiter::Caller(_) | Waiter::Flush => false,
+                Waiter::Caller(_) | Waiter::Told(_) | Waiter::Flush => false,
             };
             let closed = state.table.need_not_wait(closes, now, connected);
             let mut failed = Vec::new();

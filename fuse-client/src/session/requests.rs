@@ -49,7 +49,7 @@ impl Shared {
         let bytes = submission.payload.len();
         let syncs = |waiter: &Waiter| match waiter {
             Waiter::Kernel(waiting) => waiting.shape.then_syncs(),
-            Waiter::Caller(_) | Waiter::Flush => false,
+            Waiter::Caller(_) | Waiter::Told(_) | Waiter::Flush => false,
         };
         let may_be_early = self.config.early
             && connected
@@ -103,7 +103,7 @@ impl Shared {
         };
         let (unique, through) = match &waiter {
             Waiter::Kernel(waiting) => (Some(waiting.unique), waiting.through),
-            Waiter::Caller(_) | Waiter::Flush => (None, None),
+            Waiter::Caller(_) | Waiter::Told(_) | Waiter::Flush => (None, None),
         };
         let again = Submission {
             unique,

@@ -5,7 +5,7 @@ use protocol::record::Change;
 use protocol::units::{ObjectId, Timestamp};
 
 use super::{acl, entry_of, xattr};
-use crate::errno::{EFBIG, EINVAL, EISDIR};
+use crate::errno::{EFBIG, EINVAL, EISDIR, EPERM};
 use crate::inode::{Inode, PERMISSIONS};
 use crate::transaction::{Step, Stop, Transaction};
 use crate::{Context, Store};
@@ -69,6 +69,13 @@ fn resize<S: Store>(
     }
     if !inode.is_file() {
         return Err(Stop::Errno(EINVAL));
+    }
+    if object == ObjectId::DISK {
+        // Its size is the volume's: an option of that.
+        return match size == inode.size {
+            true => Ok(()),
+            false => Err(Stop::Errno(EPERM)),
+        };
     }
     if size > context.object_bytes_max.min(i64::MAX as u64) {
         return Err(Stop::Errno(EFBIG));

@@ -7,7 +7,7 @@ use protocol::units::ObjectId;
 use super::{Next, entry_of, xattr};
 use crate::errno::{EFBIG, EINVAL, EISDIR, ENODEV, EOPNOTSUPP};
 use crate::transaction::{Step, Stop, Transaction};
-use crate::{Context, Executed, Store};
+use crate::{Context, Executed, Store, disk};
 
 const KEEP_SIZE: u32 = 0x01;
 const PUNCH_HOLE: u32 = 0x02;
@@ -50,6 +50,10 @@ pub(super) fn write<S: Store>(
     } else {
         place.offset
     };
+    if object == ObjectId::DISK {
+        let range = (offset, len);
+        return disk::write(tx, context, inode, range, place.kill_privileges);
+    }
     let end = end_of::<S>(context, offset, u64::from(len))?;
     if len > 0 {
         inode.size = inode.size.max(end);
@@ -127,6 +131,9 @@ pub(super) fn allocate<S: Store>(
     };
     if len == 0 {
         return Err(Stop::Errno(EINVAL));
+    }
+    if object == ObjectId::DISK {
+        return disk::allocate(tx, context, &inode, zeroes, (offset, len));
     }
     let end = end_of::<S>(context, offset, len)?;
     if zeroes && offset < inode.size {

@@ -19,7 +19,7 @@ use crate::errno::{EINVAL, ENAMETOOLONG, ENXIO};
 use crate::inode::Inode;
 use crate::replies::encode_reply;
 use crate::transaction::{Step, Stop, Transaction, read_totals};
-use crate::{ChangeSet, Context, ExecuteError, Executed, Store, keys, locks};
+use crate::{ChangeSet, Context, ExecuteError, Executed, Store, disk, keys, locks};
 
 pub(crate) use remove::delete_object;
 pub use squash::{NOBODY, squash};
@@ -47,7 +47,8 @@ pub fn execute<S: Store>(
         return Err(ExecuteError::Slot { slot: request.slot });
     }
     let mut tx = Transaction::new(store);
-    let (outcome, payload) = match dispatch(&mut tx, context, request) {
+    let allowed = disk::check(&tx, &request.operation);
+    let (outcome, payload) = match allowed.and_then(|()| dispatch(&mut tx, context, request)) {
         Ok(Next::Outcome(outcome)) => (outcome, Bytes::new()),
         Ok(Next::Write(outcome, payload)) => (outcome, payload),
         Ok(Next::Caller(executed)) => return Ok(executed),
@@ -188,7 +189,11 @@ fn check_name<E: std::error::Error>(name: &[u8]) -> Result<(), Stop<E>> {
 }
 
 /// Attributes for a reply. `blocks` is what the data takes before the change at hand.
-fn entry_of(context: &Context<'_>, object: ObjectId, inode: &Inode) -> protocol::fs::Attributes {
+pub(crate) fn entry_of(
+    context: &Context<'_>,
+    object: ObjectId,
+    inode: &Inode,
+) -> protocol::fs::Attributes {
     let allocated = if inode.is_file() {
         (context.allocated_bytes)(object)
     } else {

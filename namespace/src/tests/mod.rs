@@ -2,6 +2,7 @@
 
 mod acls;
 mod collisions;
+mod disk;
 mod errnos;
 mod model;
 mod sessions;
