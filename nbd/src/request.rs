@@ -52,14 +52,11 @@ pub enum Command {
     },
     /// The range will be read.
     Cache,
-    /// Zeros.
+    /// Zeros. The disk is thin: it stores none, so that this is always faster than a write, and there
+    /// is no room that could be kept for them.
     WriteZeroes {
         /// Answer when it is stable.
         fua: bool,
-        /// Room is kept for them.
-        no_hole: bool,
-        /// Only where that is faster than a write.
-        fast: bool,
     },
     /// What is stored where.
     BlockStatus {
@@ -140,14 +137,7 @@ impl Request {
             command::FLUSH => (Command::Flush, 0),
             command::TRIM => (Command::Trim { fua }, 0),
             command::CACHE => (Command::Cache, 0),
-            command::WRITE_ZEROES => {
-                let zeroes = Command::WriteZeroes {
-                    fua,
-                    no_hole: has(NO_HOLE),
-                    fast: has(FAST_ZERO),
-                };
-                (zeroes, NO_HOLE | FAST_ZERO)
-            }
+            command::WRITE_ZEROES => (Command::WriteZeroes { fua }, NO_HOLE | FAST_ZERO),
             command::BLOCK_STATUS if rules.allocation => {
                 (Command::BlockStatus { one: has(REQ_ONE) }, REQ_ONE)
             }

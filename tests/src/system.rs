@@ -8,8 +8,11 @@ use anyhow::{Context as _, Result, ensure};
 
 /// Runs a program that must succeed; returns its standard output.
 pub fn run(program: &str, words: &[&str]) -> Result<String> {
+    // Debian's interpreters before others: they have the modules that Debian's programs need.
+    let path = std::env::var("PATH").unwrap_or_default();
     let output = Command::new(program)
         .args(words)
+        .env("PATH", format!("/usr/sbin:/usr/bin:/sbin:/bin:{path}"))
         .output()
         .with_context(|| program.to_owned())?;
     ensure!(

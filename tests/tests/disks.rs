@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -65,8 +65,22 @@ impl Served {
 
     /// Runs Python with libnbd's `h` connected to the disk; what it prints.
     fn nbdsh(&self, script: &str) -> Result<String> {
-        run("nbdsh", &["-u", &self.uri, "-c", script])
+        nbdsh(&["-u", &self.uri, "-c", script])
     }
+}
+
+/// Debian's Python, which has libnbd's module, whatever else is called python3 here.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// What nbdsh(1) does.
+fn nbdsh(words: &[&str]) -> Result<String> {
+    run(PYTHON, &[&["-m", "nbd"], words].concat())
+}
+
+fn nbdsh_beside(uri: &str, script: &str) -> Command {
+    let mut command = Command::new(PYTHON);
+    command.args(["-m", "nbd", "-u", uri, "-c", script]);
+    command
 }
 
 /// Where a node of the lab serves disks.
@@ -181,6 +195,37 @@ fn libnbd_and_qemu_copy_images_onto_a_disk_and_off_it_and_see_what_it_is() -> Re
     served.finish()
 }
 
+#[test]
+fn nbdfuse_shows_a_disk_as_a_file() -> Result<()> {
+    if !cairn_lab::is_root() || !Path::new("/dev/fuse").exists() {
+        skip("nbdfuse needs /dev/fuse, and its mount is taken away by root");
+        return Ok(());
+    }
+    let Some(served) = Served::new("16M", &["nbdfuse", "cmp"])? else {
+        return Ok(());
+    };
+    let (source, at) = (served.path("source.img"), served.path("nbdfuse"));
+    image(&source, 16 * MIB)?;
+    fs::create_dir(&at)?;
+    let file = at.join("disk.img");
+    let mut nbdfuse = Command::new("nbdfuse");
+    let nbdfuse = Running::start(nbdfuse.args([text(&file), &served.uri]))?;
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !file.exists() {
+        ensure!(Instant::now() < deadline, "nothing is mounted");
+        std::thread::yield_now();
+    }
+    let written = File::options().write(true).open(&file)?;
+    written.write_all_at(&fs::read(&source)?, 0)?;
+    written.sync_all()?;
+    drop(written);
+    let compared = same(&source, &file);
+    run("umount", &[text(&at)])?;
+    nbdfuse.finish()?;
+    compared?;
+    served.finish()
+}
+
 /// What libnbd lets through to the server, and what the server says.
 const ODD_REQUESTS: &str = r#"
 import nbd, errno
@@ -199,19 +244,21 @@ refused(errno.EINVAL, h.trim, 512, size)
 refused(errno.ENOSPC, h.zero, 512, size)
 refused(errno.EINVAL, h.pwrite, b"x" * 512, 0, 1 << 9)
 refused(errno.EINVAL, h.flush, nbd.CMD_FLAG_DF)
-refused(errno.ENOTSUP, h.zero, 4096, 0, nbd.CMD_FLAG_NO_HOLE | nbd.CMD_FLAG_FAST_ZERO)
 assert h.pread(4096, 0) == bytearray(4096)
 h.pwrite(b"abc", 1, nbd.CMD_FLAG_FUA)
 assert h.pread(5, 0) == b"\0abc\0"
 h.cache(4096, 0)
-h.zero(3 << 20, 0, nbd.CMD_FLAG_NO_HOLE | nbd.CMD_FLAG_FUA)
-found = []
-h.block_status(8 << 20, 0, lambda name, at, extents, err: found.extend(extents) or 0)
-assert found[:2] == [3 << 20, 0] and found[3] == 3, found
-h.zero(1 << 20, 0, nbd.CMD_FLAG_FAST_ZERO)
-found.clear()
-h.block_status(8 << 20, 0, lambda name, at, extents, err: found.extend(extents) or 0, nbd.CMD_FLAG_REQ_ONE)
-assert found == [1 << 20, 3], found
+def status(*flags):
+    found = []
+    h.block_status(8 << 20, 0, lambda name, at, extents, err: found.extend(extents) or 0, *flags)
+    return found
+h.pwrite(b"x" * (3 << 20), 0)
+assert status() == [3 << 20, 0, 5 << 20, 3], status()
+h.zero(1 << 20, 0, nbd.CMD_FLAG_FAST_ZERO | nbd.CMD_FLAG_NO_HOLE | nbd.CMD_FLAG_FUA)
+assert status() == [1 << 20, 3, 2 << 20, 0, 5 << 20, 3], status()
+assert status(nbd.CMD_FLAG_REQ_ONE) == [1 << 20, 3], status(nbd.CMD_FLAG_REQ_ONE)
+h.trim(2 << 20, 1 << 20)
+assert h.pread(3 << 20, 0) == bytearray(3 << 20)
 big = bytearray((7 * i + i // 256) & 255 for i in range(1 << 16)) * 100
 h.pwrite(big, 777)
 assert h.pread(len(big), 777) == big
@@ -223,8 +270,7 @@ fn bad_1_odd_requests_are_refused_one_by_one_and_the_connection_goes_on() -> Res
     let Some(served) = Served::new("16M", &["nbdsh"])? else {
         return Ok(());
     };
-    let script = "--base-allocation";
-    let said = run("nbdsh", &[script, "-u", &served.uri, "-c", ODD_REQUESTS])?;
+    let said = nbdsh(&["--base-allocation", "-u", &served.uri, "-c", ODD_REQUESTS])?;
     assert_eq!(said.trim(), "well");
     served.finish()
 }
@@ -266,12 +312,12 @@ fn an_export_lasts_over_restarts_until_it_is_ended_and_sockets_serve_as_well() -
     served.lab.kill(SERVER);
     served.lab.start(SERVER)?;
     let read = "assert h.pread(4, 0) == b'kept'";
-    run("nbdsh", &["-u", &by_socket, "-c", read])?;
+    nbdsh(&["-u", &by_socket, "-c", read])?;
     served.nbdsh(read)?;
     served.lab.stop(SERVER)?;
     assert!(!socket.exists());
     served.lab.start(SERVER)?;
-    run("nbdsh", &["-u", &by_socket, "-c", read])?;
+    nbdsh(&["-u", &by_socket, "-c", read])?;
     served
         .lab
         .cairn(SERVER, &["volume", "unexport", VOLUME, "--nbd", &unix])?;
@@ -444,11 +490,8 @@ fn fo_1_a_client_that_cannot_even_reconnect_sees_a_pause_when_primaries_are_kill
     };
     let kills = setting("CAIRN_DISK_KILLS", 3);
     let stop = served.path("stop");
-    let mut writer = Command::new("nbdsh");
-    writer
-        .args(["-u", &served.uri, "-c", WRITER])
-        .env("STOP", &stop);
-    let writer = Running::start(&mut writer)?;
+    let mut writer = nbdsh_beside(&served.uri, WRITER);
+    let writer = Running::start(writer.env("STOP", &stop))?;
     for _ in 0..kills {
         std::thread::sleep(Duration::from_millis(700));
         while !kill_primary(&mut served.lab, SERVER, VOLUME)? {
@@ -519,10 +562,13 @@ fn dur_1_a_file_system_on_a_loop_device_is_whole_after_its_primary_was_killed() 
             "--verify=crc32c",
             "--do_verify=1",
             "--verify_fatal=1",
+            "--verify_state_save=0",
             "--output-format=terse",
         ]);
         let fio = Running::start(&mut fio)?;
-        std::thread::sleep(Duration::from_millis(500));
+        while fs::metadata(inside.join("data")).map_or(0, |data| data.blocks()) == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         while !kill_primary(&mut served.lab, SERVER, VOLUME)? {
             std::thread::yield_now();
         }
@@ -540,6 +586,7 @@ fn dur_1_a_file_system_on_a_loop_device_is_whole_after_its_primary_was_killed() 
             "--size=24m",
             "--bs=4k",
             "--verify=crc32c",
+            "--verify_state_save=0",
         ];
         run("fio", &[&again[..], &read].concat()).with_context(|| format!("round {round}"))?;
     }
@@ -601,9 +648,7 @@ fn bad_1_who_says_nothing_or_rubbish_or_never_reads_does_not_keep_others_from_th
     let open = nuisances(&address, 300)?;
     // Never reads its answers.
     let hog = "for n in range(4000): h.aio_pread(nbd.Buffer(1 << 20), 0)\nimport sys; print('asked'); sys.stdout.flush(); import time; time.sleep(30)";
-    let mut hog_command = Command::new("nbdsh");
-    hog_command.args(["-u", &served.uri, "-c", hog]);
-    let hog = Running::start(&mut hog_command)?;
+    let hog = Running::start(&mut nbdsh_beside(&served.uri, hog))?;
     // The words of those who speak are refused at once, those who are silent in 15 s.
     let began = Instant::now();
     served.nbdsh(
@@ -679,13 +724,17 @@ fn bad_2_with_tls_a_client_of_the_pool_has_the_right_that_it_has_to_mount_until_
     let (_app1, app1) = client("app1", &["--volume", VOLUME])?;
     let (_reader, reader) = client("reader", &["--volume", VOLUME, "--read-only"])?;
     let (_other, other) = client("other", &["--volume", "files"])?;
-    let nbdsh = |uri: &str, script: &str| run("nbdsh", &["-u", uri, "-c", script]);
-    nbdsh(&app1, "h.pwrite(b'by app1', 0, nbd.CMD_FLAG_FUA)")?;
-    nbdsh(
+    // The URI names files here, which libnbd takes only from who says so.
+    let connected = |uri: &str, script: &str| {
+        format!("h.set_uri_allow_local_file(True); h.connect_uri('{uri}')\n{script}")
+    };
+    let sh = |uri: &str, script: &str| nbdsh(&["-c", &connected(uri, script)]);
+    sh(&app1, "h.pwrite(b'by app1', 0, nbd.CMD_FLAG_FUA)")?;
+    sh(
         &reader,
         "assert h.is_read_only() and h.pread(7, 0) == b'by app1'",
     )?;
-    assert!(nbdsh(&other, "pass").is_err());
+    assert!(sh(&other, "pass").is_err());
     let credentials = format!(
         "tls-creds-x509,id=tls0,endpoint=client,dir={}",
         text(&served.path("app1-certificates"))
@@ -707,9 +756,9 @@ fn bad_2_with_tls_a_client_of_the_pool_has_the_right_that_it_has_to_mount_until_
     // Who is revoked is cut off, connected or not.
     let wait = "import time\nprint('connected'); import sys; sys.stdout.flush()\n\
                 while True:\n\x20   h.pread(512, 0)\n\x20   time.sleep(0.05)";
-    let mut connected = Command::new("nbdsh");
-    connected.args(["-u", &app1, "-c", wait]);
-    let mut connected = Running::start(&mut connected)?;
+    let mut beside = Command::new(PYTHON);
+    beside.args(["-m", "nbd", "-c", &connected(&app1, wait)]);
+    let mut connected = Running::start(&mut beside)?;
     let mut first = [0; 9];
     let child = connected.0.as_mut().context("running")?;
     child
@@ -719,6 +768,6 @@ fn bad_2_with_tls_a_client_of_the_pool_has_the_right_that_it_has_to_mount_until_
         .read_exact(&mut first)?;
     lab.cairn(0, &["client", "revoke", "app1"])?;
     assert!(connected.finish().is_err(), "it is cut off");
-    assert!(nbdsh(&app1, "pass").is_err());
+    assert!(sh(&app1, "pass").is_err());
     served.finish()
 }

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 /// A command that must exist, and the package that has it.
-const NEEDED: [(&str, &str); 24] = [
+const NEEDED: [(&str, &str); 23] = [
     ("fusermount3", "fuse3"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
@@ -16,7 +16,6 @@ const NEEDED: [(&str, &str); 24] = [
     ("losetup", "mount"),
     ("getfattr", "attr"),
     ("fio", "fio"),
-    ("nbdkit", "nbdkit"),
     ("nbdcopy", "libnbd-bin"),
     ("nbdsh", "python3-libnbd"),
     ("nbdfuse", "nbdfuse"),

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
@@ -21,8 +20,6 @@ use crate::request::{Command, REQUEST_BYTES, Request, Rules};
 const READ_BYTES: usize = 256 << 10;
 /// Stretches of one answer; the client asks on where it ends.
 const STRETCHES_MAX: usize = 256;
-/// Zeros that are written at once where a hole is not wanted.
-const ZEROS_BYTES: u64 = 1 << 20;
 
 /// Room that a request has, until its answer has gone.
 #[derive(Debug)]
@@ -44,7 +41,6 @@ where
 {
     let (replies, outbox) = mpsc::unbounded_channel();
     let mut writing = tokio::spawn(writer::run(writer, outbox));
-    let here = Arc::new(AtomicBool::new(true));
     let mut connection = Connection {
         input: Input {
             reader,
@@ -58,7 +54,6 @@ where
         },
         disk,
         replies,
-        here: Arc::clone(&here),
         requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
         bytes: Arc::new(Semaphore::new(CONNECTION_BYTES_MAX)),
         limits: limits.clone(),
@@ -66,11 +61,9 @@ where
     let read = tokio::select! {
         read = connection.read() => read,
         written = &mut writing => {
-            here.store(false, Ordering::Relaxed);
             return written.unwrap_or(Ok(()));
         }
     };
-    here.store(false, Ordering::Relaxed);
     drop(connection);
     // Its requests hold the way to the writer, which ends with the last of them.
     match writing.await {
@@ -84,8 +77,6 @@ struct Connection<R, D> {
     rules: Rules,
     disk: Arc<D>,
     replies: UnboundedSender<Outgoing>,
-    /// The client is there: what takes many steps goes on.
-    here: Arc<AtomicBool>,
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     limits: Limits,
@@ -123,9 +114,6 @@ impl<R: AsyncRead + Unpin, D: Disk> Connection<R, D> {
     async fn room(&self, request: &Request, command: Result<Command, Errno>) -> Room {
         let data = match command {
             Ok(Command::Read) => request.len,
-            Ok(Command::WriteZeroes { no_hole: true, .. }) => {
-                u32::try_from(ZEROS_BYTES).expect("a megabyte")
-            }
             Ok(Command::BlockStatus { .. }) => 8 * u32::try_from(STRETCHES_MAX).expect("few"),
             _ => request.payload_bytes(),
         };
@@ -183,23 +171,9 @@ impl<R: AsyncRead + Unpin, D: Disk> Connection<R, D> {
             Command::Write { fua } => {
                 self.settle(cookie, room, disk.write(offset, data), fua);
             }
-            Command::Trim { fua }
-            | Command::WriteZeroes {
-                fua,
-                no_hole: false,
-                ..
-            } => {
+            Command::Trim { fua } | Command::WriteZeroes { fua } => {
                 let zeroing = disk.zero(offset, u64::from(len));
                 self.settle(cookie, room, zeroing, fua);
-            }
-            Command::WriteZeroes { fast: true, .. } => {
-                // To keep room for them they have to be written.
-                self.refuse(&request, Errno::NotSup, room);
-            }
-            Command::WriteZeroes { fua, .. } => {
-                let (disk, here) = (Arc::clone(disk), Arc::clone(&self.here));
-                let writing = write_zeros(disk, here, offset, u64::from(len));
-                self.settle(cookie, room, Box::pin(writing), fua);
             }
         }
     }
@@ -228,32 +202,6 @@ impl<R: AsyncRead + Unpin, D: Disk> Connection<R, D> {
             let _ = replies.send((reply, room));
         });
     }
-}
-
-/// Writes zeros, a piece at a time, as long as the client is there.
-async fn write_zeros<D: Disk>(
-    disk: Arc<D>,
-    here: Arc<AtomicBool>,
-    mut offset: u64,
-    len: u64,
-) -> Result<(), Errno> {
-    let zeros = Bytes::from(vec![
-        0;
-        usize::try_from(len.min(ZEROS_BYTES))
-            .expect("a megabyte")
-    ]);
-    let end = offset + len;
-    while offset < end {
-        if !here.load(Ordering::Relaxed) {
-            return Err(Errno::Shutdown);
-        }
-        let piece = zeros
-            .len()
-            .min(usize::try_from(end - offset).unwrap_or(usize::MAX));
-        disk.write(offset, zeros.slice(..piece)).await?;
-        offset += piece as u64;
-    }
-    Ok(())
 }
 
 /// What comes from the client.
