@@ -6,6 +6,8 @@
 //! not executed twice (FO-2).
 
 mod changed;
+#[cfg(test)]
+mod hello_tests;
 mod lease;
 mod lock;
 mod replay;

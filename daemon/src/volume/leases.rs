@@ -4,7 +4,7 @@
 //! A change that has to wait is put aside, so that its mount's connection is read on: what other
 //! mounts wait for may be in it. When leases were given back or have ended it is decided on anew.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::time::Duration;
 
 use namespace::Executed;
@@ -26,6 +26,9 @@ use super::keys::Keys;
 const LEASE_TIME: Duration = Duration::from_secs(2);
 /// Bytes of changes that are put aside; beyond, the connections on which more come are not read.
 const ASIDE_BYTES_MAX: usize = 64 << 20;
+/// Requests of one session that are put aside; beyond, its connection is not read. A mount has a few
+/// hundred under way at most.
+const ASIDE_OF_SESSION_MAX: usize = 1024;
 /// Something changed may have been told before it was waited for: it is looked again so soon.
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
@@ -60,6 +63,8 @@ pub(super) struct Leasing {
     pub(super) table: Leases,
     aside: VecDeque<(SessionId, Box<Request>)>,
     aside_bytes: usize,
+    /// How many of them are whose.
+    aside_of: HashMap<SessionId, Aside>,
     /// Given back behind changes that are put aside.
     returns: Vec<(SessionId, Recalled)>,
     /// The change time of files after the last change that their session made itself, early or while
@@ -73,12 +78,21 @@ pub(super) struct Leasing {
     looked: Option<Duration>,
 }
 
+/// How much of a session is put aside.
+#[derive(Debug, Clone, Copy, Default)]
+struct Aside {
+    requests: usize,
+    /// Those that were answered early.
+    early: usize,
+}
+
 impl Default for Leasing {
     fn default() -> Self {
         Self {
             table: Leases::new(LEASE_TIME),
             aside: VecDeque::new(),
             aside_bytes: 0,
+            aside_of: HashMap::new(),
             returns: Vec::new(),
             early: HashMap::new(),
             looks_again: false,
@@ -111,12 +125,18 @@ impl Leasing {
     /// Whether something is put aside that the session's applications take for done: whatever it asks
     /// next comes after it.
     pub(super) fn has_early_aside(&self, session: SessionId) -> bool {
-        let mut aside = self.aside.iter();
-        aside.any(|(of, request)| *of == session && request.early.is_some())
+        self.aside_of(session).early > 0
+    }
+
+    fn aside_of(&self, session: SessionId) -> Aside {
+        self.aside_of.get(&session).copied().unwrap_or_default()
     }
 
     /// The same of one of these files.
     fn has_early_aside_of(&self, session: SessionId, objects: &[ObjectId]) -> bool {
+        if !self.has_early_aside(session) {
+            return false;
+        }
         let mut aside = self.aside.iter();
         aside.any(|(of, request)| {
             let file = changed_early(request);
@@ -157,11 +177,15 @@ impl Leasing {
 
     fn take_aside(&mut self) -> VecDeque<(SessionId, Box<Request>)> {
         self.aside_bytes = 0;
+        self.aside_of.clear();
         std::mem::take(&mut self.aside)
     }
 
     fn put_aside(&mut self, session: SessionId, request: Box<Request>) {
         self.aside_bytes += bytes_of(&request);
+        let of = self.aside_of.entry(session).or_default();
+        of.requests += 1;
+        of.early += usize::from(request.early.is_some());
         self.aside.push_back((session, request));
     }
 
@@ -178,12 +202,14 @@ impl Leasing {
     /// Whether a change in this slot is put aside.
     pub(super) fn has_aside(&self, session: SessionId, slot: u16) -> bool {
         let mut aside = self.aside.iter();
-        aside.any(|(of, request)| *of == session && request.slot == slot)
+        self.aside_of(session).requests > 0
+            && aside.any(|(of, request)| *of == session && request.slot == slot)
     }
 
     /// Puts a change aside, unless there is too much of it.
     pub(super) fn park(&mut self, session: SessionId, request: Box<Request>) -> Taken {
-        if self.aside_bytes >= ASIDE_BYTES_MAX {
+        let many = self.aside_of(session).requests >= ASIDE_OF_SESSION_MAX;
+        if many || self.aside_bytes >= ASIDE_BYTES_MAX {
             return Taken::Later(request);
         }
         self.put_aside(session, request);
@@ -525,10 +551,11 @@ impl<M: Medium> Driver<M> {
     pub(super) fn leases_presented(&mut self, session: SessionId, present: &Present) {
         let now = self.now();
         let whole = !self.replays.hold_up();
+        // Who comes with what nobody gave gets no room held back that others may need.
+        let may = self.may_be_early() && self.has_room(self.early_room() + 2 * EARLY_ROOM);
         let of = |objects: &[ObjectId]| -> Vec<ObjectId> {
             // Who says so first when changes are refused is not believed, nor of what is no file.
             let given = |object| self.leasing.table.is_alone(session, object);
-            let may = self.may_be_early();
             let is_file = |object| namespace::is_file(&Keys(&self.brick), object).unwrap_or(false);
             let counts = |object: &&ObjectId| given(**object) || (may && is_file(**object));
             objects.iter().filter(counts).copied().collect()
@@ -606,7 +633,11 @@ impl<M: Medium> Driver<M> {
             return;
         };
         let mut later = false;
+        let mut closed = HashSet::new();
         for (session, request) in self.leasing.take_aside() {
+            if closed.contains(&session) {
+                continue; // it comes again, in its order, with the next connection
+            }
             let waits = self.is_full() || self.is_handing_over() || self.replays.hold_up();
             if waits {
                 later = true;
@@ -619,7 +650,11 @@ impl<M: Medium> Driver<M> {
                     later = true;
                     self.leasing.put_aside(session, request);
                 }
-                Err(reason) => self.close(session, &reason),
+                Err(reason) => {
+                    self.close(session, &reason);
+                    self.leasing.forget_aside(session);
+                    closed.insert(session);
+                }
             }
         }
         if later && !self.leasing.looks_again {
@@ -641,5 +676,52 @@ async fn look_again<M: Medium>(shared: Shared<M>) {
     if d.failed.is_none() && d.machine.serves() {
         d.try_aside();
         d.finish_turn();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use protocol::fs::{Caller, SLOT_NONE};
+
+    use super::*;
+
+    fn question(number: u64) -> Box<Request> {
+        Box::new(Request {
+            slot: SLOT_NONE,
+            number,
+            caller: Caller::default(),
+            operation: Operation::GetAttributes {
+                object: ObjectId(7),
+            },
+            early: None,
+            payload: Bytes::new(),
+        })
+    }
+
+    #[test]
+    fn bad_1_of_one_session_only_so_much_is_put_aside_and_others_have_their_own() {
+        let mut leasing = Leasing::default();
+        let (flood, other) = (SessionId([1; 16]), SessionId([2; 16]));
+        let parked =
+            (0..).take_while(|number| matches!(leasing.park(flood, question(*number)), Taken::Yes));
+        assert_eq!(parked.count(), ASIDE_OF_SESSION_MAX);
+        assert!(matches!(leasing.park(other, question(0)), Taken::Yes));
+        leasing.forget_aside(flood);
+        assert!(matches!(leasing.park(flood, question(0)), Taken::Yes));
+        assert_eq!(leasing.take_aside().len(), 2);
+    }
+
+    #[test]
+    fn what_was_answered_early_and_is_put_aside_is_known_until_it_is_taken_out() {
+        let mut leasing = Leasing::default();
+        let (session, other) = (SessionId([1; 16]), SessionId([2; 16]));
+        let mut early = question(0);
+        early.early = Some(Timestamp::default());
+        leasing.put_aside(session, early);
+        leasing.put_aside(other, question(1));
+        assert!(leasing.has_early_aside(session) && !leasing.has_early_aside(other));
+        leasing.forget_aside(session);
+        assert!(!leasing.has_early_aside(session));
     }
 }

@@ -5,9 +5,10 @@ use super::lease::{read_objects, write_objects};
 use super::lock::{read_lock, read_owner, read_range, write_lock, write_owner};
 use super::replay::{read_authors, read_places, write_authors, write_places};
 use super::{
-    Attributes, Bytes, Caller, DecodeError, DirectoryEntry, Elsewhere, FileSystemStatistics, Hello,
-    HelloReply, NAME_BYTES_MAX, NodeId, ObjectId, Operation, Outcome, RawFrame, Reader, Reply,
-    Request, SessionId, SetAttributes, SetTime, Timestamp, VolumeId, Writer, kind,
+    Attributes, Bytes, Caller, DecodeError, DirectoryEntry, Elsewhere, FS_VERSION,
+    FileSystemStatistics, Hello, HelloReply, NAME_BYTES_MAX, NodeId, ObjectId, Operation, Outcome,
+    RawFrame, Reader, Reply, Request, SessionId, SetAttributes, SetTime, Timestamp, VolumeId,
+    Writer, kind,
 };
 
 fn frame(kind: u8, w: &mut Writer, payload: Bytes) -> RawFrame {
@@ -76,7 +77,10 @@ impl Hello {
             }
         }
         if self.version >= 7 {
-            w.u32(self.leases).u8(u8::from(self.early));
+            w.u32(self.leases);
+        }
+        if self.version >= 8 {
+            w.u8(u8::from(self.early));
         }
         frame(kind::HELLO, &mut w, Bytes::new())
     }
@@ -114,11 +118,16 @@ impl Hello {
                 kept_terms.push(r.term("kept term")?);
             }
         }
-        let (leases, early) = match version >= 7 {
-            true => (r.u32("leases")?, flag(&mut r, "early")?),
-            false => (0, false),
+        let leases = match version >= 7 {
+            true => r.u32("leases")?,
+            false => 0,
         };
-        r.end("hello")?;
+        let early = version >= 8 && flag(&mut r, "early")?;
+        // What a later version says besides is not known here. It is refused by its number, and
+        // has to be read for that.
+        if version <= FS_VERSION {
+            r.end("hello")?;
+        }
         Ok(Self {
             version,
             volume,
