@@ -61,10 +61,12 @@ pub fn write(data_dir: &Path, dir: &Path) -> Result<Written, MountFailure> {
     }
     let own = identity.own().client_certificate();
     let own = own.map_err(|error| failure(error, ""))?;
+    let key = identity.own().client_key();
+    let key = key.map_err(|error| failure(error, ""))?;
     let files = [
         ("ca-cert.pem", authorities),
         ("client-cert.pem", pem(&own)),
-        ("client-key.pem", identity.own().to_pem().to_owned()),
+        ("client-key.pem", key),
     ];
     let put = || -> io::Result<()> {
         DirBuilder::new().recursive(true).mode(0o700).create(dir)?;

@@ -178,6 +178,11 @@ impl Identity {
         Ok(leaf.to_vec())
     }
 
+    /// The private key in PEM form, as NBD clients take it.
+    pub fn client_key(&self) -> Result<String, IdentityError> {
+        certificates::plain_key(&self.key_der).ok_or(IdentityError::KeyKind)
+    }
+
     fn leaf(&self, names: Vec<String>) -> Result<CertificateDer<'static>, IdentityError> {
         let pair = rcgen::KeyPair::from_pem(&self.key_pem)
             .map_err(|source| IdentityError::Key { source })?;
