@@ -1,4 +1,4 @@
-//! Connections: [`negotiate`] until it is clear which disk, [`transmit`] until the client leaves.
+//! Connections: [`negotiate`] until it is clear which disk, [`transmit()`] until the client leaves.
 //!
 //! What a connection costs is bounded by [`Limits`]: a request is read when there is room for its data
 //! and its answer, and gives the room back when the answer has gone.
