@@ -222,7 +222,8 @@ impl FileSystem {
             },
             (Shape::WrittenAndSynced { strips, len }, Outcome::Done) => {
                 let handle = waiting.through;
-                match handle.and_then(|handle| self.session.losses().tells(handle)) {
+                let losses = self.session.losses();
+                match handle.and_then(|handle| losses.tells_at_write(handle)) {
                     None => self.written(unique, len, strips),
                     Some(errno) => self.reply(unique, errno, &[]),
                 }

@@ -329,7 +329,7 @@ impl FileSystem {
         if flags != 0 {
             return Ok(Plan::Refuse(EINVAL));
         }
-        if let Some(errno) = self.session.losses().tells(handle) {
+        if let Some(errno) = self.session.losses().tells_at_write(handle) {
             return Ok(Plan::Refuse(errno));
         }
         let operation = Operation::CopyRange {
@@ -361,7 +361,7 @@ impl FileSystem {
             let whole = Bytes::from(std::mem::take(buffer));
             whole.slice(WRITE_HEADER_BYTES..WRITE_HEADER_BYTES + size as usize)
         };
-        if let Some(errno) = self.session.losses().tells(handle) {
+        if let Some(errno) = self.session.losses().tells_at_write(handle) {
             self.refuse(header, errno);
             return Ok(());
         }

@@ -1,5 +1,7 @@
 //! Which open files have to be told that something confirmed was lost: each once, by an error at its
-//! next write, fsync or close (DUR-5), as Linux tells of a failed write-back (errseq_t). It is EIO,
+//! next fsync or close (DUR-5), as Linux tells of a failed write-back (errseq_t). A write tells it before,
+//! but does not count: the kernel cuts a large write(2) into several, and where one behind the first
+//! fails, the caller hears of a short write and of no error. It is EIO,
 //! or what the primary refused a change with that had been answered early (CL-1), where nothing else
 //! was lost: of several such errors the last.
 
@@ -43,6 +45,9 @@ struct Handle {
     seen: u64,
     /// About anything.
     seen_any: u64,
+    /// The same two, told by a write or by what counts: none tells it again.
+    seen_write: u64,
+    seen_write_any: u64,
     /// Of the object, told by a close.
     closing: u64,
 }
@@ -89,6 +94,8 @@ impl Losses {
             object,
             seen: loss.told,
             seen_any: state.any,
+            seen_write: loss.told,
+            seen_write_any: state.any,
             closing: loss.told,
         };
         state.handles.insert(handle, new);
@@ -145,8 +152,28 @@ impl Losses {
             loss.told = loss.count;
         }
         known.seen_any = any;
+        known.seen_write = known.seen;
+        known.seen_write_any = any;
         state.handles.insert(handle, known);
         of_any.or(of_object)
+    }
+
+    /// With which error a write has to tell of a loss, if of any: no further one does, but an fsync or
+    /// a close tells it again, as nobody may have heard it.
+    pub(crate) fn tells_at_write(&self, handle: u64) -> Option<i32> {
+        let mut state = self.0.lock();
+        let any = state.any;
+        let known = state.handles.get(&handle).copied()?;
+        let loss = state.objects.get(&known.object).copied();
+        let loss = loss.unwrap_or_default();
+        let new = Handle {
+            seen_write: known.seen_write.max(loss.count),
+            seen_write_any: any,
+            ..known
+        };
+        state.handles.insert(handle, new);
+        let of_any = (any > known.seen_write_any).then_some(EIO);
+        of_any.or_else(|| loss.since(known.seen_write))
     }
 }
 
@@ -211,6 +238,36 @@ mod tests {
         });
         assert_eq!(losses.tells(4), Some(EIO), "the graver of both");
         assert_eq!(losses.tells(4), None);
+    }
+
+    #[test]
+    fn dur_5_a_loss_that_a_write_swallowed_is_told_by_the_next_fsync_or_close() {
+        const ENOSPC: i32 = 28;
+        let losses = Losses::default();
+        losses.opened(1, FILE);
+        losses.refused(FILE, ENOSPC);
+        assert_eq!(losses.tells_at_write(1), Some(ENOSPC), "the second MiB");
+        assert_eq!(losses.tells_at_write(1), None, "the rest of it is written");
+        assert_eq!(losses.tells_at_close(1), Some(ENOSPC));
+        assert_eq!(losses.tells(1), Some(ENOSPC));
+        assert_eq!(losses.tells(1), None);
+        assert_eq!(losses.tells_at_write(1), None);
+        losses.refused(FILE, ENOSPC);
+        assert_eq!(losses.tells(1), Some(ENOSPC));
+        assert_eq!(losses.tells_at_write(1), None, "the fsync told it");
+        // A file that is written, and whose process dies before it closes.
+        losses.refused(FILE, ENOSPC);
+        assert_eq!(losses.tells_at_write(1), Some(ENOSPC));
+        losses.closed(1);
+        losses.opened(2, FILE);
+        losses.lost(&Lost {
+            any: true,
+            ..Lost::default()
+        });
+        assert_eq!(losses.tells_at_write(2), Some(EIO));
+        assert_eq!(losses.tells_at_write(2), None);
+        assert_eq!(losses.tells(2), Some(EIO));
+        assert_eq!(losses.tells(2), None);
     }
 
     #[test]
