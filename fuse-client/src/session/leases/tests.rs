@@ -187,6 +187,29 @@ fn coh_1_what_is_recalled_is_not_answered_and_counts_as_held_until_it_is_given_b
 }
 
 #[test]
+fn coh_1_a_recall_of_a_new_primary_is_not_answered_for_an_old_one_of_the_same_number() {
+    let mut cache = found(ms(0), ms(1));
+    let recall = |object| Recalled {
+        number: 3,
+        objects: vec![object],
+    };
+    let old = cache.recalled(recall(DIRECTORY), ms(2));
+    cache.present(ms(3));
+    let new = cache.recalled(recall(FILE), ms(4));
+    assert_eq!(
+        cache.gives_back(&old, &[], ms(5)),
+        None,
+        "the kernel may still know the file"
+    );
+    let given = cache.gives_back(&new, &[], ms(6)).expect("it is asked for");
+    assert_eq!((given.number, &given.objects[..]), (3, &[FILE][..]));
+    let lost = cache.recalled(recall(FILE), ms(7));
+    cache.clear();
+    cache.recalled(recall(FILE), ms(8));
+    assert_eq!(cache.gives_back(&lost, &[], ms(9)), None);
+}
+
+#[test]
 fn coh_1_a_recall_names_until_when_the_kernel_may_have_names() {
     let mut cache = found(ms(0), ms(1));
     let (_, fresh) = cache.look(&look_up(), ms(100)).expect("it is known");
