@@ -595,8 +595,10 @@ impl Cache {
         let Some(held) = self.held.get_mut(&object) else {
             return;
         };
+        // A copy's answer may come late. Every change of an object has a time of its own.
+        let is_old = attributes.ctime < held.changed_at;
         held.changed_at = held.changed_at.max(attributes.ctime);
-        if !changes {
+        if !changes && !is_old {
             held.attributes = Some(*attributes);
             held.ahead = Some(*attributes);
         }
