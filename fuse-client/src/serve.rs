@@ -11,6 +11,8 @@ mod forget;
 mod listing;
 mod lock;
 mod openers;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::io;

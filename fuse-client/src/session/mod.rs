@@ -208,41 +208,8 @@ impl Session {
         config: SessionConfig,
         connector: Arc<dyn Connector>,
     ) -> Result<Arc<Self>, StartError> {
-        let places = Places::new(config.local_socket.clone(), &config.hosts);
-        let now = Instant::now();
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         let (forgets, to_forget) = channel();
-        let shared = Arc::new(Shared {
-            connector,
-            id: SessionId(rand::random()),
-            mounted_at_ms: since_1970.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(0)),
-            state: Mutex::new(State {
-                table: Table::new(),
-                opens: Opens::default(),
-                keep: Keep::new(),
-                places,
-                volume: VolumeId::NONE,
-                link: None,
-                presenting: None,
-                returns: Vec::new(),
-                disconnected_since: now,
-                pinged: now,
-                seen: Default::default(),
-                confirmed: false,
-                refused: false,
-                doubting: false,
-                ending: false,
-                ended: false,
-            }),
-            changed: Condvar::new(),
-            replies: OnceLock::new(),
-            losses: Losses::default(),
-            locks: Locks::default(),
-            cache: Arc::new(Mutex::new(Cache::new(config.cache_bytes))),
-            forgets: Mutex::new(Some(forgets)),
-            read_only: AtomicBool::new(config.read_only),
-            config,
-        });
+        let shared = Arc::new(Shared::new(config, connector, forgets));
         let welcomed = shared.begin()?;
         let (link, frames) = shared.take_into_use(welcomed).map_err(StartError::Thread)?;
         let receiver = Arc::clone(&shared);
@@ -506,6 +473,44 @@ impl State {
 }
 
 impl Shared {
+    /// Without a connection.
+    fn new(config: SessionConfig, connector: Arc<dyn Connector>, forgets: Sender<Forget>) -> Self {
+        let places = Places::new(config.local_socket.clone(), &config.hosts);
+        let now = Instant::now();
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            connector,
+            id: SessionId(rand::random()),
+            mounted_at_ms: since_1970.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(0)),
+            state: Mutex::new(State {
+                table: Table::new(),
+                opens: Opens::default(),
+                keep: Keep::new(),
+                places,
+                volume: VolumeId::NONE,
+                link: None,
+                presenting: None,
+                returns: Vec::new(),
+                disconnected_since: now,
+                pinged: now,
+                seen: Default::default(),
+                confirmed: false,
+                refused: false,
+                doubting: false,
+                ending: false,
+                ended: false,
+            }),
+            changed: Condvar::new(),
+            replies: OnceLock::new(),
+            losses: Losses::default(),
+            locks: Locks::default(),
+            cache: Arc::new(Mutex::new(Cache::new(config.cache_bytes))),
+            forgets: Mutex::new(Some(forgets)),
+            read_only: AtomicBool::new(config.read_only),
+            config,
+        }
+    }
+
     fn answer(&self, waiter: Option<Waiter>, outcome: Outcome) {
         self.answer_fresh(waiter, outcome, Fresh::default());
     }
