@@ -33,8 +33,8 @@ pub struct UnmountFlagsWanted {
 ///
 /// # Errors
 ///
-/// Nothing of ours is mounted there, it is in use, it is not the caller's to unmount, or no primary
-/// took what was changed: then it stays mounted.
+/// Nothing of ours is mounted there, it is in use, it is not the caller's to unmount, no primary took
+/// what was changed, or some of that was lost and nobody was told before: then it stays mounted.
 pub fn unmount(at: &Path, how: UnmountFlagsWanted) -> Result<(), MountFailure> {
     let table = point::table();
     let shown = point::real_path(at).and_then(|it| Some((point::cairn_at(&table, &it)?, it)));
@@ -50,10 +50,11 @@ pub fn unmount(at: &Path, how: UnmountFlagsWanted) -> Result<(), MountFailure> {
         deliver(&point).map_err(|error| {
             failure(
                 format!(
-                    "{} stays mounted: what was changed there is not stable: {error}",
+                    "{} stays mounted: not everything is stable that was changed there: {error}",
                     at.display()
                 ),
-                "`cairn why` says what is wrong; `umount -l` takes it out of the tree all the same.",
+                "`cairn why` says what is wrong. What was lost is told once, so another `umount` takes it \
+                 away; `umount -l` takes it out of the tree all the same.",
             )
         })?;
     }

@@ -8,14 +8,17 @@ use protocol::fs::{Attributes, Operation, Outcome, Reply, SLOT_NONE};
 use protocol::units::{ObjectId, Sequence};
 
 use super::{FileSystem, Shape};
-use crate::session::{Session, clock};
+use crate::session::leases::Fresh;
+use crate::session::{Session, Waiting, clock};
 use crate::transport::Transport;
 
+const ENOSPC: i32 = 28;
 const DIRECTORY: ObjectId = ObjectId(7);
 
 /// The kernel.
 #[derive(Default)]
 struct Notes {
+    errors: Mutex<Vec<i32>>,
     notified: Mutex<u32>,
     /// What another thread does before the next answer arrives.
     meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
@@ -26,10 +29,11 @@ impl Transport for Notes {
         Ok(false)
     }
 
-    fn reply(&self, _unique: u64, _errno: i32, _body: &[&[u8]]) -> io::Result<()> {
+    fn reply(&self, _unique: u64, errno: i32, _body: &[&[u8]]) -> io::Result<()> {
         if let Some(meanwhile) = self.meanwhile.lock().take() {
             meanwhile();
         }
+        self.errors.lock().push(errno);
         Ok(())
     }
 
@@ -57,6 +61,42 @@ impl Bench {
             system,
         }
     }
+
+    /// The errno with which a call of this shape is answered when it is done.
+    fn done(&self, shape: Shape) -> Option<i32> {
+        let waiting = Waiting {
+            unique: 1,
+            thread: 0,
+            through: None,
+            shape,
+        };
+        self.system.tell(waiting, Outcome::Done, Fresh::default());
+        self.kernel.errors.lock().pop()
+    }
+}
+
+#[test]
+fn cl_1_a_close_that_gives_locks_back_tells_what_the_primary_refused_a_change_with() {
+    let bench = Bench::new();
+    let closed = |told| bench.done(Shape::Closed { told });
+    assert_eq!(closed(Some(ENOSPC)), Some(ENOSPC));
+    assert_eq!(closed(None), Some(0));
+}
+
+#[test]
+fn cl_1_a_sync_of_the_whole_mount_tells_what_was_refused_after_the_last_close() {
+    let bench = Bench::new();
+    let losses = bench.session.losses();
+    losses.opened(1, ObjectId::ROOT);
+    losses.refused(DIRECTORY, ENOSPC);
+    let synced = |all| bench.done(Shape::Synced { handle: 1, all });
+    assert_eq!(synced(false), Some(0), "it is not about that");
+    assert_eq!(synced(true), Some(ENOSPC));
+    assert_eq!(synced(true), Some(0), "once");
+    losses.refused(DIRECTORY, ENOSPC);
+    assert!(bench.session.end().is_err(), "nobody was told");
+    let quiet = Bench::new();
+    assert!(quiet.session.end().is_ok());
 }
 
 #[test]

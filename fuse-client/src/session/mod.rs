@@ -351,7 +351,11 @@ impl Session {
     }
 
     /// Ends the session: waits a little for what is under way, says goodbye.
-    pub fn end(&self) {
+    ///
+    /// # Errors
+    ///
+    /// Changes were lost that applications take for done, and nobody was told.
+    pub fn end(&self) -> io::Result<()> {
         let early = self.shared.state.lock().table.has_early();
         let patience = if early {
             END_EARLY_TIMEOUT
@@ -385,7 +389,8 @@ impl Session {
             self.shared.changed.wait_until(&mut state, soon);
         }
         state.ended = true;
-        if state.table.has_early() {
+        let early = state.table.has_early();
+        if early {
             tracing::error!(
                 "the mount ended before a primary took the last changes: they are lost"
             );
@@ -407,6 +412,7 @@ impl Session {
                 tracing::error!("a thread of the session panicked");
             }
         }
+        self.shared.nothing_untold(early)
     }
 }
 
@@ -688,6 +694,19 @@ impl Shared {
             "a change failed that had been answered: its file tells so once"
         );
         self.losses.refused(object, errno);
+    }
+
+    /// The session is over: what nobody was told of the losses is told by its end.
+    fn nothing_untold(&self, early: bool) -> io::Result<()> {
+        let untold = self.losses.tells_rest().or_else(|| early.then_some(EIO));
+        let Some(errno) = untold else {
+            return Ok(());
+        };
+        let error = io::Error::from_raw_os_error(errno);
+        let sentence =
+            format!("changes that had been answered were lost, and nobody was told: {error}");
+        tracing::error!("{sentence}");
+        Err(io::Error::other(sentence))
     }
 
     fn disconnected(&self, link: &Arc<Link>) {
