@@ -73,6 +73,13 @@ pub(crate) fn cairn_at(table: &[u8], point: &Path) -> Option<Shown> {
     found
 }
 
+/// At how many places the file system of this number is mounted, wholly or in part.
+pub(crate) fn times_mounted(table: &[u8], device: &str) -> usize {
+    let lines = table.split(|byte| *byte == b'\n');
+    let devices = lines.filter_map(|line| line.split(|byte| *byte == b' ').nth(2));
+    devices.filter(|of| *of == device.as_bytes()).count()
+}
+
 /// A field without the octal escapes for blanks and backslashes.
 fn plain(field: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(field.len());
@@ -116,6 +123,15 @@ broken
         assert_eq!(at("/other"), None, "something else covers it");
         assert_eq!(at("/"), None);
         assert_eq!(at("/mnt/below"), None);
+    }
+
+    #[test]
+    fn a_mount_that_is_bound_elsewhere_is_there_twice() {
+        let bound = b"95 22 0:51 /sub /bound rw - fuse.cairn node1,node2:/v1 rw,user_id=0\n";
+        let table = [TABLE, bound].concat();
+        assert_eq!(times_mounted(&table, "0:51"), 2);
+        assert_eq!(times_mounted(&table, "0:5"), 0);
+        assert_eq!(times_mounted(&table, "0:52"), 1);
     }
 
     #[test]

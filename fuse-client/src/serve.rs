@@ -11,6 +11,8 @@ mod forget;
 mod listing;
 mod lock;
 mod openers;
+#[cfg(test)]
+mod tests;
 
 use std::collections::HashMap;
 use std::io;
@@ -108,8 +110,8 @@ impl FileSystem {
                 Err(_) => tracing::error!("a thread that serves the kernel panicked"),
             }
         }
-        self.session.end();
-        result
+        let ended = self.session.end();
+        result.and(ended)
     }
 
     fn take_requests(&self) -> io::Result<()> {
@@ -210,7 +212,7 @@ impl FileSystem {
     fn close(&self, header: &InHeader, handle: u64, owner: u64) {
         let lost = self.session.locks().are_lost(handle).then_some(EIO);
         let told = self.session.losses().tells_at_close(handle).or(lost);
-        if !self.unlock_at_close(header, owner, told.is_some()) {
+        if !self.unlock_at_close(header, owner, told) {
             self.refuse(header, told.unwrap_or(0));
         }
     }

@@ -13,6 +13,11 @@ use crate::kernel::ENOTCONN;
 use crate::point;
 
 const EBUSY: i32 = 16;
+const EPERM: i32 = 1;
+const ENOENT: i32 = 2;
+const EACCES: i32 = 13;
+const ECONNABORTED: i32 = 103;
+const ESTALE: i32 = 116;
 
 /// How it is unmounted: words of umount(8).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -28,24 +33,28 @@ pub struct UnmountFlagsWanted {
 ///
 /// # Errors
 ///
-/// Nothing of ours is mounted there, it is in use, it is not the caller's to unmount, or no primary
-/// took what was changed: then it stays mounted.
+/// Nothing of ours is mounted there, it is in use, it is not the caller's to unmount, no primary took
+/// what was changed, or some of that was lost and nobody was told before: then it stays mounted.
 pub fn unmount(at: &Path, how: UnmountFlagsWanted) -> Result<(), MountFailure> {
-    let shown = point::real_path(at).filter(|it| point::cairn_at(&point::table(), it).is_some());
-    let Some(point) = shown else {
+    let table = point::table();
+    let shown = point::real_path(at).and_then(|it| Some((point::cairn_at(&table, &it)?, it)));
+    let Some((shown, point)) = shown else {
         return Err(failure(
             format!("no volume is mounted at {}", at.display()),
             "`findmnt -t fuse.cairn` lists what is mounted.",
         ));
     };
-    if !how.lazy && !how.force {
+    // What is mounted elsewhere as well stays there, and its process with it.
+    let is_last = point::times_mounted(&table, &shown.device) <= 1;
+    if !how.lazy && !how.force && is_last {
         deliver(&point).map_err(|error| {
             failure(
                 format!(
-                    "{} stays mounted: what was changed there is not stable: {error}",
+                    "{} stays mounted: not everything is stable that was changed there: {error}",
                     at.display()
                 ),
-                "`cairn why` says what is wrong; `umount -l` takes it out of the tree all the same.",
+                "`cairn why` says what is wrong. What was lost is told once, so another `umount` takes it \
+                 away; `umount -l` takes it out of the tree all the same.",
             )
         })?;
     }
@@ -84,10 +93,43 @@ fn by_helper(point: &Path, how: UnmountFlagsWanted) -> Result<(), MountFailure> 
 /// A sync of anything waits for everything that was answered early before it.
 fn deliver(point: &Path) -> io::Result<()> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let synced = rustix::fs::open(point, flags, Mode::empty()).and_then(rustix::fs::fsync);
-    match synced {
-        // Its process is gone, and with it what it had.
-        Err(errno) if errno.raw_os_error() == ENOTCONN => Ok(()),
-        other => Ok(other?),
+    let opened = rustix::fs::open(point, flags, Mode::empty());
+    match opened {
+        Err(errno) if cannot_be_asked(errno.raw_os_error()) => Ok(()),
+        Err(errno) => Err(errno.into()),
+        Ok(root) => match rustix::fs::fsync(root) {
+            // Its process is gone, and with it what it had.
+            Err(errno) if matches!(errno.raw_os_error(), ENOTCONN | ECONNABORTED) => Ok(()),
+            other => Ok(other?),
+        },
+    }
+}
+
+/// Whether opening the mount's root failed so that it would for ever: its process is gone, or it is
+/// another user's, whom FUSE lets nobody look over the shoulder, or its directory was removed. What it
+/// still has, it delivers behind umount(2).
+fn cannot_be_asked(errno: i32) -> bool {
+    matches!(
+        errno,
+        ENOTCONN | ECONNABORTED | EACCES | EPERM | ENOENT | ESTALE
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mount_that_cannot_be_opened_is_unmounted_and_one_whose_changes_fail_is_not() {
+        for errno in [EACCES, EPERM, ENOENT, ESTALE, ENOTCONN, ECONNABORTED] {
+            assert!(cannot_be_asked(errno), "{errno}");
+        }
+        for errno in [5, 4, 28, EBUSY] {
+            assert!(!cannot_be_asked(errno), "{errno}");
+        }
+        let gone = deliver(Path::new("/nowhere/at/all"));
+        gone.expect("a directory that is gone");
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        deliver(file.path()).expect("it is made stable");
     }
 }

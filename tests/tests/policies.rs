@@ -222,11 +222,10 @@ fn a_takeover_under_a_tells_how_much_was_lost() -> Result<()> {
             true
         }
     };
-    let told = [
-        is_eio(file.write_all_at(&[3; 4096], 0)),
-        is_eio(file.sync_all()),
-    ];
-    assert_eq!(told.iter().filter(|told| **told).count(), 1, "once");
+    // A write may tell it as well, where the loss is known by then: that does not use it up.
+    let _ = is_eio(file.write_all_at(&[3; 4096], 0));
+    assert!(is_eio(file.sync_all()), "an fsync tells it");
+    // Once.
     file.write_all_at(&[3; 4096], 0)?;
     file.sync_all()?;
     drop(file);

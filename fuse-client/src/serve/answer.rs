@@ -35,9 +35,10 @@ pub(crate) enum Shape {
         object: ObjectId,
     },
     Empty,
-    /// The open file that is made stable.
+    /// The open file that is made stable. `all`: and everything else with it.
     Synced {
         handle: u64,
+        all: bool,
     },
     Bytes,
     Xattr {
@@ -63,9 +64,9 @@ pub(crate) enum Shape {
     LockTest,
     /// What was given back, by whom.
     Unlocked(Box<(Key, Range)>),
-    /// A close that had locks to give back. `told`: it tells of a loss.
+    /// A close that had locks to give back. `told`: the error with which it tells of a loss.
     Closed {
-        told: bool,
+        told: Option<i32>,
     },
 }
 
@@ -147,6 +148,14 @@ impl FileSystem {
         }
     }
 
+    /// What is gone is not made stable by anything (DUR-5).
+    fn synced(&self, unique: u64, handle: u64, all: bool) {
+        let told = self.session.losses().tells(handle);
+        let rest = all.then(|| self.session.losses().tells_rest()).flatten();
+        let gravest = rest.filter(|errno| *errno == EIO).or(told).or(rest);
+        self.reply(unique, gravest.unwrap_or(0), &[]);
+    }
+
     /// Who wrote is answered when that is stable.
     fn sync_written(&self, waiting: Waiting, object: ObjectId, data_only: bool) {
         let sync = Operation::Sync { object, data_only };
@@ -200,11 +209,7 @@ impl FileSystem {
                 self.reply(unique, 0, &[&body.statx(&a, fresh.attributes).0]);
             }
             (Shape::Empty, Outcome::Done | Outcome::Attributes(_)) => self.reply(unique, 0, &[]),
-            (Shape::Synced { handle }, Outcome::Done) => {
-                // What is gone is not made stable by anything (DUR-5).
-                let told = self.session.losses().tells(handle);
-                self.reply(unique, told.unwrap_or(0), &[]);
-            }
+            (Shape::Synced { handle, all }, Outcome::Done) => self.synced(unique, handle, all),
             (Shape::Bytes, Outcome::Data(data)) => self.reply(unique, 0, &[&data]),
             (Shape::Xattr { size }, Outcome::Data(data)) => self.xattr(unique, size, &data),
             (
@@ -222,7 +227,8 @@ impl FileSystem {
             },
             (Shape::WrittenAndSynced { strips, len }, Outcome::Done) => {
                 let handle = waiting.through;
-                match handle.and_then(|handle| self.session.losses().tells(handle)) {
+                let losses = self.session.losses();
+                match handle.and_then(|handle| losses.tells_at_write(handle)) {
                     None => self.written(unique, len, strips),
                     Some(errno) => self.reply(unique, errno, &[]),
                 }
@@ -246,7 +252,7 @@ impl FileSystem {
                 self.reply(unique, 0, &[&lock::body_of(lock.as_ref()).0]);
             }
             (Shape::Closed { told }, Outcome::Done) => {
-                self.reply(unique, if told { EIO } else { 0 }, &[]);
+                self.reply(unique, told.unwrap_or(0), &[]);
             }
             (shape, outcome) => {
                 tracing::error!(?shape, ?outcome, "the primary answered something else");

@@ -285,11 +285,12 @@ impl FileSystem {
                 let handle = fields.u64()?;
                 let data_only = fields.u32()? & 1 != 0;
                 // Of the whole mount that is everything: so umount(8)'s helper asks.
-                let operation = match header.opcode == opcode::FSYNCDIR && header.node == ROOT_ID {
+                let all = header.opcode == opcode::FSYNCDIR && header.node == ROOT_ID;
+                let operation = match all {
                     true => Operation::SyncAll,
                     false => Operation::Sync { object, data_only },
                 };
-                Plan::Through(handle, operation, Shape::Synced { handle })
+                Plan::Through(handle, operation, Shape::Synced { handle, all })
             }
             opcode::SYNCFS => plain(Operation::SyncAll, Shape::Empty),
             opcode::STATFS => plain(Operation::StatFs, Shape::Statistics),
@@ -329,7 +330,7 @@ impl FileSystem {
         if flags != 0 {
             return Ok(Plan::Refuse(EINVAL));
         }
-        if let Some(errno) = self.session.losses().tells(handle) {
+        if let Some(errno) = self.session.losses().tells_at_write(handle) {
             return Ok(Plan::Refuse(errno));
         }
         let operation = Operation::CopyRange {
@@ -361,7 +362,7 @@ impl FileSystem {
             let whole = Bytes::from(std::mem::take(buffer));
             whole.slice(WRITE_HEADER_BYTES..WRITE_HEADER_BYTES + size as usize)
         };
-        if let Some(errno) = self.session.losses().tells(handle) {
+        if let Some(errno) = self.session.losses().tells_at_write(handle) {
             self.refuse(header, errno);
             return Ok(());
         }

@@ -7,7 +7,7 @@
 
 use std::time::Duration;
 
-use protocol::fs::{Operation, Outcome};
+use protocol::fs::{Attributes, Operation, Outcome};
 use protocol::units::ObjectId;
 
 use super::{FileSystem, Shape};
@@ -74,8 +74,25 @@ impl FileSystem {
             through: None,
             shape,
         };
+        let told = match &outcome {
+            Outcome::Entry(a) | Outcome::Attributes(a) => Some(*a),
+            _ => None,
+        };
         self.answer_fresh(waiting, outcome, fresh);
+        if let Some(told) = told.filter(|_| !fresh.attributes.is_zero()) {
+            self.take_back_overtaken(&told);
+        }
         None
+    }
+
+    /// The kernel was answered from memory. What another thread has changed since, and was perhaps
+    /// answered first, it must not go on believing: of a directory nothing tells it but this.
+    fn take_back_overtaken(&self, told: &Attributes) {
+        let cache = self.session.cache();
+        let known = cache.lock().attributes_of(told.object, clock());
+        if known.as_ref() != Some(told) {
+            self.attributes_changed(self.node(told.object));
+        }
     }
 
     /// Answers, and takes back what the kernel may keep if the process stood still on the way there

@@ -280,8 +280,8 @@ impl FileSystem {
     }
 
     /// A process closes a file: its fcntl(2) locks of it go before the close returns. False: it has
-    /// none, and nothing was asked.
-    pub(super) fn unlock_at_close(&self, header: &InHeader, owner: u64, told: bool) -> bool {
+    /// none, and nothing was asked. `told`: the error that the close is answered with.
+    pub(super) fn unlock_at_close(&self, header: &InHeader, owner: u64, told: Option<i32>) -> bool {
         let (object, owner) = (self.object(header.node), process(owner));
         if !self.session.locks().closes((object, owner)) {
             return false;

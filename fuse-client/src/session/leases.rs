@@ -157,6 +157,8 @@ impl Fresh {
 pub struct Forget {
     /// The recall's number.
     pub number: u64,
+    /// Whose it is: each primary that lets the mount in counts its recalls anew.
+    pub presented: u64,
     /// What is given back.
     pub objects: Vec<ObjectId>,
     /// Of these the kernel may have attributes.
@@ -235,8 +237,10 @@ pub struct Cache {
     early: HashMap<ObjectId, u32>,
     /// No file is longer, by the word of the primary; 0: it has said nothing.
     object_bytes_max: u64,
-    /// Recalled, and not given back yet.
-    giving: BTreeMap<u64, Vec<ObjectId>>,
+    /// How often it was said what is held, or nothing was any more.
+    presented: u64,
+    /// Recalled since that, by its number, and not given back yet.
+    giving: BTreeMap<(u64, u64), Vec<ObjectId>>,
     /// Recalled, and the kernel may know it until then, whatever it was told.
     unsure: HashMap<ObjectId, Duration>,
     /// The kernel may have ACLs of these, for which it knows no time: it forgets them when it asks for
@@ -591,8 +595,10 @@ impl Cache {
         let Some(held) = self.held.get_mut(&object) else {
             return;
         };
+        // A copy's answer may come late. Every change of an object has a time of its own.
+        let is_old = attributes.ctime < held.changed_at;
         held.changed_at = held.changed_at.max(attributes.ctime);
-        if !changes {
+        if !changes && !is_old {
             held.attributes = Some(*attributes);
             held.ahead = Some(*attributes);
         }
@@ -819,6 +825,7 @@ impl Cache {
         let Recalled { number, objects } = recalled;
         let mut forget = Forget {
             number,
+            presented: self.presented,
             ..Forget::default()
         };
         for object in &objects {
@@ -828,7 +835,7 @@ impl Cache {
             forget.names_until = forget.names_until.max(names_until);
         }
         forget.objects.clone_from(&objects);
-        self.giving.insert(number, objects);
+        self.giving.insert((self.presented, number), objects);
         forget
     }
 
@@ -883,7 +890,7 @@ impl Cache {
         self.unsure.retain(|_, until| now < *until);
         self.unsure
             .extend(but.iter().map(|object| (*object, until)));
-        let mut objects = self.giving.remove(&forget.number)?;
+        let mut objects = self.giving.remove(&(forget.presented, forget.number))?;
         objects.retain(|object| !self.unsure.contains_key(object));
         Some(Recalled {
             number: forget.number,
@@ -930,6 +937,7 @@ impl Cache {
             self.clear();
             return Vec::new();
         }
+        self.presented += 1;
         let giving = std::mem::take(&mut self.giving);
         let mut holds: BTreeSet<_> = giving.into_values().flatten().collect();
         holds.extend(self.held.keys());
@@ -976,6 +984,7 @@ impl Cache {
         self.order.clear();
         self.with_names.clear();
         self.name_bytes = 0;
+        self.presented += 1;
         self.giving.clear();
         self.unsure.clear();
         self.until = Duration::ZERO;

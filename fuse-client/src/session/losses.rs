@@ -1,5 +1,7 @@
 //! Which open files have to be told that something confirmed was lost: each once, by an error at its
-//! next write, fsync or close (DUR-5), as Linux tells of a failed write-back (errseq_t). It is EIO,
+//! next fsync or close (DUR-5), as Linux tells of a failed write-back (errseq_t). A write tells it before,
+//! but does not count: the kernel cuts a large write(2) into several, and where one behind the first
+//! fails, the caller hears of a short write and of no error. It is EIO,
 //! or what the primary refused a change with that had been answered early (CL-1), where nothing else
 //! was lost: of several such errors the last.
 
@@ -30,8 +32,9 @@ struct Loss {
 #[derive(Debug, Default)]
 struct State {
     objects: HashMap<ObjectId, Loss>,
-    /// Losses that may be about anything.
+    /// Losses that may be about anything, and up to where somebody was told of them.
     any: u64,
+    any_told: u64,
     handles: HashMap<u64, Handle>,
 }
 
@@ -43,8 +46,12 @@ struct Handle {
     seen: u64,
     /// About anything.
     seen_any: u64,
-    /// Of the object, told by a close.
+    /// The same two, told by a write or by what counts: none tells it again.
+    seen_write: u64,
+    seen_write_any: u64,
+    /// The same two, told by a close.
     closing: u64,
+    closing_any: u64,
 }
 
 impl State {
@@ -89,7 +96,10 @@ impl Losses {
             object,
             seen: loss.told,
             seen_any: state.any,
+            seen_write: loss.told,
+            seen_write_any: state.any,
             closing: loss.told,
+            closing_any: state.any,
         };
         state.handles.insert(handle, new);
     }
@@ -97,8 +107,13 @@ impl Losses {
     /// A handle is gone: what its close told was told.
     pub(crate) fn closed(&self, handle: u64) {
         let mut state = self.0.lock();
-        if let Some(gone) = state.handles.remove(&handle)
-            && gone.closing > gone.seen
+        let Some(gone) = state.handles.remove(&handle) else {
+            return;
+        };
+        if gone.closing_any > gone.seen_any {
+            state.any_told = state.any_told.max(gone.closing_any);
+        }
+        if gone.closing > gone.seen
             && let Some(loss) = state.objects.get_mut(&gone.object)
         {
             loss.told = loss.told.max(gone.closing);
@@ -115,6 +130,7 @@ impl Losses {
         let loss = state.objects.get(&known.object).copied();
         let loss = loss.unwrap_or_default();
         known.closing = known.closing.max(loss.count);
+        known.closing_any = any;
         state.handles.insert(handle, known);
         let of_any = (any > known.seen_any).then_some(EIO);
         of_any.or_else(|| loss.since(known.seen))
@@ -126,7 +142,7 @@ impl Losses {
     }
 
     /// A primary refused a change of this object that had been answered.
-    pub(super) fn refused(&self, object: ObjectId, errno: i32) {
+    pub(crate) fn refused(&self, object: ObjectId, errno: i32) {
         self.0.lock().note(false, &[object], errno);
     }
 
@@ -144,9 +160,48 @@ impl Losses {
             known.seen = loss.count;
             loss.told = loss.count;
         }
+        if of_any.is_some() {
+            state.any_told = any;
+        }
         known.seen_any = any;
+        known.seen_write = known.seen;
+        known.seen_write_any = any;
         state.handles.insert(handle, known);
         of_any.or(of_object)
+    }
+
+    /// With which error whoever takes the mount away has to be told of losses that nobody was told of, if
+    /// there are any: the gravest one. They count as told from then on, but for who has their files open.
+    pub(crate) fn tells_rest(&self) -> Option<i32> {
+        let mut state = self.0.lock();
+        let mut gravest = (state.any > state.any_told).then_some(EIO);
+        state.any_told = state.any;
+        for loss in state.objects.values_mut() {
+            let errno = loss.since(loss.told);
+            loss.told = loss.count;
+            if gravest != Some(EIO) {
+                gravest = errno.or(gravest);
+            }
+        }
+        gravest
+    }
+
+    /// With which error a write has to tell of a loss, if of any: no further one does, but an fsync or
+    /// a close tells it again, as nobody may have heard it.
+    pub(crate) fn tells_at_write(&self, handle: u64) -> Option<i32> {
+        let mut state = self.0.lock();
+        let any = state.any;
+        let known = state.handles.get(&handle).copied()?;
+        let loss = state.objects.get(&known.object).copied();
+        let loss = loss.unwrap_or_default();
+        let new = Handle {
+            seen_write: known.seen_write.max(loss.count),
+            seen_write_any: any,
+            ..known
+        };
+        state.handles.insert(handle, new);
+        let of_any = (any > known.seen_write_any).then_some(EIO);
+        of_any.or_else(|| loss.since(known.seen_write))
     }
 }
 
@@ -211,6 +266,67 @@ mod tests {
         });
         assert_eq!(losses.tells(4), Some(EIO), "the graver of both");
         assert_eq!(losses.tells(4), None);
+    }
+
+    #[test]
+    fn dur_5_a_loss_that_a_write_swallowed_is_told_by_the_next_fsync_or_close() {
+        const ENOSPC: i32 = 28;
+        let losses = Losses::default();
+        losses.opened(1, FILE);
+        losses.refused(FILE, ENOSPC);
+        assert_eq!(losses.tells_at_write(1), Some(ENOSPC), "the second MiB");
+        assert_eq!(losses.tells_at_write(1), None, "the rest of it is written");
+        assert_eq!(losses.tells_at_close(1), Some(ENOSPC));
+        assert_eq!(losses.tells(1), Some(ENOSPC));
+        assert_eq!(losses.tells(1), None);
+        assert_eq!(losses.tells_at_write(1), None);
+        losses.refused(FILE, ENOSPC);
+        assert_eq!(losses.tells(1), Some(ENOSPC));
+        assert_eq!(losses.tells_at_write(1), None, "the fsync told it");
+        // A file that is written, and whose process dies before it closes.
+        losses.refused(FILE, ENOSPC);
+        assert_eq!(losses.tells_at_write(1), Some(ENOSPC));
+        losses.closed(1);
+        losses.opened(2, FILE);
+        losses.lost(&Lost {
+            any: true,
+            ..Lost::default()
+        });
+        assert_eq!(losses.tells_at_write(2), Some(EIO));
+        assert_eq!(losses.tells_at_write(2), None);
+        assert_eq!(losses.tells(2), Some(EIO));
+        assert_eq!(losses.tells(2), None);
+    }
+
+    #[test]
+    fn cl_1_who_takes_a_mount_away_is_told_what_nobody_was_told() {
+        const ENOSPC: i32 = 28;
+        let losses = Losses::default();
+        losses.opened(1, FILE);
+        assert_eq!(losses.tells_rest(), None);
+        losses.refused(FILE, ENOSPC);
+        losses.refused(ObjectId(6), ENOSPC);
+        assert_eq!(losses.tells_rest(), Some(ENOSPC));
+        assert_eq!(losses.tells_rest(), None, "once");
+        assert_eq!(losses.tells(1), Some(ENOSPC), "who has it open is told");
+        losses.refused(FILE, ENOSPC);
+        losses.lost(&lost(ObjectId(7)));
+        losses.refused(ObjectId(8), ENOSPC);
+        assert_eq!(losses.tells_rest(), Some(EIO), "the gravest");
+        losses.tells(1);
+        losses.refused(FILE, ENOSPC);
+        assert_eq!(losses.tells(1), Some(ENOSPC));
+        assert_eq!(losses.tells_rest(), None, "an fsync told it");
+        let any = Lost {
+            any: true,
+            ..Lost::default()
+        };
+        losses.lost(&any);
+        assert_eq!(losses.tells_rest(), Some(EIO));
+        losses.lost(&any);
+        assert_eq!(losses.tells_at_close(1), Some(EIO));
+        losses.closed(1);
+        assert_eq!(losses.tells_rest(), None, "the last close told it");
     }
 
     #[test]

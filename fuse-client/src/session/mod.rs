@@ -214,41 +214,8 @@ impl Session {
         config: SessionConfig,
         connector: Arc<dyn Connector>,
     ) -> Result<Arc<Self>, StartError> {
-        let places = Places::new(config.local_socket.clone(), &config.hosts);
-        let now = Instant::now();
-        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
         let (forgets, to_forget) = channel();
-        let shared = Arc::new(Shared {
-            connector,
-            id: SessionId(rand::random()),
-            mounted_at_ms: since_1970.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(0)),
-            state: Mutex::new(State {
-                table: Table::new(),
-                opens: Opens::default(),
-                keep: Keep::new(),
-                places,
-                volume: VolumeId::NONE,
-                link: None,
-                presenting: None,
-                returns: Vec::new(),
-                disconnected_since: now,
-                pinged: now,
-                seen: Default::default(),
-                confirmed: false,
-                refused: false,
-                doubting: false,
-                ending: false,
-                ended: false,
-            }),
-            changed: Condvar::new(),
-            replies: OnceLock::new(),
-            losses: Losses::default(),
-            locks: Locks::default(),
-            cache: Arc::new(Mutex::new(Cache::new(config.cache_bytes))),
-            forgets: Mutex::new(Some(forgets)),
-            read_only: AtomicBool::new(config.read_only),
-            config,
-        });
+        let shared = Arc::new(Shared::new(config, connector, forgets));
         let welcomed = shared.begin()?;
         let (link, frames) = shared.take_into_use(welcomed).map_err(StartError::Thread)?;
         let receiver = Arc::clone(&shared);
@@ -420,7 +387,11 @@ impl Session {
     }
 
     /// Ends the session: waits a little for what is under way, says goodbye.
-    pub fn end(&self) {
+    ///
+    /// # Errors
+    ///
+    /// Changes were lost that applications take for done, and nobody was told.
+    pub fn end(&self) -> io::Result<()> {
         let early = self.shared.state.lock().table.has_early();
         let patience = if early {
             END_EARLY_TIMEOUT
@@ -454,7 +425,8 @@ impl Session {
             self.shared.changed.wait_until(&mut state, soon);
         }
         state.ended = true;
-        if state.table.has_early() {
+        let early = state.table.has_early();
+        if early {
             tracing::error!(
                 "the mount ended before a primary took the last changes: they are lost"
             );
@@ -476,6 +448,7 @@ impl Session {
                 tracing::error!("a thread of the session panicked");
             }
         }
+        self.shared.nothing_untold(early)
     }
 }
 
@@ -542,6 +515,44 @@ impl State {
 }
 
 impl Shared {
+    /// Without a connection.
+    fn new(config: SessionConfig, connector: Arc<dyn Connector>, forgets: Sender<Forget>) -> Self {
+        let places = Places::new(config.local_socket.clone(), &config.hosts);
+        let now = Instant::now();
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH);
+        Self {
+            connector,
+            id: SessionId(rand::random()),
+            mounted_at_ms: since_1970.map_or(0, |d| i64::try_from(d.as_millis()).unwrap_or(0)),
+            state: Mutex::new(State {
+                table: Table::new(),
+                opens: Opens::default(),
+                keep: Keep::new(),
+                places,
+                volume: VolumeId::NONE,
+                link: None,
+                presenting: None,
+                returns: Vec::new(),
+                disconnected_since: now,
+                pinged: now,
+                seen: Default::default(),
+                confirmed: false,
+                refused: false,
+                doubting: false,
+                ending: false,
+                ended: false,
+            }),
+            changed: Condvar::new(),
+            replies: OnceLock::new(),
+            losses: Losses::default(),
+            locks: Locks::default(),
+            cache: Arc::new(Mutex::new(Cache::new(config.cache_bytes))),
+            forgets: Mutex::new(Some(forgets)),
+            read_only: AtomicBool::new(config.read_only),
+            config,
+        }
+    }
+
     fn answer(&self, waiter: Option<Waiter>, outcome: Outcome) {
         self.answer_fresh(waiter, outcome, Fresh::default());
     }
@@ -720,6 +731,19 @@ impl Shared {
             "a change failed that had been answered: its file tells so once"
         );
         self.losses.refused(object, errno);
+    }
+
+    /// The session is over: what nobody was told of the losses is told by its end.
+    fn nothing_untold(&self, early: bool) -> io::Result<()> {
+        let untold = self.losses.tells_rest().or_else(|| early.then_some(EIO));
+        let Some(errno) = untold else {
+            return Ok(());
+        };
+        let error = io::Error::from_raw_os_error(errno);
+        let sentence =
+            format!("changes that had been answered were lost, and nobody was told: {error}");
+        tracing::error!("{sentence}");
+        Err(io::Error::other(sentence))
     }
 
     fn disconnected(&self, link: &Arc<Link>) {

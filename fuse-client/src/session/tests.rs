@@ -1,8 +1,11 @@
 //! The table of requests and the list of opens, by scenario.
 
+use std::sync::Arc;
+use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 use protocol::frame::RawFrame;
 use protocol::fs::{
     Caller, EARLY_BYTES_MAX, EARLY_MAX, Lock, LockClass, LockKind, LockOwner, Operation, Request,
@@ -11,11 +14,14 @@ use protocol::fs::{
 use protocol::units::{ObjectId, Timestamp};
 
 use super::caching::Asked;
-use super::leases::EARLY_UNANSWERED_MAX;
+use super::leases::{CACHE_BYTES, EARLY_UNANSWERED_MAX};
 use super::opens::Opens;
 use super::table::{
     CLOSE_PATIENCE, INTERRUPT_PATIENCE, Interrupted, SIGNAL_PATIENCE, Submission, Submitted, Table,
 };
+
+use super::{Session, SessionConfig, Shared};
+use crate::connection::SystemConnector;
 
 const OBJECT: ObjectId = ObjectId(9);
 
@@ -28,6 +34,29 @@ fn change() -> Operation {
 
 fn look() -> Operation {
     Operation::GetAttributes { object: OBJECT }
+}
+
+impl Session {
+    /// One that has found no node, and looks for none.
+    pub(crate) fn unconnected() -> Arc<Self> {
+        let config = SessionConfig {
+            volume: "v1".to_owned(),
+            hosts: Vec::new(),
+            local_socket: None,
+            client_name: String::new(),
+            read_only: false,
+            no_primary_eio: None,
+            mount_timeout: Duration::ZERO,
+            early: true,
+            cache_bytes: CACHE_BYTES,
+        };
+        let connector = Arc::new(SystemConnector::new(None));
+        let (forgets, _) = channel();
+        Arc::new(Self {
+            shared: Arc::new(Shared::new(config, connector, forgets)),
+            threads: Mutex::new(Vec::new()),
+        })
+    }
 }
 
 /// Early changes are asked through it.

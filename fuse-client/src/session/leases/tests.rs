@@ -187,6 +187,50 @@ fn coh_1_what_is_recalled_is_not_answered_and_counts_as_held_until_it_is_given_b
 }
 
 #[test]
+fn coh_1_a_recall_of_a_new_primary_is_not_answered_for_an_old_one_of_the_same_number() {
+    let mut cache = found(ms(0), ms(1));
+    let recall = |object| Recalled {
+        number: 3,
+        objects: vec![object],
+    };
+    let old = cache.recalled(recall(DIRECTORY), ms(2));
+    cache.present(ms(3));
+    let new = cache.recalled(recall(FILE), ms(4));
+    assert_eq!(
+        cache.gives_back(&old, &[], ms(5)),
+        None,
+        "the kernel may still know the file"
+    );
+    let given = cache.gives_back(&new, &[], ms(6)).expect("it is asked for");
+    assert_eq!((given.number, &given.objects[..]), (3, &[FILE][..]));
+    let lost = cache.recalled(recall(FILE), ms(7));
+    cache.clear();
+    cache.recalled(recall(FILE), ms(8));
+    assert_eq!(cache.gives_back(&lost, &[], ms(9)), None);
+}
+
+#[test]
+fn coh_1_an_answer_that_comes_late_does_not_bring_old_attributes_back() {
+    let file = |at: i64| Attributes {
+        object: FILE,
+        ctime: Timestamp(at),
+        ..Attributes::default()
+    };
+    let look = Operation::GetAttributes { object: FILE };
+    let mut cache = found(ms(0), ms(1));
+    for (at, then) in [(5, 5), (4, 5), (5, 5), (6, 6)] {
+        let answer = reply(&[FILE], Outcome::Attributes(file(at)));
+        cache.answered(&look, &answer, ms(2), false, ms(3));
+        let known = cache.look(&look, ms(4)).map(|(outcome, _)| outcome);
+        assert_eq!(known, Some(Outcome::Attributes(file(then))), "{at}");
+    }
+    cache.changed(&[FILE]);
+    let answer = reply(&[FILE], Outcome::Attributes(file(5)));
+    cache.answered(&look, &answer, ms(5), false, ms(6));
+    assert!(cache.look(&look, ms(6)).is_none(), "the next answer tells");
+}
+
+#[test]
 fn coh_1_a_recall_names_until_when_the_kernel_may_have_names() {
     let mut cache = found(ms(0), ms(1));
     let (_, fresh) = cache.look(&look_up(), ms(100)).expect("it is known");
@@ -376,20 +420,18 @@ fn fo_6_when_its_own_other_changes_were_the_mount_knows_as_well() {
     };
     cache.answered(&moved, &told, ms(2), false, ms(2));
     let look = Operation::GetAttributes { object: FILE };
-    let file = Attributes {
-        object: FILE,
-        ctime: Timestamp(5),
-        ..Attributes::default()
+    let mut known_after = |ctime| {
+        let file = Attributes {
+            object: FILE,
+            ctime: Timestamp(ctime),
+            ..Attributes::default()
+        };
+        let answer = reply(&[FILE], Outcome::Attributes(file));
+        cache.answered(&look, &answer, ms(2), false, ms(2));
+        cache.early(&write(0), 1, ms(3)).map(|(known, _)| known)
     };
-    cache.answered(
-        &look,
-        &reply(&[FILE], Outcome::Attributes(file)),
-        ms(2),
-        false,
-        ms(2),
-    );
-    let (known, _) = cache.early(&write(0), 1, ms(3)).expect("it has it alone");
-    assert_eq!(known, Timestamp(8));
+    assert_eq!(known_after(5), None, "that was before it was moved");
+    assert_eq!(known_after(8), Some(Timestamp(8)));
 }
 
 /// The kernel has them taken away by whoever lacks CAP_FSETID: nobody but root wrote early.
