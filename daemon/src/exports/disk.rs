@@ -44,19 +44,12 @@ impl SessionDisk {
         answer
     }
 
-    /// What was confirmed to this connection and could not be put back (DUR-5).
-    fn check_lost(&self) -> Result<(), Errno> {
-        match self.session.has_lost(self.user) {
-            true => Err(Errno::Io),
-            false => Ok(()),
-        }
-    }
-
-    /// Changes that have begun, until all are confirmed.
-    fn changed(&self, asked: Vec<oneshot::Receiver<Outcome>>) -> Doing<()> {
-        let lost = self.check_lost();
+    /// Changes that have begun, until all are confirmed. What else was lost is not theirs to tell: of a
+    /// disk EIO for a write means that write, and for a discard nothing to most clients. The next flush
+    /// tells it.
+    fn changed(asked: Vec<oneshot::Receiver<Outcome>>) -> Doing<()> {
         Box::pin(async move {
-            let mut result = lost;
+            let mut result = Ok(());
             // All of them: who is answered may write there again.
             for answer in asked {
                 result = result.and(nothing(outcome(answer).await));
@@ -141,7 +134,7 @@ impl Disk for SessionDisk {
             let len = usize::try_from(len).expect("a piece");
             self.ask(write, data.slice(at..at + len))
         });
-        self.changed(asked.collect())
+        Self::changed(asked.collect())
     }
 
     fn zero(&self, offset: u64, len: u64) -> Doing<()> {
@@ -154,7 +147,7 @@ impl Disk for SessionDisk {
             };
             self.ask(punch, Bytes::new())
         });
-        self.changed(asked.collect())
+        Self::changed(asked.collect())
     }
 
     fn flush(&self) -> Doing<()> {
