@@ -70,6 +70,27 @@ impl Closed {
     }
 }
 
+/// Accepts until the task is ended; each connection begins with one of the places of `half_open`. While
+/// there is none, connections wait in the kernel.
+pub(crate) async fn accept_each<C, A: Future<Output = io::Result<C>>>(
+    half_open: &Arc<Semaphore>,
+    accept: impl Fn() -> A,
+    begin: impl Fn(C, OwnedSemaphorePermit),
+) {
+    loop {
+        let Ok(place) = Arc::clone(half_open).acquire_owned().await else {
+            return;
+        };
+        match accept().await {
+            Ok(connection) => begin(connection, place),
+            Err(error) => {
+                tracing::warn!(%error, "no connection can be accepted just now");
+                tokio::time::sleep(ACCEPT_AGAIN).await;
+            }
+        }
+    }
+}
+
 /// Accepts connections for a node.
 pub(crate) struct Listener {
     node: Arc<Node>,
@@ -93,48 +114,30 @@ impl Listener {
 
     /// Accepts on the port until the task is ended.
     pub(crate) async fn accept_tcp(self: Arc<Self>, listener: TcpListener) {
-        loop {
-            let Ok(place) = Arc::clone(&self.half_open).acquire_owned().await else {
-                return;
-            };
-            match listener.accept().await {
-                Ok((stream, from)) => {
-                    let this = Arc::clone(&self);
-                    tokio::spawn(async move {
-                        if let Err(reason) = this.begin_tcp(stream, from, place).await {
-                            this.complain(&from, &reason);
-                        }
-                    });
+        let accept = || listener.accept();
+        accept_each(&self.half_open, accept, |(stream, from), place| {
+            let this = Arc::clone(&self);
+            tokio::spawn(async move {
+                if let Err(reason) = this.begin_tcp(stream, from, place).await {
+                    this.complain(&from, &reason);
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "no connection can be accepted just now");
-                    tokio::time::sleep(ACCEPT_AGAIN).await;
-                }
-            }
-        }
+            });
+        })
+        .await;
     }
 
     /// Accepts on the data socket until the task is ended.
     pub(crate) async fn accept_unix(self: Arc<Self>, listener: UnixListener) {
-        loop {
-            let Ok(place) = Arc::clone(&self.half_open).acquire_owned().await else {
-                return;
-            };
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    let this = Arc::clone(&self);
-                    tokio::spawn(async move {
-                        if let Err(reason) = this.begin_unix(stream, place).await {
-                            this.complain(&"the data socket", &reason);
-                        }
-                    });
+        let accept = || listener.accept();
+        accept_each(&self.half_open, accept, |(stream, _), place| {
+            let this = Arc::clone(&self);
+            tokio::spawn(async move {
+                if let Err(reason) = this.begin_unix(stream, place).await {
+                    this.complain(&"the data socket", &reason);
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "no connection can be accepted just now");
-                    tokio::time::sleep(ACCEPT_AGAIN).await;
-                }
-            }
-        }
+            });
+        })
+        .await;
     }
 
     /// The volume's replica, or the one that keeps the given-up side of that id.

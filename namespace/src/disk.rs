@@ -10,7 +10,7 @@ use protocol::units::{ObjectId, Timestamp};
 
 use crate::entry::{Entry, Slot, first_cookie};
 use crate::errno::{ENOSPC, EPERM};
-use crate::execute::entry_of;
+use crate::execute::{entry_of, put};
 use crate::inode::{Detail, Inode, S_IFREG};
 use crate::transaction::{Step, Stop, Transaction, damaged, read_inode};
 use crate::{Context, ExecuteError, Store, keys};
@@ -166,17 +166,8 @@ pub(crate) fn write<S: Store>(
             inode.changed(context.now);
             tx.put_inode(object, &inode);
         }
-        tx.data(Change::Write {
-            object,
-            offset,
-            len,
-        });
     }
-    Ok(Outcome::Written {
-        len,
-        offset,
-        attributes: entry_of(context, object, &inode),
-    })
+    Ok(put(tx, context, (object, &inode), (offset, len)))
 }
 
 /// fallocate(2) of the disk: what is zeroed gives its room back, and to reserve is nothing.

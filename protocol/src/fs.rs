@@ -172,6 +172,24 @@ pub mod refusal {
     pub const NO_VOLUME: u16 = 4;
 }
 
+/// Bits of fallocate(2)'s mode that are served ([`Operation::Allocate`]).
+pub mod fallocate {
+    /// The size stays.
+    pub const KEEP_SIZE: u32 = 0x01;
+    /// The range gives its room back.
+    pub const PUNCH_HOLE: u32 = 0x02;
+    /// The range becomes zeros.
+    pub const ZERO_RANGE: u32 = 0x10;
+}
+
+/// What lseek(2) looks for ([`Operation::Seek`]).
+pub mod whence {
+    /// SEEK_DATA.
+    pub const DATA: u32 = 3;
+    /// SEEK_HOLE.
+    pub const HOLE: u32 = 4;
+}
+
 /// Where to go instead.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Elsewhere {
@@ -410,6 +428,15 @@ impl Operation {
                 | Self::ForgetLock { .. }
         )
     }
+
+    /// The file that it changes, if it is a change that may be answered before it is asked (CL-1).
+    #[must_use]
+    pub fn early_file(&self) -> Option<ObjectId> {
+        match self {
+            Self::Write { object, .. } | Self::SetAttributes { object, .. } => Some(*object),
+            _ => None,
+        }
+    }
 }
 
 /// A request. Its bulk data, if any, is the frame's payload.
@@ -458,6 +485,14 @@ pub struct Attributes {
     pub ctime: Timestamp,
     /// Birth.
     pub btime: Timestamp,
+}
+
+impl Attributes {
+    /// Whether it is a regular file.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        self.mode & 0o170_000 == 0o100_000
+    }
 }
 
 /// One entry of a directory.

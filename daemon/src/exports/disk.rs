@@ -7,18 +7,14 @@ use bytes::Bytes;
 use fuse_client::session::Session;
 use nbd::disk::{Disk, Doing, Stretch};
 use nbd::numbers::Errno;
-use protocol::fs::{IO_BYTES_MAX, Operation, Outcome};
+use protocol::fs::{IO_BYTES_MAX, Operation, Outcome, fallocate, whence};
 use protocol::units::ObjectId;
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::RecvError};
 
 const OBJECT: ObjectId = ObjectId::DISK;
-/// fallocate(2)'s PUNCH_HOLE and KEEP_SIZE.
-const PUNCH: u32 = 0x02 | 0x01;
+const PUNCH: u32 = fallocate::PUNCH_HOLE | fallocate::KEEP_SIZE;
 /// Zeroed by one operation: it touches the checksum of every block.
 const ZEROED_BYTES_MAX: u64 = 64 << 20;
-/// lseek(2)'s.
-const SEEK_DATA: u32 = 3;
-const SEEK_HOLE: u32 = 4;
 const ENXIO: i32 = 6;
 
 /// The disk for one connection.
@@ -36,12 +32,7 @@ impl SessionDisk {
 
     /// Asks now; the answer is awaited later.
     fn ask(&self, operation: Operation, payload: Bytes) -> oneshot::Receiver<Outcome> {
-        let (told, answer) = oneshot::channel();
-        self.session.ask(operation, payload, move |outcome| {
-            // Who asked may be gone.
-            let _ = told.send(outcome);
-        });
-        answer
+        ask(&self.session, operation, payload)
     }
 
     /// Changes that have begun, until all are confirmed. What else was lost is not theirs to tell: of a
@@ -52,7 +43,7 @@ impl SessionDisk {
             let mut result = Ok(());
             // All of them: who is answered may write there again.
             for answer in asked {
-                result = result.and(nothing(outcome(answer).await));
+                result = result.and(outcome(answer.await).map(drop));
             }
             result
         })
@@ -65,16 +56,21 @@ impl Drop for SessionDisk {
     }
 }
 
-async fn outcome(answer: oneshot::Receiver<Outcome>) -> Result<Outcome, Errno> {
-    match answer.await {
+fn ask(session: &Session, operation: Operation, payload: Bytes) -> oneshot::Receiver<Outcome> {
+    let (told, answer) = oneshot::channel();
+    session.ask(operation, payload, move |outcome| {
+        // Who asked may be gone.
+        let _ = told.send(outcome);
+    });
+    answer
+}
+
+fn outcome(answered: Result<Outcome, RecvError>) -> Result<Outcome, Errno> {
+    match answered {
         Ok(Outcome::Error(errno)) => Err(Errno::from_linux(errno)),
         Ok(outcome) => Ok(outcome),
         Err(_) => Err(Errno::Shutdown), // the session ended
     }
-}
-
-fn nothing(outcome: Result<Outcome, Errno>) -> Result<(), Errno> {
-    outcome.map(drop)
 }
 
 /// Pieces of a range, each no longer than `most`.
@@ -87,7 +83,7 @@ impl Disk for SessionDisk {
     fn size(&self) -> Doing<u64> {
         let answer = self.ask(Operation::GetAttributes { object: OBJECT }, Bytes::new());
         Box::pin(async move {
-            match outcome(answer).await? {
+            match outcome(answer.await)? {
                 Outcome::Attributes(attributes) => Ok(attributes.size),
                 _ => Err(Errno::Io),
             }
@@ -110,7 +106,7 @@ impl Disk for SessionDisk {
         Box::pin(async move {
             let mut all = Vec::with_capacity(asked.len());
             for (len, answer) in asked {
-                match outcome(answer).await? {
+                match outcome(answer.await)? {
                     Outcome::Data(data) if data.len() == len as usize => all.push(data),
                     // It was cut.
                     Outcome::Data(_) => return Err(Errno::Inval),
@@ -158,7 +154,7 @@ impl Disk for SessionDisk {
         let (answer, session, user) = (self.ask(sync, Bytes::new()), &self.session, self.user);
         let session = Arc::clone(session);
         Box::pin(async move {
-            nothing(outcome(answer).await)?;
+            outcome(answer.await).map(drop)?;
             // A primary that lost something says so before it confirms that the rest is stable.
             match session.has_lost(user) {
                 true => Err(Errno::Io),
@@ -168,12 +164,15 @@ impl Disk for SessionDisk {
     }
 
     fn stretches(&self, offset: u64, len: u64, max: usize) -> Doing<Vec<Stretch>> {
-        let seeker = Seeker(Arc::clone(&self.session));
+        let session = Arc::clone(&self.session);
         Box::pin(async move {
             let end = offset + len;
             let (mut at, mut found) = (offset, Vec::new());
             while at < end && found.len() < max {
-                let data = seeker.seek(at, SEEK_DATA).await?.unwrap_or(end).min(end);
+                let data = seek(&session, at, whence::DATA)
+                    .await?
+                    .unwrap_or(end)
+                    .min(end);
                 if data > at {
                     found.push(Stretch {
                         len: data - at,
@@ -182,7 +181,10 @@ impl Disk for SessionDisk {
                     at = data;
                     continue;
                 }
-                let hole = seeker.seek(at, SEEK_HOLE).await?.unwrap_or(end).min(end);
+                let hole = seek(&session, at, whence::HOLE)
+                    .await?
+                    .unwrap_or(end)
+                    .min(end);
                 if hole <= at {
                     break; // it was changed between the two looks
                 }
@@ -201,28 +203,19 @@ impl Disk for SessionDisk {
     }
 }
 
-struct Seeker(Arc<Session>);
-
-impl Seeker {
-    /// Where data or a hole is, at `offset` or behind it; `None`: nowhere.
-    async fn seek(&self, offset: u64, whence: u32) -> Result<Option<u64>, Errno> {
-        let (told, answer) = oneshot::channel();
-        let seek = Operation::Seek {
-            object: OBJECT,
-            offset,
-            whence,
-        };
-        self.0.ask(seek, Bytes::new(), move |outcome| {
-            // Who asked may be gone.
-            let _ = told.send(outcome);
-        });
-        match answer.await {
-            Ok(Outcome::Offset(at)) => Ok(Some(at)),
-            Ok(Outcome::Error(ENXIO)) => Ok(None),
-            Ok(Outcome::Error(errno)) => Err(Errno::from_linux(errno)),
-            Ok(_) => Err(Errno::Io),
-            Err(_) => Err(Errno::Shutdown),
-        }
+/// Where data or a hole is, at `offset` or behind it; `None`: nowhere.
+async fn seek(session: &Session, offset: u64, whence: u32) -> Result<Option<u64>, Errno> {
+    let seek = Operation::Seek {
+        object: OBJECT,
+        offset,
+        whence,
+    };
+    match ask(session, seek, Bytes::new()).await {
+        Ok(Outcome::Error(ENXIO)) => Ok(None),
+        answered => match outcome(answered)? {
+            Outcome::Offset(at) => Ok(Some(at)),
+            _ => Err(Errno::Io),
+        },
     }
 }
 

@@ -19,6 +19,7 @@ use tokio_rustls::TlsAcceptor;
 use super::address::{Address, Bound};
 use super::disk::SessionDisk;
 use super::{Exports, Target};
+use crate::listener::accept_each;
 use crate::logging::RateLimit;
 use crate::raft::Access;
 
@@ -28,8 +29,6 @@ const HALF_OPEN_MAX: usize = 64;
 pub(super) const CLIENTS_MAX: usize = 256;
 /// A client has chosen a disk within this.
 const CHOSEN_WITHIN: Duration = Duration::from_secs(15);
-/// Pause when the process has no file descriptors left.
-const ACCEPT_AGAIN: Duration = Duration::from_millis(100);
 const COMPLAINTS_PER_MINUTE_MAX: u32 = 10;
 /// What TCP asks a client that says nothing, so that a dead one gives its place back.
 const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(60);
@@ -100,23 +99,20 @@ impl Place {
 
     /// Accepts until the task is ended.
     pub(super) async fn accept(self: Arc<Self>, bound: Bound) {
-        loop {
-            let Ok(half_open) = Arc::clone(&self.half_open).acquire_owned().await else {
-                return;
-            };
-            let accepted = match &bound {
-                Bound::Tcp(listener) => listener.accept().await.map(|(stream, from)| {
-                    let this = Arc::clone(&self);
-                    tokio::spawn(async move { this.begin_tcp(stream, from, half_open).await });
-                }),
-                Bound::Unix(listener) => listener.accept().await.map(|(stream, _)| {
-                    let this = Arc::clone(&self);
-                    tokio::spawn(async move { this.begin_unix(stream, half_open).await });
-                }),
-            };
-            if let Err(error) = accepted {
-                tracing::warn!(%error, "no NBD client can be accepted just now");
-                tokio::time::sleep(ACCEPT_AGAIN).await;
+        match bound {
+            Bound::Tcp(listener) => {
+                let accept = || listener.accept();
+                accept_each(&self.half_open, accept, |(stream, from), half_open| {
+                    tokio::spawn(Arc::clone(&self).begin_tcp(stream, from, half_open));
+                })
+                .await;
+            }
+            Bound::Unix(listener) => {
+                let accept = || listener.accept();
+                accept_each(&self.half_open, accept, |(stream, _), half_open| {
+                    tokio::spawn(Arc::clone(&self).begin_unix(stream, half_open));
+                })
+                .await;
             }
         }
     }

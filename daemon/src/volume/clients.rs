@@ -9,7 +9,7 @@ use namespace::{Admission, ChangeSet, Context, ExecuteError, Executed};
 use protocol::frame::{RawFrame, take_frame};
 use protocol::fs::{
     Attributes, Author, Elsewhere, FS_VERSION, Hello, HelloReply, Operation, Outcome, Recalled,
-    Replay, Reply, Request, SLOT_NONE, SLOTS_MAX, kind, offered, refusal,
+    Replay, Reply, Request, SLOT_NONE, SLOTS_MAX, fallocate, kind, offered, refusal,
 };
 use protocol::ids::{NodeId, SessionId};
 use protocol::mistakes::{Mistake, made};
@@ -42,8 +42,6 @@ pub(super) const EIO: i32 = 5;
 const ENFILE: i32 = 23;
 pub(super) const ENOSPC: i32 = 28;
 pub(super) const EROFS: i32 = 30;
-/// fallocate(2)'s.
-const PUNCH_HOLE: u32 = 0x02;
 
 /// What an answer says of leases.
 #[derive(Default)]
@@ -553,7 +551,7 @@ impl<M: Medium> Driver<M> {
                 | Operation::RemoveDirectory { .. }
                 | Operation::SetAttributes { .. }
                 | Operation::RemoveXattr { .. }
-        ) || matches!(request.operation, Operation::Allocate { mode, .. } if mode & PUNCH_HOLE != 0);
+        ) || matches!(request.operation, Operation::Allocate { mode, .. } if mode & fallocate::PUNCH_HOLE != 0);
         if frees {
             return None; // a full volume can be emptied: the reserve carries it
         }

@@ -21,7 +21,7 @@ use storage::{Brick, Medium, PointId, PointKind, ReadError, SeekFor};
 use tokio::io::AsyncReadExt;
 
 use super::CommandError;
-use super::clients::{UNREAD_BYTES_MAX, next_frame};
+use super::clients::{EIO, EROFS, UNREAD_BYTES_MAX, next_frame};
 use super::driver::Shared;
 use super::keys::Keys;
 use super::outbox::Outbox;
@@ -40,8 +40,6 @@ const READ_BYTES: usize = 256 << 10;
 /// A block that is moved aside at the moment in which it is read is looked for again.
 const TRIES: usize = 4;
 
-const EIO: i32 = 5;
-const EROFS: i32 = 30;
 /// What ids of kept sides have in common.
 const TAG: [u8; 8] = *b"given up";
 

@@ -40,8 +40,6 @@ const LOOKS_WITHIN: Duration = Duration::from_secs(1);
 const EARLY_ROOM: u64 = EARLY_BYTES_MAX + EARLY_MAX as u64 * (8 << 10) + (2 << 20);
 /// Files of a session of which it is known when it changed them last.
 const EARLY_FILES_MAX: usize = 4096;
-const S_IFMT: u32 = 0o170_000;
-const S_IFREG: u32 = 0o100_000;
 
 /// What a reply tells about leases.
 #[derive(Default)]
@@ -219,12 +217,7 @@ impl Leasing {
 
 /// The file that a change is about which was answered early.
 fn changed_early(request: &Request) -> Option<ObjectId> {
-    match request.operation {
-        Operation::Write { object, .. } | Operation::SetAttributes { object, .. } => {
-            request.early.map(|_| object)
-        }
-        _ => None,
-    }
+    request.early.and_then(|_| request.operation.early_file())
 }
 
 /// The directories in which a change makes, takes away or moves names.
@@ -278,7 +271,7 @@ fn told_of(operation: &Operation, outcome: &Outcome) -> Vec<ObjectId> {
 pub(super) fn files_told(operation: &Operation, executed: &Executed) -> Vec<ObjectId> {
     let of_outcome = |outcome: &Outcome| match outcome {
         Outcome::Entry(a) | Outcome::Attributes(a) | Outcome::Written { attributes: a, .. } => {
-            (a.mode & S_IFMT == S_IFREG).then_some(a.object)
+            a.is_file().then_some(a.object)
         }
         _ => None,
     };
@@ -313,7 +306,7 @@ pub(super) fn file_changed(operation: &Operation, outcome: &Outcome) -> Option<O
             | Operation::SetAttributes { .. }
             | Operation::Allocate { .. }
     );
-    (changes && a.mode & S_IFMT == S_IFREG).then_some(a.object)
+    (changes && a.is_file()).then_some(a.object)
 }
 
 impl<M: Medium> Driver<M> {
@@ -343,7 +336,7 @@ impl<M: Medium> Driver<M> {
             return;
         };
         for entry in entries {
-            let is_file = entry.attributes.is_some_and(|a| a.mode & S_IFMT == S_IFREG);
+            let is_file = entry.attributes.is_some_and(|a| a.is_file());
             if is_file && self.leasing.table.is_hidden(session, entry.object) {
                 entry.attributes = None;
             }

@@ -13,13 +13,13 @@ use protocol::ids::SessionId;
 use protocol::units::ObjectId;
 use storage::{Medium, ReadError};
 
+use super::clients::EIO;
 use super::driver::Driver;
 use super::held::PendingReply;
 use super::keys::Keys;
 use super::leases::Leased;
 
 const EAGAIN: i32 = 11;
-const EIO: i32 = 5;
 /// Keys of locks that one record deletes: well below what a record may have.
 const RELEASED_AT_ONCE: usize = 2048;
 

@@ -13,7 +13,7 @@ use protocol::volume::Protocol;
 use replication::state::RoleReason;
 use storage::Medium;
 
-use super::clients::{EROFS, Refusal};
+use super::clients::{EIO, EROFS, Refusal};
 use super::doubts::{Data, Doubts};
 use super::driver::{Driver, OrderError, Token};
 use super::gathering::{Authors, Changers, Gathering, Turn};
@@ -21,8 +21,6 @@ use super::held::{Held, PendingReply};
 use super::keys::Keys;
 use super::leases::Leased;
 use super::sessions::Done;
-
-const EIO: i32 = 5;
 
 /// What this primary knows of what its clients kept.
 #[derive(Default)]

@@ -4,14 +4,13 @@ use bytes::Bytes;
 use protocol::fs::{Attributes, Caller, FileSystemStatistics, Operation, Outcome};
 use protocol::units::ObjectId;
 
-use super::FileSystem;
 use super::listing;
 use super::lock::{self, Ask};
+use super::{EIO, FileSystem};
 use crate::abi::{Body, ENTRY_OUT_BYTES, STATX_OUT_BYTES, open};
 use crate::session::leases::{Forget, Fresh};
 use crate::session::{Key, Range, Replies, Waiting};
 
-const EIO: i32 = 5;
 const ERANGE: i32 = 34;
 /// The unit of statfs(2)'s counts, in bytes.
 const STATFS_BLOCK_BYTES: u64 = 4096;

@@ -38,23 +38,58 @@ struct State {
     handles: HashMap<u64, Handle>,
 }
 
+/// Up to where somebody was told of losses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Seen {
+    /// Of the object.
+    object: u64,
+    /// About anything.
+    any: u64,
+}
+
 /// An open file or directory, and the losses that it was told of.
 #[derive(Debug, Clone, Copy)]
 struct Handle {
     object: ObjectId,
-    /// Of the object.
-    seen: u64,
-    /// About anything.
-    seen_any: u64,
-    /// The same two, told by a write or by what counts: none tells it again.
-    seen_write: u64,
-    seen_write_any: u64,
-    /// The same two, told by a close.
-    closing: u64,
-    closing_any: u64,
+    /// By an fsync.
+    seen: Seen,
+    /// By a write or by what counts: none tells it again.
+    at_write: Seen,
+    /// By a close.
+    at_close: Seen,
 }
 
 impl State {
+    fn loss(&self, object: ObjectId) -> Loss {
+        self.objects.get(&object).copied().unwrap_or_default()
+    }
+
+    /// Everything that was lost by now.
+    fn all(&self, object: ObjectId) -> Seen {
+        Seen {
+            object: self.loss(object).count,
+            any: self.any,
+        }
+    }
+
+    /// What is told of what came after `seen`.
+    fn since(&self, object: ObjectId, seen: Seen) -> Option<i32> {
+        let of_any = (self.any > seen.any).then_some(EIO);
+        of_any.or_else(|| self.loss(object).since(seen.object))
+    }
+
+    /// Somebody who had seen so much was told up to there.
+    fn count_as_told(&mut self, object: ObjectId, seen: Seen, to: Seen) {
+        if to.any > seen.any {
+            self.any_told = self.any_told.max(to.any);
+        }
+        if to.object > seen.object
+            && let Some(loss) = self.objects.get_mut(&object)
+        {
+            loss.told = loss.told.max(to.object);
+        }
+    }
+
     fn note(&mut self, any: bool, objects: &[ObjectId], errno: i32) {
         if any || self.objects.len() + objects.len() > LOSSES_MAX {
             self.any += 1;
@@ -91,15 +126,15 @@ impl Losses {
     /// A file or directory was opened. What was lost before and nobody was told of is told here.
     pub(crate) fn opened(&self, handle: u64, object: ObjectId) {
         let mut state = self.0.lock();
-        let loss = state.objects.get(&object).copied().unwrap_or_default();
+        let seen = Seen {
+            object: state.loss(object).told,
+            any: state.any,
+        };
         let new = Handle {
             object,
-            seen: loss.told,
-            seen_any: state.any,
-            seen_write: loss.told,
-            seen_write_any: state.any,
-            closing: loss.told,
-            closing_any: state.any,
+            seen,
+            at_write: seen,
+            at_close: seen,
         };
         state.handles.insert(handle, new);
     }
@@ -107,16 +142,8 @@ impl Losses {
     /// A handle is gone: what its close told was told.
     pub(crate) fn closed(&self, handle: u64) {
         let mut state = self.0.lock();
-        let Some(gone) = state.handles.remove(&handle) else {
-            return;
-        };
-        if gone.closing_any > gone.seen_any {
-            state.any_told = state.any_told.max(gone.closing_any);
-        }
-        if gone.closing > gone.seen
-            && let Some(loss) = state.objects.get_mut(&gone.object)
-        {
-            loss.told = loss.told.max(gone.closing);
+        if let Some(gone) = state.handles.remove(&handle) {
+            state.count_as_told(gone.object, gone.seen, gone.at_close);
         }
     }
 
@@ -125,15 +152,10 @@ impl Losses {
     /// as well.
     pub(crate) fn tells_at_close(&self, handle: u64) -> Option<i32> {
         let mut state = self.0.lock();
-        let any = state.any;
         let mut known = state.handles.get(&handle).copied()?;
-        let loss = state.objects.get(&known.object).copied();
-        let loss = loss.unwrap_or_default();
-        known.closing = known.closing.max(loss.count);
-        known.closing_any = any;
+        known.at_close = state.all(known.object);
         state.handles.insert(handle, known);
-        let of_any = (any > known.seen_any).then_some(EIO);
-        of_any.or_else(|| loss.since(known.seen))
+        state.since(known.object, known.seen)
     }
 
     /// Something was lost.
@@ -149,25 +171,16 @@ impl Losses {
     /// With which error the handle has to be told of a loss, if of any; it is from then on.
     pub(crate) fn tells(&self, handle: u64) -> Option<i32> {
         let mut state = self.0.lock();
-        let any = state.any;
-        let mut known = state.handles.get(&handle).copied()?;
-        let of_any = (any > known.seen_any).then_some(EIO);
-        let mut of_object = None;
-        if let Some(loss) = state.objects.get_mut(&known.object)
-            && loss.count > known.seen
-        {
-            of_object = loss.since(known.seen);
-            known.seen = loss.count;
-            loss.told = loss.count;
-        }
-        if of_any.is_some() {
-            state.any_told = any;
-        }
-        known.seen_any = any;
-        known.seen_write = known.seen;
-        known.seen_write_any = any;
-        state.handles.insert(handle, known);
-        of_any.or(of_object)
+        let known = state.handles.get(&handle).copied()?;
+        let all = state.all(known.object);
+        let new = Handle {
+            seen: all,
+            at_write: all,
+            ..known
+        };
+        state.handles.insert(handle, new);
+        state.count_as_told(known.object, known.seen, all);
+        state.since(known.object, known.seen)
     }
 
     /// With which error whoever takes the mount away has to be told of losses that nobody was told of, if
@@ -190,18 +203,13 @@ impl Losses {
     /// a close tells it again, as nobody may have heard it.
     pub(crate) fn tells_at_write(&self, handle: u64) -> Option<i32> {
         let mut state = self.0.lock();
-        let any = state.any;
         let known = state.handles.get(&handle).copied()?;
-        let loss = state.objects.get(&known.object).copied();
-        let loss = loss.unwrap_or_default();
         let new = Handle {
-            seen_write: known.seen_write.max(loss.count),
-            seen_write_any: any,
+            at_write: state.all(known.object),
             ..known
         };
         state.handles.insert(handle, new);
-        let of_any = (any > known.seen_write_any).then_some(EIO);
-        of_any.or_else(|| loss.since(known.seen_write))
+        state.since(known.object, known.at_write)
     }
 }
 

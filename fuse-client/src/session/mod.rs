@@ -651,9 +651,10 @@ impl Shared {
             state.table.changed(*object, *at);
         }
         let failed = match (&reply.outcome, answered.early) {
-            (Outcome::Error(errno), true) => {
-                table::changed_object(&answered.operation).map(|object| (object, *errno))
-            }
+            (Outcome::Error(errno), true) => answered
+                .operation
+                .early_file()
+                .map(|object| (object, *errno)),
             _ => None,
         };
         if answered.early {

@@ -8,7 +8,7 @@ use protocol::fs::{Lock, Operation, Outcome};
 use protocol::units::ObjectId;
 
 use super::caching::Asked;
-use super::table::{self, Answered, Submission, Submitted};
+use super::table::{Answered, Submission, Submitted};
 use super::{EAGAIN, EINTR, EIO, Key, Range, Session, Shared, State, Waiter, go, keep, plain};
 
 /// Those who are to be answered once the state is free, and what.
@@ -55,7 +55,7 @@ impl Shared {
             && connected
             && submission.unique.is_some()
             && !submission.waiter.as_ref().is_some_and(syncs)
-            && table::changed_object(&submission.operation).is_some()
+            && submission.operation.early_file().is_some()
             && state.table.may_be_early(bytes, Instant::now());
         let operation = &submission.operation;
         let (asked, early) = Asked::new(&self.cache, operation, bytes, may_be_early);
@@ -82,9 +82,9 @@ impl Shared {
         }
         let objects = state.table.take_lost();
         if !objects.is_empty() {
-            objects
-                .iter()
-                .for_each(|object| self.cache.lock().failed(*object));
+            let mut cache = self.cache.lock();
+            objects.iter().for_each(|object| cache.failed(*object));
+            drop(cache);
             self.tell_lost(&keep::Lost {
                 objects,
                 ..keep::Lost::default()

@@ -241,7 +241,7 @@ impl<W> Table<W> {
                 .early
                 .keys()
                 .filter_map(|order| self.pending.get(order));
-            let early = early.filter_map(|(_, pending)| changed_object(&pending.operation));
+            let early = early.filter_map(|(_, pending)| pending.operation.early_file());
             let early: HashSet<_> = early.collect();
             self.changed_at.retain(|object, _| early.contains(object));
         }
@@ -611,7 +611,7 @@ impl<W> Table<W> {
         let mut frames = Vec::with_capacity(self.pending.len());
         for (_, pending) in self.pending.values_mut() {
             pending.again |= std::mem::replace(&mut pending.sent, true);
-            let object = changed_object(&pending.operation).filter(|_| pending.early);
+            let object = pending.operation.early_file().filter(|_| pending.early);
             if let Some(at) = object.and_then(|object| self.changed_at.get(&object)) {
                 pending.frame = Request::known_later(&pending.frame, *at);
             }
@@ -638,7 +638,7 @@ impl<W> Table<W> {
                 self.by_key.remove(&key);
                 if pending.early {
                     self.early_is_over(order);
-                    self.lost.extend(changed_object(&pending.operation));
+                    self.lost.extend(pending.operation.early_file());
                 }
                 if let Some(unique) = pending.unique {
                     self.by_unique.remove(&unique);
@@ -662,14 +662,6 @@ impl<W> Table<W> {
             frames.extend(self.reuse(slot, connected));
         }
         frames
-    }
-}
-
-/// What a change that was answered early is about.
-pub(super) fn changed_object(operation: &Operation) -> Option<ObjectId> {
-    match operation {
-        Operation::Write { object, .. } | Operation::SetAttributes { object, .. } => Some(*object),
-        _ => None,
     }
 }
 

@@ -345,7 +345,7 @@ const EIO: i32 = 5;
 fn reply_to(request: &Request, outcome: Outcome, alone: bool) -> Reply {
     let exclusive = match &outcome {
         Outcome::Written { attributes: a, .. } | Outcome::Attributes(a) | Outcome::Entry(a) => {
-            let changes = request.operation.changes() && a.mode & 0o170_000 == 0o100_000;
+            let changes = request.operation.changes() && a.is_file();
             (alone && changes).then_some(a.object)
         }
         _ => None,

@@ -1,17 +1,15 @@
 //! write(2), copy_file_range(2) and fallocate(2).
 
+use protocol::fs::fallocate::{KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE};
 use protocol::fs::{IO_BYTES_MAX, Outcome};
 use protocol::record::Change;
 use protocol::units::ObjectId;
 
 use super::{Next, entry_of, xattr};
 use crate::errno::{EFBIG, EINVAL, EISDIR, ENODEV, EOPNOTSUPP};
+use crate::inode::Inode;
 use crate::transaction::{Step, Stop, Transaction};
 use crate::{Context, Executed, Store, disk};
-
-const KEEP_SIZE: u32 = 0x01;
-const PUNCH_HOLE: u32 = 0x02;
-const ZERO_RANGE: u32 = 0x10;
 
 /// Where data goes.
 pub(super) struct Place {
@@ -63,17 +61,29 @@ pub(super) fn write<S: Store>(
         }
         xattr::drop_capability(tx, object, &mut inode)?;
         tx.put_inode(object, &inode);
+    }
+    Ok(put(tx, context, (object, &inode), (offset, len)))
+}
+
+/// The request's data goes to a range of a file, which is `inode` then.
+pub(crate) fn put<S: Store>(
+    tx: &mut Transaction<'_, S>,
+    context: &Context<'_>,
+    (object, inode): (ObjectId, &Inode),
+    (offset, len): (u64, u32),
+) -> Outcome {
+    if len > 0 {
         tx.data(Change::Write {
             object,
             offset,
             len,
         });
     }
-    Ok(Outcome::Written {
+    Outcome::Written {
         len,
         offset,
-        attributes: entry_of(context, object, &inode),
-    })
+        attributes: entry_of(context, object, inode),
+    }
 }
 
 /// What of a copy the files allow.

@@ -1,7 +1,7 @@
 //! Operations that change nothing.
 
 use bytes::Bytes;
-use protocol::fs::{DirectoryEntry, Operation, Outcome};
+use protocol::fs::{DirectoryEntry, Operation, Outcome, whence};
 use protocol::units::ObjectId;
 
 use super::{Next, check_name, entry_of, statistics, xattr};
@@ -16,9 +16,6 @@ const READ_DIRECTORY_BYTES_MAX: u32 = 1 << 20;
 /// Bytes of an encoded entry besides its name, and of its attributes.
 const ENTRY_BYTES: usize = 25;
 const ATTRIBUTES_BYTES: usize = 76;
-/// SEEK_DATA and SEEK_HOLE.
-const SEEK_DATA: u32 = 3;
-const SEEK_HOLE: u32 = 4;
 
 /// Answers what changes nothing; `None` for the rest.
 pub(super) fn dispatch<S: Store>(
@@ -123,8 +120,8 @@ fn seek<S: Store>(
 ) -> Step<Next, S> {
     let inode = tx.inode(object)?;
     let hole = match whence {
-        SEEK_DATA => false,
-        SEEK_HOLE => true,
+        whence::DATA => false,
+        whence::HOLE => true,
         _ => return Err(Stop::Errno(EINVAL)),
     };
     if !inode.is_file() {

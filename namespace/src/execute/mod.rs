@@ -21,6 +21,7 @@ use crate::replies::encode_reply;
 use crate::transaction::{Step, Stop, Transaction, read_totals};
 use crate::{ChangeSet, Context, ExecuteError, Executed, Store, disk, keys, locks};
 
+pub(crate) use data::put;
 pub(crate) use remove::delete_object;
 pub use squash::{NOBODY, squash};
 

@@ -15,19 +15,20 @@ impl Leases {
     /// Something of the session came, if only a part of a question, or cannot be taken just now: what
     /// it has alone and is to give back lasts a lease time from now on, and [`HELD_OFF_MAX`] in all.
     pub fn heard(&mut self, session: SessionId, now: Duration) {
-        let all = (session, ObjectId(0))..=(session, ObjectId(u64::MAX));
-        let lengthened: Vec<_> = self
-            .lengthened
-            .range(all)
-            .map(|(_, object)| *object)
-            .collect();
-        for object in lengthened {
+        for object in self.lengthened_of(session) {
             let time = self.time;
             self.move_end(session, object, |recalled| {
                 let ends = (now + time).min(recalled.since + HELD_OFF_MAX);
                 recalled.ends = recalled.ends.max(ends);
             });
         }
+    }
+
+    /// What a session has to give back behind what it answered early.
+    fn lengthened_of(&self, session: SessionId) -> Vec<ObjectId> {
+        let all = (session, ObjectId(0))..=(session, ObjectId(u64::MAX));
+        let lengthened = self.lengthened.range(all);
+        lengthened.map(|(_, object)| *object).collect()
     }
 
     /// Sessions that are heard with what they have to give back.
@@ -92,13 +93,7 @@ impl Leases {
     /// The session has answered a recall, behind everything that it had answered early. What it does
     /// not give back its kernel may know until the lease has run out.
     pub(super) fn lengthen_no_more(&mut self, session: SessionId, number: u64) {
-        let all = (session, ObjectId(0))..=(session, ObjectId(u64::MAX));
-        let lengthened: Vec<_> = self
-            .lengthened
-            .range(all)
-            .map(|(_, object)| *object)
-            .collect();
-        for object in lengthened {
+        for object in self.lengthened_of(session) {
             let recalled = self.lease(session, object).and_then(|l| l.recalled);
             if recalled.is_some_and(|recalled| recalled.number == number) {
                 self.lengthened.remove(&(session, object));
